@@ -1,0 +1,81 @@
+"""One way to call any causal LM on left-padded prompts, and to watch or replace its blocks' outputs."""
+
+import inspect
+from contextlib import contextmanager
+from typing import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def left_pad(rows: Sequence[np.ndarray], pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad token rows on the left: ids int64 [B, T] and mask int64 [B, T] (1 = a real token)."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row):] = torch.as_tensor(np.asarray(row), dtype=torch.long)
+        mask[i, width - len(row):] = 1
+    return ids.to(device), mask.to(device)
+
+
+def accepted(model: nn.Module) -> set[str]:
+    """Names of the arguments that the model's forward takes."""
+    return set(inspect.signature(model.forward).parameters)
+
+
+def call(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, *, last_only: bool = True, **more):
+    """Run the model with positions counted over real tokens; families without position_ids derive them from the mask."""
+    names = accepted(model)
+    extra = {"use_cache": False} | more
+    if "position_ids" in names:
+        extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]
+    if last_only and "logits_to_keep" in names:
+        extra["logits_to_keep"] = 1
+    return model(input_ids=ids, attention_mask=mask, **extra)
+
+
+def length_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices in batches of at most ``max_tokens`` padded tokens, longest first; a pure function of its arguments."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def hidden_of(output) -> torch.Tensor:
+    """The hidden states [B, T, d] of a block's output, whether it returns a tensor or a tuple."""
+    return output if torch.is_tensor(output) else output[0]
+
+
+@contextmanager
+def watch(blocks: Sequence[nn.Module], see: Callable[[int, torch.Tensor], None]):
+    """Call ``see(block index, hidden states)`` after each block; hooks are gone on exit."""
+    hooks = [block.register_forward_hook(lambda _m, _i, out, at=i: see(at, hidden_of(out))) for i, block in enumerate(blocks)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def skip_to(blocks: Sequence[nn.Module], at: int, hidden: torch.Tensor):
+    """Make blocks 0..at cheap: the model runs as if block ``at`` had returned ``hidden`` [B, T, d]."""
+    held = []
+    for block in blocks[: at + 1]:
+        held.append(block.__dict__.get("forward"))
+        block.forward = lambda *args, **kwargs: hidden
+    try:
+        yield
+    finally:
+        for block, old in zip(blocks, held):
+            if old is None:
+                del block.forward
+            else:
+                block.forward = old

@@ -1,0 +1,158 @@
+"""Load any causal LM that ``transformers`` knows and find what can be quantized, by walking its module tree.
+
+No per-family file: the decoder blocks are the longest ``nn.ModuleList`` below the model whose members
+share one class, and every ``nn.Linear`` inside them is quantizable.  lm_head, embeddings and norms
+lie outside and count only in whole-model bits.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from core.digest import file_sha256
+from core.errors import UserError
+from core.registry import did_you_mean
+from core.types import ModelRef
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called ``name``; "auto" takes CUDA, then MPS, then the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); use auto, cpu, cuda or cuda:N") from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the torch dtype; "auto" is bf16 where the hardware computes in it, else fp32 (CPU) or fp16."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu":
+        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return torch.float16
+
+
+def model_ref(name: str, dtype: torch.dtype, token: str | None = None) -> ModelRef:
+    """Identify the weights by content: folder -> sha256 over config and weight files, hub -> commit."""
+    folder = Path(name)
+    text = str(dtype).removeprefix("torch.")
+    if folder.is_dir():
+        return ModelRef(folder.name, _folder_sha(folder), text)
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return ModelRef(name, HfApi(token=token).model_info(name).sha, text)
+    except HfHubHTTPError as error:
+        raise UserError(f"model {name!r} is not to be had from the hub ({error.response.status_code}); check the name, "
+                        "or pass --hf_token or HF_TOKEN for a gated model") from None
+    except Exception as error:  # no network: fall back to what the hub client has cached
+        commit = _cached_commit(name)
+        if commit:
+            return ModelRef(name, commit, text)
+        raise UserError(f"model {name!r} is neither a folder nor reachable on the hub ({type(error).__name__}); "
+                        "pass a local folder or go online") from None
+
+
+def _cached_commit(name: str) -> str | None:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    ref = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / "main"
+    return ref.read_text().strip() if ref.is_file() else None
+
+
+def _folder_sha(folder: Path) -> str:
+    """sha256 over the names and contents of config, weight and tokenizer files; the folder's own name and place do not count."""
+    kinds = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.bin")
+    files = sorted({f for kind in kinds for f in folder.glob(kind) if not f.name.startswith(".")})
+    if not any(f.suffix in (".safetensors", ".bin") for f in files) or not (folder / "config.json").is_file():
+        raise UserError(f"model folder {str(folder)!r} holds no config.json with .safetensors weights; save one with save_pretrained")
+    lines = [f"{f.name}:{file_sha256(f)}" for f in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def load_tokenizer(name: str, ref: ModelRef, token: str | None = None):
+    """Load the tokenizer at the pinned revision, padding on the left."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **_revision(name, ref, token))
+    except (OSError, ValueError) as error:
+        raise UserError(f"the tokenizer of {name!r} does not load: {str(error).splitlines()[0]}") from None
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(name: str, ref: ModelRef, device: torch.device, token: str | None = None) -> nn.Module:
+    """Load the model at the pinned revision, in eval mode, without gradients, remote code off."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, ref.dtype), trust_remote_code=False, **_revision(name, ref, token))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name!r} does not load: {str(error).splitlines()[0]}") from None
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _revision(name: str, ref: ModelRef, token: str | None) -> dict:
+    return {} if Path(name).is_dir() else {"revision": ref.revision, "token": token}
+
+
+def resolve_model(name: str, presets) -> str:
+    """Check a model name early: a folder, a hub id, or an error that suggests the nearest preset."""
+    if Path(name).is_dir():
+        return os.path.abspath(name)
+    if "/" not in name or name.startswith((".", "/")):
+        hint = did_you_mean(name, list(presets))
+        raise UserError(f"unknown model {name!r}{hint}; pass a hub id (owner/name), a local folder, or one of: {', '.join(presets)}")
+    return name
+
+
+def find_blocks(model: nn.Module) -> tuple[str, list[nn.Module]]:
+    """Return the path of the decoder-block list and the blocks in order."""
+    best: tuple[str, nn.ModuleList] | None = None
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len({type(m) for m in module}) != 1:
+            continue
+        if not any(isinstance(m, nn.Linear) for m in module[0].modules()):
+            continue
+        if best is None or len(module) > len(best[1]):
+            best = (path, module)
+    if best is None:
+        raise UserError(f"{type(model).__name__} has no list of decoder blocks with nn.Linear in them; only such causal LMs can be quantized here")
+    return best[0], list(best[1])
+
+
+def find_linears(model: nn.Module) -> tuple[dict[str, nn.Linear], dict[str, int]]:
+    """Return every nn.Linear in the decoder blocks by full name, and the block index of each."""
+    path, blocks = find_blocks(model)
+    linears, block_of = {}, {}
+    for index, block in enumerate(blocks):
+        for name, module in block.named_modules():
+            if isinstance(module, nn.Linear):
+                fqn = f"{path}.{index}.{name}"
+                linears[fqn], block_of[fqn] = module, index
+    return linears, block_of
+
+
+def other_bits(model: nn.Module, linears: dict[str, nn.Linear]) -> tuple[int, int]:
+    """Return (stored bits, number of values) of all parameters that are not quantized weights; tied ones count once."""
+    inside = {id(lin.weight) for lin in linears.values()}
+    rest = {id(p): p for p in model.parameters() if id(p) not in inside}
+    return sum(p.numel() * p.element_size() * 8 for p in rest.values()), sum(p.numel() for p in rest.values())

@@ -1,0 +1,145 @@
+"""Registries with a collision error and a did-you-mean, and the method records.
+
+A scorer is one function under ``@scorer``; a method is a record that names a scorer, an allocator and
+a quantizer.  ``scorer+allocator+quantizer`` on the command line builds a record on the fly: that is
+the ablation grid.
+"""
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Callable, Iterator
+
+from core.errors import UserError
+
+
+def did_you_mean(name: str, known) -> str:
+    """Return `` (did you mean 'x'?)`` for the nearest known name, ignoring case, or an empty string."""
+    lower = {str(k).lower(): str(k) for k in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    return f" (did you mean {lower[near[0]]!r}?)" if near else ""
+
+
+class Registry:
+    """Names to objects of one kind; registering a name twice is an error that names both owners."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._items: dict[str, object] = {}
+
+    def add(self, name: str, item: object) -> object:
+        if name in self._items:
+            old = self._items[name]
+            raise ValueError(f"{self.kind} {name!r} is registered twice: by {_owner(old)} and by {_owner(item)}; rename one")
+        self._items[name] = item
+        return item
+
+    def get(self, name: str):
+        if name not in self._items:
+            listed = ", ".join(sorted(self._items))
+            raise UserError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._items)}; known: {listed}")
+        return self._items[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._items
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._items))
+
+
+def _owner(item) -> str:
+    fn = getattr(item, "fn", item)
+    return f"{getattr(fn, '__module__', '?')}.{getattr(fn, '__qualname__', repr(fn))}"
+
+
+@dataclass(frozen=True)
+class ScorerSpec:
+    """A scorer: ``fn(ScoreContext) -> Scores`` and what its result depends on.
+
+    ``params`` lists the config fields it may read; reading another is an error, so the key of its
+    scores holds exactly what they depend on.  ``needs`` is drawn from {"calib", "labels",
+    "gradients"}; a scorer without "calib" is keyed without the calibration set.
+    """
+
+    name: str
+    fn: Callable
+    granularity: str
+    needs: tuple[str, ...] = ("calib",)
+    params: tuple[str, ...] = ()
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method: which scorer, allocator and quantizer; ``native`` rows carry their own true bits."""
+
+    name: str
+    scorer: str | None
+    allocator: str | None
+    quantizer: str | None
+    paper: str = ""
+    native: bool = False
+    options: dict = field(default_factory=dict)  # fixed options of the allocator and quantizer
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether this row must meet the grid's stored-bit budget."""
+        return not self.native and self.quantizer is not None
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """An allocator or a quantizer with its version."""
+
+    name: str
+    fn: Callable
+    version: int = 1
+
+
+SCORERS, METHODS = Registry("scorer"), Registry("method")
+ALLOCATORS, QUANTIZERS, DATASETS = Registry("allocator"), Registry("quantizer"), Registry("dataset")
+GRANULARITIES = ("layer", "linear", "channel", "group", "element")
+DEFAULT_ALLOCATOR = {"layer": "knapsack", "linear": "knapsack", "channel": "topk_keep", "element": "topk_keep"}
+
+
+def scorer(name: str, *, granularity: str, needs=("calib",), params=(), version: int = 1):
+    """Register the decorated function as a scorer; see :class:`ScorerSpec`."""
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"scorer {name!r}: granularity {granularity!r} is not one of {GRANULARITIES}")
+
+    def wrap(fn):
+        SCORERS.add(name, ScorerSpec(name, fn, granularity, tuple(needs), tuple(params), version))
+        return fn
+
+    return wrap
+
+
+def method(name: str, *, scorer: str | None = None, allocator: str | None = None, quantizer: str | None = "rtn",
+           paper: str = "", native: bool = False, **options) -> MethodSpec:
+    """Register a method; the allocator defaults to the common one of its scorer's granularity."""
+    if allocator is None and scorer is not None:
+        allocator = DEFAULT_ALLOCATOR[SCORERS.get(scorer).granularity]
+    return METHODS.add(name, MethodSpec(name, scorer, allocator, quantizer, paper, native, options))
+
+
+def allocator(name: str, version: int = 1):
+    """Register the decorated function as an allocator."""
+    return lambda fn: ALLOCATORS.add(name, PartSpec(name, fn, version)).fn
+
+
+def quantizer(name: str, version: int = 1):
+    """Register the decorated function as a quantizer."""
+    return lambda fn: QUANTIZERS.add(name, PartSpec(name, fn, version)).fn
+
+
+def resolve_method(name: str) -> MethodSpec:
+    """Return the method called ``name``, or build ``scorer+allocator[+quantizer]``."""
+    if "+" not in name:
+        return METHODS.get(name)
+    parts = name.split("+")
+    if len(parts) > 3 or not all(parts):
+        raise UserError(f"method {name!r} has {len(parts)} parts; write scorer+allocator or scorer+allocator+quantizer")
+    base = SCORERS.get(parts[0])
+    ALLOCATORS.get(parts[1])
+    quant = parts[2] if len(parts) == 3 else "rtn"
+    QUANTIZERS.get(quant)
+    return MethodSpec(name, base.name, parts[1], quant)

@@ -1,0 +1,130 @@
+"""The data that flows between stages.  All frozen; shapes and units stand in the field comments."""
+
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+import numpy as np
+import torch
+
+from core.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """Which weights, by content."""
+
+    name: str
+    revision: str  # commit of the hub, or sha256 over config and weight files of a local folder; never the folder's name
+    dtype: str  # "bfloat16" | "float16" | "float32"
+
+
+@dataclass(frozen=True)
+class CalibSet:
+    """Unlabeled calibration prompts of one task."""
+
+    task: str
+    doc_ids: tuple[str, ...]
+    tokens: tuple[np.ndarray, ...]  # int64 [T_i] each
+    loss_mask: tuple[np.ndarray, ...]  # bool [T_i] each; True = the token counts in a loss
+    seed: int
+    template: str  # digest of the prompt template
+    truncated: int = 0  # prompts cut to the maximum length
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a scorer saw.
+
+    granularity: "layer" = one number a decoder block (stored at each of its linears), "linear",
+    "channel", "group" or "element".  values[fqn] is float32 of shape [], [], [in], [out or 1, in/g],
+    [out, in]; higher = protect.  With ``levels`` set, a trailing axis [len(levels)] holds the
+    expected loss at each bit level; lower = better.
+    unit "z" marks signed, standardised scores; allocators that need a positive weight take exp(z).
+    """
+
+    granularity: str
+    values: dict[str, torch.Tensor]
+    unit: str
+    levels: tuple[int, ...] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)  # e.g. ties, per-block vectors; plain JSON
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many bits may be stored, and in what grid."""
+
+    avg_bits: float  # stored bits per weight over the quantized linears, metadata included
+    levels: tuple[int, ...] = (2, 3, 4, 5, 6, 8, 16)
+    group_size: int = 128  # input columns that share a scale and a zero point
+    scale_bits: int = 16
+    tolerance: float = 0.01  # bits per weight; a plan lies in (avg_bits - tolerance, avg_bits]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How one linear of shape [out, in] is stored."""
+
+    bits: int  # 16 = left alone
+    group_size: int
+    scale_bits: int = 16
+    zero_bits: int | None = None  # None = as many as ``bits`` (an integer zero point)
+    group_bits: np.ndarray | None = None  # uint8 [ceil(in/g)]: bits of each column group, over ``bits``
+    keep: np.ndarray | None = None  # bool [out, in]: weights kept at 16 bits
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A bit assignment for every quantized linear, and what it costs."""
+
+    layers: dict[str, LayerPlan]
+    stored_bits: int  # over the quantized linears, metadata included
+    avg_bits: float  # stored_bits / weights of the quantized linears
+    model_avg_bits: float  # the same with embeddings, head and norms at their own dtype
+    notes: dict[str, Any] = field(default_factory=dict)  # e.g. optimality gap
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one document gave; the only thing metrics are computed from."""
+
+    doc_id: str
+    prompt: str  # sha256 of the prompt, first 16 hex digits
+    gold: str  # the gold answer as the task states it
+    text: str  # generated text, or the chosen option
+    answer: str | None  # extracted answer; None = could not be parsed
+    correct: float  # 0 or 1
+    f1: float | None  # token F1 over aliases; None for choice tasks
+    choice_logprobs: tuple[float, ...] | None  # nats, summed over the continuation's tokens
+    gold_loglik: float  # nats per token of the gold answer, mean over its tokens
+    n_prompt: int  # tokens
+    n_new: int  # tokens
+    truncated: bool  # the prompt was cut
+    stratum: str = ""  # category or subset
+
+
+@dataclass
+class ScoreContext:
+    """All that a scorer may look at; it must leave the model as it found it."""
+
+    model: torch.nn.Module
+    tokenizer: Any
+    linears: dict[str, torch.nn.Linear]  # every quantized linear, weights [out, in]
+    blocks: list[torch.nn.Module]  # decoder blocks in order
+    block_of: dict[str, int]  # fqn -> index of its block
+    calib: CalibSet | None
+    params: dict[str, Any]
+    allowed: tuple[str, ...] = ()  # what the scorer declared
+    task_metric: Callable[[torch.nn.Module, int], tuple[float, float]] | None = None  # (model, documents) -> (0..1, gold nats a token)
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+
+    def param(self, name: str) -> Any:
+        """Return a config field; one that the scorer did not declare is an error (it would not be in its key)."""
+        if name not in self.allowed:
+            raise KeyError(f"the scorer read {name!r}, which its @scorer(params=...) does not declare: {self.allowed}")
+        return self.params[name]
+
+    def spread(self, per_block) -> dict[str, torch.Tensor]:
+        """Give each linear its block's number: float32 scalars by fqn."""
+        if len(per_block) != len(self.blocks):
+            raise UserError(f"{len(per_block)} block scores for {len(self.blocks)} blocks; return one a block")
+        return {fqn: torch.tensor(float(per_block[b]), dtype=torch.float32) for fqn, b in self.block_of.items()}

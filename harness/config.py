@@ -1,0 +1,138 @@
+"""Run types and the grid.  Every field of :class:`Grid` is read by somebody (a test holds that)."""
+
+from dataclasses import dataclass, field, fields, replace
+
+from core.errors import UserError
+from core.registry import DATASETS, MethodSpec, did_you_mean, resolve_method
+
+BRIEF_MODELS = ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2-7B-Instruct",
+                "google/gemma-2-9b-it", "meta-llama/Llama-3.1-8B-Instruct")
+DEMO_MODEL = "smollm2-135m"
+BRIEF_DATASETS = ("trivia_qa", "mmlu_pro", "code_mmlu")
+BRIEF_METHODS = ("TAQ", "TAQO", "TAQoS")
+CONTROLS = ("fp16", "uniform", "random")  # every table carries them
+AUTO_GROUPS = (128, 96, 64, 32)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """model × method × dataset × budget × seed, and everything else that can change a result."""
+
+    run_type: str
+    models: tuple[str, ...]
+    methods: tuple[str, ...]
+    datasets: tuple[str, ...]
+    avg_bits: tuple[float, ...]  # stored bits a weight over the quantized linears, metadata included
+    seeds: tuple[int, ...] = (42,)
+    # data
+    data_source: str = "hub"  # hub | folder | embedded
+    data_dir: str | None = None
+    calib_size: int = 512
+    eval_size: int = 2048
+    split_seed: int = 42
+    # scoring of linears
+    score_docs: int = 256
+    kl_docs: int = 64
+    oracle_docs: int = 32
+    oracle_metric: str = "task"  # task | loglik
+    published: bool = False
+    # quantization
+    levels: tuple[int, ...] = (2, 3, 4, 5, 6, 8, 16)
+    group_size: int | None = None  # None = the largest of 128, 96, 64, 32 that fits every width and the budget
+    tolerance: float = 0.01
+    # evaluation
+    scoring: str = "auto"  # auto | letter | cloze, for choice tasks
+    num_fewshot: int | None = None  # None = 5 for open questions, 0 for choices
+    chat_template: str = "off"  # off | on
+    max_length: int = 512
+    max_new_tokens: int = 16
+    batch_tokens: int = 4096
+    batch_size: int | None = None
+    # machine
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int = 0  # 0 = all cores
+    # how to run; none of these changes a result
+    results_dir: str = field(default="results", metadata={"runtime": True})
+    cache_dir: str = field(default="saved_models", metadata={"runtime": True})
+    eval_only: bool = field(default=False, metadata={"runtime": True})
+
+    def __post_init__(self):
+        checks = {"calib_size": 1, "eval_size": 1, "score_docs": 1, "kl_docs": 1, "oracle_docs": 1, "batch_tokens": 64, "threads": 0}
+        for name, least in checks.items():
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
+        bad = [b for b in self.levels if b not in (2, 3, 4, 5, 6, 8, 16)]
+        if bad or len(set(self.levels)) < 2 or min(self.levels) > 8:
+            raise UserError(f"--levels {self.levels} are not usable; give at least two of 2 3 4 5 6 8 16, one of them below 16")
+        for bits in self.avg_bits:
+            if not 1 < bits <= 16:
+                raise UserError(f"--avg_bits {bits} is out of range; give stored bits a weight between 2 and 16, such as 4.25")
+        if self.data_source == "folder" and not self.data_dir:
+            raise UserError("--data_source folder needs --data_dir with the data sets in the hub's layout")
+
+
+PRESETS = {
+    "demo": dict(models=(DEMO_MODEL,), data_source="embedded", calib_size=512, eval_size=2048, max_length=512, avg_bits=(3.5,)),
+    "test": dict(models=BRIEF_MODELS, calib_size=32, eval_size=64, score_docs=32, kl_docs=32, oracle_docs=16, max_length=256, avg_bits=(4.25,)),
+    "full": dict(models=BRIEF_MODELS, calib_size=512, eval_size=2048, max_length=512, avg_bits=(4.25,)),
+}
+
+
+def build_grid(run_type: str, **given) -> Grid:
+    """Return the preset of ``run_type`` with every given (not None) field put in its place."""
+    if run_type not in PRESETS:
+        raise UserError(f"unknown run type {run_type!r}{did_you_mean(run_type, PRESETS)}; use one of: {', '.join(PRESETS)}")
+    unknown = set(given) - {f.name for f in fields(Grid)}
+    if unknown:
+        raise TypeError(f"fields that no grid has: {sorted(unknown)}")
+    given = {k: v for k, v in given.items() if v is not None}
+    if given.get("data_dir") and "data_source" not in given:
+        given["data_source"] = "folder"
+    base = dict(run_type=run_type, methods=BRIEF_METHODS, datasets=BRIEF_DATASETS) | PRESETS[run_type]
+    grid = Grid(**(base | given))
+    for name in grid.datasets:
+        DATASETS.get(name)
+    return replace(grid, methods=with_controls(grid.methods))
+
+
+def with_controls(methods: tuple[str, ...]) -> tuple[str, ...]:
+    """Put the controls in front, check every name, drop repetitions."""
+    specs = {name: resolve_method(name) for name in methods}
+    return tuple(dict.fromkeys((*CONTROLS, *specs)))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of one column of the table."""
+
+    model: str  # as given: alias, hub id or folder
+    method: MethodSpec
+    dataset: str
+    avg_bits: float | None  # None: the row is exempt from the budget (fp16, native forms)
+    seed: int
+
+
+def cells_of(grid: Grid) -> list[Cell]:
+    """All cells in running order: model by model, method by method, so that a model is loaded once."""
+    cells = []
+    for model in grid.models:
+        for name in grid.methods:
+            spec = resolve_method(name)
+            budgets = grid.avg_bits if spec.budgeted else (None,)
+            seeds = grid.seeds if seeded(spec) else grid.seeds[:1]
+            cells += [Cell(model, spec, dataset, bits, seed) for bits in budgets for seed in seeds for dataset in grid.datasets]
+    return cells
+
+
+def seeded(spec: MethodSpec) -> bool:
+    """Whether a method's result depends on the seed."""
+    from core.registry import SCORERS
+
+    return spec.scorer is not None and "seed" in SCORERS.get(spec.scorer).params
+
+
+def settings(grid: Grid) -> dict:
+    """The fields that must agree for two cells to stand in one table: all but the axes and how it was run."""
+    axes = {"models", "methods", "datasets", "avg_bits", "seeds"}
+    return {f.name: getattr(grid, f.name) for f in fields(grid) if f.name not in axes and not f.metadata.get("runtime")}

@@ -1,0 +1,83 @@
+"""What one model is asked on one data set: documents, prompts, batches, calibration; and their digests."""
+
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+
+from core.digest import digest
+from core.types import CalibSet
+from evaluation.requests import EvalConfig, Request, batch_plan, build_calib, build_requests, shared_prefix
+from evaluation.sources import load_rows
+from evaluation.splits import Split, split
+from evaluation.tasks import get_task
+from evaluation.tasks.base import Task
+from harness.config import Grid
+from harness.session import Session
+
+FEWSHOT_OPEN = 5  # a small model without examples answers open questions with an empty line
+
+
+@lru_cache(maxsize=None)
+def load_split(dataset: str, source: str, data_dir: str | None, token: str | None, calib: int, evaluate: int, seed: int) -> tuple[Split, str]:
+    """Read, check and split a data set once a process; the note says what was cut or dropped."""
+    task = get_task(dataset)
+    docs = task.docs(load_rows(dataset, source, data_dir, token))
+    parts = split(docs, calib, evaluate, seed, task.stratified)
+    return parts, "; ".join([*getattr(docs, "notes", ()), parts.note]).strip("; ")
+
+
+@dataclass(frozen=True)
+class CellData:
+    """Everything that a cell reads of its data set."""
+
+    task: Task
+    cfg: EvalConfig
+    calib: CalibSet
+    calib_docs: tuple
+    requests: tuple[Request, ...]
+    batches: tuple[tuple[int, ...], ...]
+    note: str
+    calib_digest: str
+    eval_digest: str
+
+    def with_budget(self, batch_tokens: int) -> "CellData":
+        """The same questions in smaller batches: a new batch plan, hence new samples' identity."""
+        return evaluation_plan(replace(self, cfg=replace(self.cfg, batch_tokens=batch_tokens)))
+
+
+def evaluation_plan(data: CellData) -> CellData:
+    """Fix the batches and the digest of what is asked and how it is batched."""
+    batches = batch_plan(data.requests, data.cfg)
+    asked = [[r.doc.doc_id, r.doc.gold, list(r.doc.aliases), list(r.context), [list(c) for c in r.continuations], list(r.gold)]
+             for r in data.requests]
+    identity = {"task": data.task.name, "version": data.task.version, "asked": digest(asked), "config": asdict(data.cfg),
+                "batches": batches, "prefix": shared_prefix(data.requests, data.cfg)}
+    return replace(data, batches=batches, eval_digest=digest(identity))
+
+
+def eval_config(grid: Grid, task: Task, parameters: int) -> EvalConfig:
+    """Resolve the automatic choices for a task and a model of this size."""
+    scoring = task.default_scoring(parameters) if grid.scoring == "auto" or grid.scoring not in task.scorings else grid.scoring
+    shots = grid.num_fewshot if grid.num_fewshot is not None else FEWSHOT_OPEN if task.kind == "generate" else 0
+    return EvalConfig(scoring, shots, grid.chat_template == "on", grid.max_length, grid.max_new_tokens, grid.batch_tokens, grid.batch_size)
+
+
+def cell_data(session: Session, dataset: str) -> CellData:
+    """Build the data side of every cell of (model, dataset); cached on the session."""
+    cache = session.__dict__.setdefault("_data", {})
+    if dataset not in cache:
+        grid = session.grid
+        parts, note = load_split(dataset, grid.data_source, grid.data_dir, session.token, grid.calib_size, grid.eval_size, grid.split_seed)
+        task = get_task(dataset)
+        cfg = eval_config(grid, task, session.structure["parameters"])
+        calib = build_calib(task, parts.calib, session.tokenizer, grid.max_length, cfg.chat_template, grid.split_seed)
+        requests = tuple(build_requests(task, parts.eval, parts.calib, session.tokenizer, cfg))
+        calib_digest = digest([list(calib.doc_ids), [list(map(int, t)) for t in calib.tokens], [list(map(bool, m)) for m in calib.loss_mask]])
+        cache[dataset] = evaluation_plan(CellData(task, cfg, calib, parts.calib, requests, (), note, calib_digest, ""))
+    return cache[dataset]
+
+
+def labelled_requests(session: Session, data: CellData, count: int) -> tuple[Request, ...]:
+    """The first ``count`` calibration documents as questions with their gold, for an oracle; examples never include themselves."""
+    docs, rest = data.calib_docs[:count], data.calib_docs[count:]
+    cfg = data.cfg if len(rest) >= data.cfg.num_fewshot else replace(data.cfg, num_fewshot=len(rest))
+    return tuple(build_requests(data.task, docs, rest, session.tokenizer, cfg))

@@ -1,0 +1,131 @@
+"""Results on disk: one JSON and one JSONL a cell, and how they are read back.
+
+``results/<name>.json``    the cell, its metrics with intervals, bits per linear, stage digests, environment
+``results/<name>.jsonl``   one line a document; every metric can be recomputed from it
+
+Tables, notebook and report read these files only.  Comparisons with full precision (paired differences,
+McNemar, flips, KL) are computed when a table is made, from the per-document lines of both cells.
+"""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from core.digest import atomic_write, canonical_json, digest, write_json
+from core.errors import UserError
+from core.registry import QUANTIZERS
+from core.types import Plan, Sample, Scores
+from evaluation.metrics import by_stratum, summarise
+from harness.config import Cell, settings
+from harness.environment import peak_bytes, versions
+from harness.samples import read_samples
+from harness.session import Session
+
+SCHEMA = 1
+PROBE = 64  # positions of a score tensor or mask that a result carries
+
+
+def cell_key(session: Session, cell: Cell) -> str:
+    """Digest of what a cell is, known before anything is computed."""
+    quant = cell.method.quantizer
+    return digest({"model": asdict(session.ref), "method": asdict(cell.method), "quantizer": [quant, QUANTIZERS.get(quant).version] if quant else None,
+                   "dataset": cell.dataset, "avg_bits": cell.avg_bits, "seed": cell.seed, "settings": settings(session.grid),
+                   "machine": session.machine})
+
+
+def file_stem(session: Session, cell: Cell) -> str:
+    """A readable file name that ends in the cell's digest."""
+    bits = f"{cell.avg_bits:g}b" if cell.avg_bits is not None else "own"
+    text = f"{session.ref.name}__{cell.dataset}__{cell.method.name}__{bits}__s{cell.seed}"
+    return f"{re.sub(r'[^A-Za-z0-9_.+-]', '-', text)}__{cell_key(session, cell)}"
+
+
+def hash_sample(made: Plan, scores: Scores | None) -> dict:
+    """A fixed sample of scores and masks: PROBE positions a linear, drawn from a generator seeded by the linear's name."""
+    out: dict[str, dict] = {}
+    for fqn in (scores.values if scores else {}):
+        flat = scores.values[fqn].flatten()
+        at = np.random.default_rng(int(digest(fqn)[:8], 16)).integers(0, flat.numel(), min(PROBE, flat.numel()))
+        keep = made.layers[fqn].keep if fqn in made.layers else None
+        out[fqn] = {"scores": [float(f"{flat[i]:.6g}") for i in at]} if flat.numel() > 1 else {"scores": [float(f"{flat[0]:.6g}")]}
+        if keep is not None and flat.numel() == keep.size:
+            out[fqn] |= {"positions": at.tolist(), "kept": keep.ravel()[at].astype(int).tolist()}
+    return out
+
+
+def document(session: Session, cell: Cell, data, made: Plan, found: Scores | None, facts: dict, samples: list[Sample]) -> dict:
+    """The result of a finished cell as plain JSON."""
+    return _head(session, cell) | {
+        "status": "ok", "error": None,
+        "scoring": data.cfg.scoring, "evaluation": asdict(data.cfg), "data_note": data.note, "task_version": data.task.version,
+        "calibration": {"documents": len(data.calib.doc_ids), "truncated": data.calib.truncated, "digest": data.calib_digest},
+        "stages": facts["stages"] | {"evaluation": data.eval_digest},
+        "bits": {"stored": made.stored_bits, "average": made.avg_bits, "whole_model": made.model_avg_bits,
+                 "group_size": session.group_size if cell.method.budgeted else None,
+                 "per_linear": {fqn: layer.bits for fqn, layer in made.layers.items()}, "notes": made.notes},
+        "probe": hash_sample(made, found), "score_notes": found.notes if found else {},
+        "metrics": summarise(samples), "strata": by_stratum(samples),
+        "seconds": facts["seconds"], "peak_bytes": peak_bytes(),
+    }
+
+
+def failed(session: Session, cell: Cell, error: str, trace: str) -> dict:
+    """The record of a cell that failed."""
+    return _head(session, cell) | {"status": "error", "error": error, "traceback": trace}
+
+
+def _head(session: Session, cell: Cell) -> dict:
+    return {"schema": SCHEMA, "cell": cell_key(session, cell), "model": asdict(session.ref) | {"given": session.label}, "method": asdict(cell.method),
+            "dataset": cell.dataset, "avg_bits": cell.avg_bits, "seed": cell.seed, "settings": settings(session.grid),
+            "machine": session.machine, "versions": versions()}
+
+
+def write_result(folder: Path, stem: str, content: dict, samples: list[Sample] | None) -> None:
+    """Write samples first, then the summary that names them, so that a summary never lacks its lines.
+
+    An identical result is left untouched, so a fully cached run changes no file.
+    """
+    if samples is not None:
+        lines = "".join(canonical_json(asdict(s)) + "\n" for s in samples)
+        path = folder / f"{stem}.jsonl"
+        if not path.exists() or path.read_text() != lines:
+            atomic_write(path, lines)
+        content = content | {"samples": f"{stem}.jsonl", "samples_digest": digest(lines)}
+    path = folder / f"{stem}.json"
+    if path.exists():
+        old = json.loads(path.read_text())
+        volatile = {"peak_bytes", "versions", "seconds"}
+        if {k: v for k, v in old.items() if k not in volatile} == json.loads(json.dumps({k: v for k, v in content.items() if k not in volatile})):
+            return
+    write_json(path, content)
+
+
+def load_results(folder: Path) -> list[dict]:
+    """Read every cell's summary; a file that is not one is an error that names it."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"results folder {str(folder)!r} does not exist; run run_taq_icml.py first or pass --results_dir")
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+            if content["schema"] != SCHEMA:
+                raise UserError(f"{path} has schema {content['schema']}, this version reads {SCHEMA}; run the cell again")
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path} is not a result of this harness; move it out of the results folder") from None
+        content["file"], content["modified"] = str(path), path.stat().st_mtime
+        found.append(content)
+    return found
+
+
+def load_samples(result: dict) -> list[Sample]:
+    """Read a result's per-document lines and check that they are the ones it was made from."""
+    path = Path(result["file"]).with_name(result["samples"])
+    if not path.is_file():
+        raise UserError(f"{path} is missing; it holds the documents of {Path(result['file']).name}, run the cell again")
+    if digest(path.read_text()) != result["samples_digest"]:
+        raise UserError(f"{path} does not match its summary; delete both and run the cell again")
+    return read_samples(path)

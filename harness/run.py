@@ -1,0 +1,75 @@
+"""Run the grid: preflight, then cell by cell; a failed cell is recorded and the rest goes on."""
+
+import logging
+import traceback
+from pathlib import Path
+
+import torch
+
+from core.errors import UserError
+from harness.config import Cell, Grid, cells_of
+from harness.data import cell_data
+from harness.preflight import preflight
+from harness.progress import Progress
+from harness.results import document, failed, file_stem, write_result
+from harness.samples import samples
+from harness.session import Session
+from harness.stages import plan
+from harness.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def open_sessions(grid: Grid, token: str | None, say) -> dict[str, Session]:
+    """One session a model; a name that cannot be used is an error before any work."""
+    store = Store(Path(grid.cache_dir))
+    return {name: Session(name, grid, store, token, say) for name in grid.models}
+
+
+def run_grid(grid: Grid, token: str | None, progress: Progress, sessions: dict[str, Session]) -> list[dict]:
+    """Run every cell; returns the results, failed ones with status "error"."""
+    preflight(grid, sessions, progress.say)
+    results, folder = [], Path(grid.results_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in grid.models:
+        session = sessions[name]
+        for cell in (c for c in cells_of(grid) if c.model == name):
+            results.append(run_cell(session, cell, folder, progress))
+        release(session)
+    return results
+
+
+def release(session: Session) -> None:
+    """Free a finished model's memory before the next one is loaded."""
+    for attribute in ("originals", "linears", "blocks", "model"):
+        session.__dict__.pop(attribute, None)
+    if session.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def run_cell(session: Session, cell: Cell, folder: Path, progress: Progress) -> dict:
+    """Run one cell through its stages and write its result; an error is written down, not raised."""
+    stem, label = file_stem(session, cell), f"{cell.method.name} on {cell.dataset}"
+    try:
+        content, found = compute_cell(session, cell, progress)
+    except Exception as error:  # recorded with its traceback; the grid goes on and the exit code tells
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        content = failed(session, cell, text, traceback.format_exc())
+        write_result(folder, stem, content, None)
+        progress.cell_done(f"FAILED  {label}: {text}")
+        return content
+    write_result(folder, stem, content, found)
+    metrics = content["metrics"]
+    progress.cell_done(f"{label}: accuracy {metrics['accuracy']['value']:.3f}, gold log-likelihood {metrics['gold_loglik']['value']:.3f} "
+                       f"nats/token at {content['bits']['average']:.3f} bits")
+    return content
+
+
+def compute_cell(session: Session, cell: Cell, progress: Progress):
+    """The chain of stages; returns (result document, samples)."""
+    data = cell_data(session, cell.dataset)
+    plan_id, made, scored, facts = plan(session, cell, data, progress)
+    key, found, seconds, batched = samples(session, cell, data, plan_id, made, progress)
+    stages = {"scores": facts["scores"], "plan": plan_id, "plan_entry": facts.get("plan_entry"), "samples": key}
+    timing = {"scores": facts["score_seconds"], "samples": seconds}
+    return document(session, cell, batched, made, scored, {"stages": stages, "seconds": timing}, found), found

@@ -1,0 +1,94 @@
+"""The samples stage: quantize, ask, and keep every finished batch.
+
+Batches are fixed before the first one.  Each finished batch is a file under ``.partial/<digest>``, so a
+killed run loses the batch in flight and no more, and the resumed run replays whole batches to the same
+bytes.  An out-of-memory error halves the token budget: a new batch plan, hence a new digest.
+"""
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from core.errors import UserError
+from core.types import Plan, Sample
+from evaluation.engine import make_prefix, run_batch
+from harness.config import Cell
+from harness.data import CellData
+from harness.progress import Progress
+from harness.session import Session
+from harness.stages import published_quantizer, samples_key, write_batch
+from harness.store import Store
+
+log = logging.getLogger(__name__)
+LEAST_TOKENS = 256  # a batch budget below this does not help: one document is then too long for the memory
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Read one JSON line a document."""
+    out = []
+    for line in path.read_text().splitlines():
+        fields = json.loads(line)
+        logprobs = fields["choice_logprobs"]
+        out.append(Sample(**fields | {"choice_logprobs": None if logprobs is None else tuple(logprobs)}))
+    return out
+
+
+def samples(session: Session, cell: Cell, data: CellData, plan_id: str, made: Plan, progress: Progress):
+    """Return (digest, samples in document order, seconds, the data as it was batched in the end)."""
+    while True:
+        key, identity = samples_key(session, cell, data, plan_id)
+        try:
+            with session.store.lock(key):
+                entry = session.store.get(key)
+                if entry is None:
+                    seconds = compute(session, cell, data, key, made, progress)
+                    found = {"model": session.label, "dataset": data.task.name, "first_method": cell.method.name, "seconds": seconds}
+                    entry = session.store.put(key, identity, found, lambda folder: _collect(session.store, key, data, folder))
+                    shutil.rmtree(session.store.partial(key), ignore_errors=True)
+            meta = json.loads((entry / "meta.json").read_text())
+            return key, read_samples(entry / "samples.jsonl"), meta["provenance"]["seconds"], data
+        except (torch.OutOfMemoryError, MemoryError):
+            data = smaller(session, data)
+
+
+def smaller(session: Session, data: CellData) -> CellData:
+    """The same questions at half the batch tokens; says so."""
+    if session.device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = data.cfg.batch_tokens // 2
+    if data.cfg.batch_size is not None or half < LEAST_TOKENS:
+        raise UserError(f"out of memory on {session.device} with batches of {data.cfg.batch_size or data.cfg.batch_tokens} "
+                        f"{'documents' if data.cfg.batch_size else 'tokens'}; lower --batch_size or --max_length, or use a smaller model")
+    log.warning("out of memory with batches of %d tokens; going on with %d (new batch plan, new digest)", data.cfg.batch_tokens, half)
+    return data.with_budget(half)
+
+
+def compute(session: Session, cell: Cell, data: CellData, key: str, made: Plan, progress: Progress) -> float:
+    """Run the batches that are not there yet; returns the seconds spent now."""
+    folder = session.store.partial(key)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    todo = [i for i in range(len(data.batches)) if not (folder / f"{i:05d}.jsonl").exists()]
+    if not todo:
+        return 0.0
+    session.originals.apply(made, published_quantizer(cell.method, session.grid.published), progress.stage(f"{cell.method.name}: quantizing"))
+    prefix = make_prefix(session.model, data.requests, data.cfg)
+    for index in todo:
+        progress.update(f"{cell.method.name} on {data.task.name}", index, len(data.batches))
+        batch = [data.requests[i] for i in data.batches[index]]
+        write_batch(folder / f"{index:05d}.jsonl", run_batch(session.model, session.tokenizer, data.task, batch, data.cfg, prefix))
+    progress.update(f"{cell.method.name} on {data.task.name}", len(data.batches), len(data.batches))
+    return time.perf_counter() - start
+
+
+def _collect(store: Store, key: str, data: CellData, folder: Path) -> None:
+    """Put the batches' lines back into document order."""
+    lines: list[str] = [""] * len(data.requests)
+    for index, batch in enumerate(data.batches):
+        for position, line in zip(batch, (store.partial(key) / f"{index:05d}.jsonl").read_text().splitlines(), strict=True):
+            lines[position] = line
+    (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,65 @@
+"""TAQO, two forms under one name.
+
+"TAQO" (activation norm, the brief's form):   score_l = mean over prompts of ‖h_l at the last token‖₂
+"TAQO-oracle" (paper Eq. 6–8):                Δ_l = max(0, P(full) − P(only block l at 4 bits))
+
+P = ½(EM + F1) for open questions, accuracy for choices, on the first 16 or 32 labelled calibration
+documents.  With so few documents most Δ are exactly 0, so ties are reported in the notes, and a smoother
+P is offered: ``oracle_metric="loglik"`` takes the mean gold log-likelihood (nats a token).
+Paper: arXiv 2511.06516 (TAQ-O, "a label-informed oracle diagnostic").  Unit: activation norm; score drop.
+Native: norm form, first and last 2 blocks and the best others at 16 bits until 8 in total; oracle, first
+and last 2 and the best 8 others; the rest 4 bits.
+Deviation: ties fall in spread order, not on the earliest blocks as in the script.
+"""
+
+import torch
+
+from core.errors import UserError
+from core.registry import method, scorer
+from core.types import LayerPlan, ScoreContext, Scores
+from methods._activations import each_block_output, prompts
+from quantization.apply import Originals
+
+PROBE = LayerPlan(4, 128, 32, 32)  # the script's base quantizer: groups of 128, float scale and zero
+
+
+@scorer("TAQO", granularity="layer", params=("score_docs", "batch_tokens", "published"))
+def taqo(ctx: ScoreContext) -> Scores:
+    """Mean L2 norm of each block's output at the prompt's last token."""
+    chosen = prompts(ctx, "score_docs")
+    total = torch.zeros(len(ctx.blocks), dtype=torch.float64)
+
+    def see(block, h, mask, batch):
+        total[block] += h[:, -1].float().norm(dim=-1).sum(dtype=torch.float64).cpu()
+
+    each_block_output(ctx, chosen, see, "activation norms")
+    norms = (total / len(chosen)).tolist()
+    return Scores("layer", ctx.spread(norms), "norm", notes={"activation_norm": norms})
+
+
+@scorer("TAQO-oracle", granularity="layer", needs=("calib", "labels"), params=("oracle_docs", "oracle_metric", "published"))
+def taqo_oracle(ctx: ScoreContext) -> Scores:
+    """Drop of the task metric when one block alone is quantized to 4 bits."""
+    if ctx.task_metric is None:
+        raise UserError("TAQO-oracle needs the task metric of labelled calibration documents; run it through the harness")
+    pick = {"task": 0, "loglik": 1}[ctx.param("oracle_metric")]
+    quantizer = "rtn-float-padded" if ctx.param("published") else "rtn-float"
+    full = ctx.task_metric(ctx.model, ctx.param("oracle_docs"))[pick]
+    originals, drops = Originals(ctx.linears), []
+    try:
+        for block in range(len(ctx.blocks)):
+            ctx.progress("oracle, one block at 4 bits", block, len(ctx.blocks))
+            originals.apply_block({fqn: PROBE for fqn, b in ctx.block_of.items() if b == block}, quantizer)
+            drops.append(max(0.0, full - ctx.task_metric(ctx.model, ctx.param("oracle_docs"))[pick]))
+    finally:
+        originals.restore()
+    ties = len(drops) - len(set(drops))
+    return Scores("layer", ctx.spread(drops), "score drop",
+                  notes={"full": full, "drops": drops, "zero": sum(d == 0 for d in drops), "tied": ties})
+
+
+method("TAQO", scorer="TAQO", paper="arXiv:2511.06516")
+method("TAQO-native", scorer="TAQO", allocator="keep_edges_topk", quantizer="rtn-float", native=True, paper="arXiv:2511.06516", total=8)
+method("TAQO-oracle", scorer="TAQO-oracle", paper="arXiv:2511.06516")
+method("TAQO-oracle-native", scorer="TAQO-oracle", allocator="keep_edges_topk", quantizer="rtn-float", native=True,
+       paper="arXiv:2511.06516", others=8)

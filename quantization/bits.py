@@ -1,0 +1,139 @@
+"""The accountant: the only place where bits are counted.
+
+What one linear of shape [out, in] at b bits in groups of g input columns stores, G = ceil(in/g):
+
+    payload   out · Σ_groups width · b          codes, packed densely
+    scales    out · G · scale_bits              16 unless the method publishes others
+    zeros     out · G · zero_bits               b by default (integer zero points)
+    bit map   G · 4                             only with per-group bits
+    kept      nnz · 16 + index                  index = the cheapest of bitmap, CSR and whole columns
+
+Each array is rounded up to whole bytes, because that is how it is packed: the sum equals 8 × the bytes
+of :func:`quantization.pack.pack` to the bit (a test holds the two together).  A linear at 16 bits
+stores 16 bits a weight and nothing else.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from core.errors import BudgetError
+from core.types import Budget, LayerPlan, Plan
+
+MAP_BITS = 4  # the bits of a group, 1..16, stored as bits - 1
+KEPT_BITS = 16
+
+
+def whole_bytes(bits: int) -> int:
+    """Round bits up to whole bytes, in bits."""
+    return -(-bits // 8) * 8
+
+
+def group_widths(width: int, group_size: int) -> np.ndarray:
+    """Columns of each group; the last may be ragged (native forms only, the grid refuses it)."""
+    full, rest = divmod(width, group_size)
+    return np.array([group_size] * full + ([rest] if rest else []), dtype=np.int64)
+
+
+def index_bits(keep: np.ndarray) -> tuple[int, str]:
+    """Bits of the cheapest index that says which weights of a [out, in] mask are kept, and its name.
+
+    "columns": every row keeps the same columns, one bit a column.  "bitmap": one bit a weight.
+    "csr": per row a count, per kept weight a column number, both in the fewest bits that fit.
+    """
+    rows, cols = keep.shape
+    counts = keep.sum(1)
+    options = {"bitmap": whole_bytes(rows * cols), "csr": csr_bits(counts, cols)}
+    if (keep == keep[0]).all():
+        options["columns"] = whole_bytes(cols)
+    name = min(sorted(options), key=options.get)
+    return options[name], name
+
+
+def csr_widths(counts: np.ndarray, cols: int) -> tuple[int, int]:
+    """Bits of a row count and of a column number in a CSR index."""
+    return int(counts.max()).bit_length(), max(1, (cols - 1).bit_length())
+
+
+def csr_bits(counts: np.ndarray, cols: int) -> int:
+    """Bits of a CSR index: a byte for the counts' width, row counts (the row pointers' increments), column numbers."""
+    count_bits, column_bits = csr_widths(counts, cols)
+    return 8 + whole_bytes(len(counts) * count_bits) + whole_bytes(int(counts.sum()) * column_bits)
+
+
+def kept_bits(keep: np.ndarray | None) -> int:
+    """Bits of the kept weights: values at 16 bits and their index."""
+    if keep is None or not keep.any():
+        return 0
+    return int(keep.sum()) * KEPT_BITS + index_bits(keep)[0]
+
+
+def layer_bits(plan: LayerPlan, shape: tuple[int, int]) -> int:
+    """Stored bits of one linear of ``shape`` [out, in] under ``plan``, metadata included."""
+    rows, cols = shape
+    if plan.bits == 16 and plan.group_bits is None:
+        return 16 * rows * cols
+    widths = group_widths(cols, plan.group_size)
+    bits = np.full(len(widths), plan.bits, dtype=np.int64) if plan.group_bits is None else plan.group_bits.astype(np.int64)
+    zeros = bits.sum() if plan.zero_bits is None else plan.zero_bits * len(widths)
+    total = whole_bytes(rows * int((widths * bits).sum()))
+    total += whole_bytes(rows * len(widths) * plan.scale_bits) + whole_bytes(rows * int(zeros))
+    if plan.group_bits is not None:
+        total += whole_bytes(len(widths) * MAP_BITS)
+    return total + kept_bits(plan.keep)
+
+
+def make_plan(layers: Mapping[str, LayerPlan], shapes: Mapping[str, tuple[int, int]], other: tuple[int, int], notes: dict) -> Plan:
+    """Count a plan.  ``other`` = (bits, values) of everything that is not a quantized weight."""
+    if set(layers) != set(shapes):
+        missing = sorted(set(shapes) ^ set(layers))[:3]
+        raise ValueError(f"the plan and the model disagree about linears such as {missing}; an allocator must plan every one")
+    stored = sum(layer_bits(layers[fqn], shapes[fqn]) for fqn in shapes)
+    weights = sum(rows * cols for rows, cols in shapes.values())
+    return Plan(dict(layers), stored, stored / weights, (stored + other[0]) / (weights + other[1]), notes)
+
+
+def full_precision_plan(shapes: Mapping[str, tuple[int, int]], other: tuple[int, int], element_bits: int) -> Plan:
+    """The plan of the model as loaded: nothing quantized, ``element_bits`` a weight."""
+    weights = sum(rows * cols for rows, cols in shapes.values())
+    stored = weights * element_bits
+    return Plan({}, stored, float(element_bits), (stored + other[0]) / (weights + other[1]), {})
+
+
+def uniform_bits(bits: int, shapes: Mapping[str, tuple[int, int]], budget: Budget) -> int:
+    """Stored bits of all linears at one level of the budget's grid."""
+    plan = LayerPlan(bits, budget.group_size, budget.scale_bits)
+    return sum(layer_bits(plan, shape) for shape in shapes.values())
+
+
+def achievable(shapes: Mapping[str, tuple[int, int]], budget: Budget) -> tuple[float, float]:
+    """Lowest and highest average bits that the budget's levels and group size can give."""
+    weights = sum(rows * cols for rows, cols in shapes.values())
+    return tuple(uniform_bits(level, shapes, budget) / weights for level in (min(budget.levels), max(budget.levels)))
+
+
+def check_budget(plan: Plan, budget: Budget, who: str) -> None:
+    """Raise unless avg_bits - tolerance < plan.avg_bits <= avg_bits; a plan that misses is an exception, not a log line."""
+    if not budget.avg_bits - budget.tolerance < plan.avg_bits <= budget.avg_bits + 1e-12:
+        raise BudgetError(f"{who}: the plan stores {plan.avg_bits:.4f} bits a weight, the budget allows "
+                          f"({budget.avg_bits - budget.tolerance:.4f}, {budget.avg_bits:.4f}]; change --avg_bits, or widen --tolerance "
+                          "on a model with few linears")
+
+
+def fitting_groups(widths, candidates=(128, 96, 64, 32)) -> list[int]:
+    """Group sizes among ``candidates`` that divide every width, largest first."""
+    return [g for g in candidates if all(w % g == 0 for w in widths)]
+
+
+def check_groups(shapes: Mapping[str, tuple[int, int]], group_size: int) -> None:
+    """Refuse a group size that does not divide every width; names the first offenders and what fits."""
+    bad = [f"{fqn} ({cols})" for fqn, (_, cols) in shapes.items() if cols % group_size]
+    if bad:
+        from functools import reduce
+        common = reduce(math.gcd, (cols for _, cols in shapes.values()))
+        fits = [g for g in range(min(256, common), 7, -1) if common % g == 0][:6]
+        more = f" and {len(bad) - 2} more" if len(bad) > 2 else ""
+        allowed = ", ".join(map(str, fits)) or "none of 8 to 256"
+        raise BudgetError(f"group size {group_size} does not divide the input width of {', '.join(bad[:2])}{more}; "
+                          f"group sizes that fit this model: {allowed} (--group_size)")
