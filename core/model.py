@@ -107,7 +107,13 @@ def load_model(name: str, ref: ModelRef, device: torch.device, token: str | None
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, ref.dtype), trust_remote_code=False, **_revision(name, ref, token))
     except (OSError, ValueError) as error:
         raise UserError(f"model {name!r} does not load: {str(error).splitlines()[0]}") from None
-    return model.to(device).eval().requires_grad_(False)
+    model.to(device).eval().requires_grad_(False)
+    head = model.get_output_embeddings()
+    if isinstance(head, nn.Linear):
+        # logits_to_keep hands the head a strided slice, which torch's CPU matmul turns into a batched product on a
+        # copy of the whole head per row (450 MB at 8 rows of SmolLM2); a contiguous input keeps it one plain product
+        head.register_forward_pre_hook(lambda _module, args: (args[0].contiguous(), *args[1:]))
+    return model
 
 
 def _revision(name: str, ref: ModelRef, token: str | None) -> dict:

@@ -1,0 +1,40 @@
+"""Choose the demo's budget: uniform quantization of the demo's model from the lowest level up to 4.5 bits.
+
+Prints, per data set, accuracy and gold log-likelihood (nats a token) with the paired change against full
+precision.  The budget should hurt clearly, and hurt clearly less than the lowest level does.
+Run: python -m benchmarks.uniform_sweep [--results_dir DIR --cache_dir DIR]
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+
+import evaluation.tasks  # noqa: F401  (registers the data sets)
+import methods  # noqa: F401  (registers the methods)
+from harness.config import build_grid, cells_of
+from harness.progress import Progress, plain_console
+from harness.render import text
+from harness.run import open_sessions, run_grid
+from harness.tables import tables_of
+
+BUDGETS = (2.1875, 3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5)  # 2.1875 = every linear at 2 bits in groups of 96
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the sweep and print one row a budget and data set."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results_dir", default="results/uniform_sweep")
+    parser.add_argument("--cache_dir", default="saved_models")
+    parser.add_argument("--eval_size", type=int)
+    args = parser.parse_args(argv)
+    grid = build_grid("demo", methods=("uniform",), avg_bits=BUDGETS, results_dir=args.results_dir, cache_dir=args.cache_dir,
+                      eval_size=args.eval_size)
+    grid = replace(grid, methods=("fp16", "uniform"))  # a sweep of the control itself: the random rows would say nothing here
+    with Progress(len(cells_of(grid))) as progress:
+        results = run_grid(grid, None, progress, open_sessions(grid, None, progress.say))
+    plain_console().print(text(tables_of(args.results_dir, results), "markdown"), markup=False, soft_wrap=True)
+    return int(any(r["status"] != "ok" for r in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Measuring: rows -> documents -> requests -> samples -> metrics.  Imports only ``core`` of this project."""

@@ -1,0 +1,178 @@
+"""Forward passes on a shared key-value cache.
+
+A state is what the model knows after the contexts: cache, attention mask [B, S] (S with padding),
+true lengths [B] and the float32 log-probabilities [B, V] of the next token.  Contexts are padded on
+the left, so every last token stands in the last column; continuations follow and are padded on the
+right.  Hence real tokens of a row are contiguous and positions are counted without padding.
+
+With a shared prefix the columns are [prefix | padding | rest]; attention masks the hole and positions
+skip it.  A sliding window counts columns, so there the prefix is used only while everything fits in
+the window (:func:`prefix_fits`).
+"""
+
+import copy
+import inspect
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from core.errors import UserError
+
+MIN_SAVED = 256  # padded tokens a further forward must save; about what one launch costs
+LOGIT_ROWS = 4096  # logits rows turned to float32 at once; bounds memory at 4 bytes x rows x vocabulary
+
+
+@dataclass
+class State:
+    """The model after a batch of contexts."""
+
+    cache: object
+    mask: torch.Tensor  # int64 [B, S]
+    lengths: torch.Tensor  # int64 [B], tokens without padding
+    logprobs: torch.Tensor  # float32 [B, V], next token
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Leading tokens that all requests share, run once at batch 1."""
+
+    tokens: tuple[int, ...]
+    cache: object
+
+
+@lru_cache(maxsize=32)
+def _accepts(kind: type) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
+
+
+def device_of(model) -> torch.device:
+    """Return where token ids must lie."""
+    return model.get_input_embeddings().weight.device
+
+
+def call(model, ids, mask, positions, cache=None, last_only: bool = False):
+    """Run the model on new tokens; families differ in what their forward takes (e.g. no position_ids with ALiBi)."""
+    accepts = _accepts(type(model))
+    extra = {"position_ids": positions} if "position_ids" in accepts else {}
+    if last_only and "logits_to_keep" in accepts:
+        extra["logits_to_keep"] = 1
+    out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+    if getattr(out, "past_key_values", None) is None:
+        raise UserError(f"{type(model).__name__} returns no key-value cache; only causal LMs with one can be evaluated here")
+    return out
+
+
+def pad(rows, left: bool, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack token lists to [B, T] with zeros as padding, and their mask; id 0 exists in every vocabulary."""
+    width = max(len(r) for r in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, where], mask[i, where] = torch.tensor(row, dtype=torch.long), 1
+    return ids.to(device), mask.to(device)
+
+
+def expand(cache, indices: torch.Tensor | None):
+    """Return a cache whose batch rows are ``indices`` of the old one (None = all, as they are).
+
+    The old cache stays usable: layers are copied shallowly, and a dynamic layer grows by binding new
+    tensors, never by writing into old ones.
+    """
+    new = copy.copy(cache)
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in new.layers:
+        for key, value in vars(layer).items():
+            if isinstance(value, dict):  # states of linear attention are kept in dicts and written in place
+                setattr(layer, key, {k: v.clone() if torch.is_tensor(v) else v for k, v in value.items()})
+        if indices is not None:
+            select = getattr(layer, "batch_select_indices", None) or layer.reorder_cache
+            select(indices)
+    return new
+
+
+def run_prefix(model, tokens) -> Prefix:
+    """Run the shared tokens once."""
+    ids = torch.tensor([tokens], dtype=torch.long, device=device_of(model))
+    positions = torch.arange(len(tokens), device=ids.device)[None]
+    return Prefix(tuple(tokens), call(model, ids, torch.ones_like(ids), positions, last_only=True).past_key_values)
+
+
+def prefix_fits(prefix: Prefix | None, contexts, reserve: int) -> bool:
+    """Whether all contexts begin with the prefix and, in sliding layers, everything stays inside the window."""
+    if prefix is None:
+        return False
+    n = len(prefix.tokens)
+    if any(len(c) <= n or tuple(c[:n]) != prefix.tokens for c in contexts):
+        return False
+    width = max(len(c) for c in contexts) + reserve
+    windows = [layer.sliding_window for layer in prefix.cache.layers if getattr(layer, "is_sliding", False)]
+    return all(width < window for window in windows)
+
+
+def prefill(model, contexts, prefix: Prefix | None = None) -> State:
+    """Run the contexts, one forward, the head at the last position only."""
+    start = 0 if prefix is None else len(prefix.tokens)
+    ids, mask = pad([c[start:] for c in contexts], left=True, device=device_of(model))
+    positions = (mask.cumsum(1) - 1 + start).clamp(min=0)
+    cache = None
+    if prefix is not None:
+        cache = expand(prefix.cache, torch.zeros(len(contexts), dtype=torch.long, device=ids.device))
+        mask = torch.cat([mask.new_ones(len(contexts), start), mask], dim=1)
+    out = call(model, ids, mask, positions, cache, last_only=True)
+    return State(out.past_key_values, mask, mask.sum(1), log_softmax(out.logits[:, -1]))
+
+
+def log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities in float32, whatever the model computes in."""
+    return torch.log_softmax(logits.float(), dim=-1)
+
+
+def continuation_logprobs(model, state: State, jobs) -> list[torch.Tensor]:
+    """Return per job (row, token ids) the log-probability of each token, float32 [len(ids)], nats.
+
+    First tokens come from the state; the rest of all jobs runs right-padded on an expanded cache, in one
+    forward or, where long and short continuations meet, in a few of similar length.  The state stays as it was.
+    """
+    first = state.logprobs[[row for row, _ in jobs], [ids[0] for _, ids in jobs]]
+    results = [first[i:i + 1] for i in range(len(jobs))]
+    longer = [i for i, (_, ids) in enumerate(jobs) if len(ids) > 1]
+    for group in _groups(longer, [len(ids) - 1 for _, ids in jobs]):
+        for i, tail in zip(group, _tails(model, state, [jobs[i] for i in group]), strict=True):
+            results[i] = torch.cat([results[i], tail])
+    return results
+
+
+def _groups(members: list[int], lengths: list[int]) -> list[list[int]]:
+    """Split jobs by length while the best cut saves more than MIN_SAVED padded tokens; each group in the given order."""
+    ranked = sorted(members, key=lambda i: lengths[i])
+    n, widest = len(ranked), lengths[ranked[-1]] if ranked else 0
+    saved, cut = max(((widest - lengths[ranked[k - 1]]) * k, k) for k in range(1, n)) if n > 1 else (0, 0)
+    if saved <= MIN_SAVED:
+        return [sorted(members)] if members else []
+    return _groups(ranked[:cut], lengths) + _groups(ranked[cut:], lengths)
+
+
+def _tails(model, state: State, jobs) -> list[torch.Tensor]:
+    """Log-probabilities of all tokens but the first, one right-padded forward."""
+    rows = [row for row, _ in jobs]
+    ids, mask = pad([ids[:-1] for _, ids in jobs], left=False, device=state.mask.device)
+    index = torch.tensor(rows, device=state.mask.device)
+    as_is = rows == list(range(len(state.mask)))
+    positions = state.lengths[index][:, None] + torch.arange(ids.shape[1], device=ids.device)
+    out = call(model, ids, torch.cat([state.mask[index], mask], dim=1), positions, expand(state.cache, None if as_is else index))
+    return _gather(out.logits, [ids[1:] for _, ids in jobs])
+
+
+def _gather(logits: torch.Tensor, targets) -> list[torch.Tensor]:
+    """Log-probability of each row's target tokens; padded positions are never turned to float32."""
+    rows = torch.tensor([i for i, t in enumerate(targets) for _ in t], device=logits.device)
+    cols = torch.tensor([j for t in targets for j in range(len(t))], device=logits.device)
+    wanted = torch.tensor([token for t in targets for token in t], device=logits.device)
+    pieces = []
+    for start in range(0, len(rows), LOGIT_ROWS):
+        part = slice(start, start + LOGIT_ROWS)
+        values = log_softmax(logits[rows[part], cols[part]])
+        pieces.append(values.gather(1, wanted[part, None])[:, 0])
+    return list(torch.cat(pieces).split([len(t) for t in targets]))

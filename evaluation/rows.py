@@ -1,0 +1,87 @@
+"""A row of a data source, and the description of where a dataset's rows come from.
+
+A row remembers its file and number (1 = first), so that every complaint can name file, row and field.
+Field names may be dotted: ``answer.value`` is the key ``value`` inside the record ``answer``.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import DataError
+
+KINDS = {
+    "text": "a text",
+    "texts": "a list of texts",
+    "id": "a non-empty text or an integer",
+    "int": "an integer",
+    "key": "a letter or a 0-based integer",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dataset's rows are found and which fields they must have.
+
+    ``folder`` is the path below --data_dir without suffix; a ``*`` in it stands for a subset, as does
+    ``hub_config="*"`` on the hub; the subset's name then becomes the field ``subset``.
+    """
+
+    hub_id: str | None
+    hub_config: str | None
+    split: str
+    folder: str
+    embedded: str | None  # file name in datasets_local/embedded
+    fields: dict[str, str]  # dotted field -> kind, see KINDS
+    optional: tuple[str, ...] = ()  # fields read when present
+
+    @property
+    def has_subsets(self) -> bool:
+        return "*" in self.folder
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record as the source states it."""
+
+    data: dict[str, Any]
+    origin: str  # file, or hub id and config
+    number: int  # 1 = first
+    source: str = "folder"  # "hub" | "folder" | "embedded"
+
+    def get(self, field: str, default=None):
+        """Return a dotted field, or ``default`` when a key on the way is missing."""
+        value = self.data
+        for key in field.split("."):
+            if not isinstance(value, dict) or key not in value:
+                return default
+            value = value[key]
+        return value
+
+    def error(self, field: str, expected: str, mend: str = "correct the row") -> DataError:
+        """Return the one complaint about a field of this row."""
+        missing = object()
+        value = self.get(field, missing)
+        found = "it is missing" if value is missing else f"it is {_short(value)}"
+        return DataError(f"{self.origin}, row {self.number}, field {field!r}: expected {expected}, but {found}; {mend}")
+
+    def check(self, fields: dict[str, str]) -> None:
+        """Raise unless every field is there and of its kind."""
+        for field, kind in fields.items():
+            if not _is_kind(self.get(field), kind):
+                raise self.error(field, KINDS[kind])
+
+
+def _is_kind(value, kind: str) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if kind == "text":
+        return isinstance(value, str)
+    if kind == "texts":
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    if kind == "int":
+        return whole
+    return whole or (isinstance(value, str) and bool(value))  # "id" and "key"
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -1,0 +1,42 @@
+"""Where real things are, and a tiny model on disk; tests that need what is not there skip with a line."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parents[1]
+SHARED = REPO.parent / "shared"
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real rows and golden numbers."""
+    if not (SHARED / "golden").is_dir():
+        pytest.skip(f"needs the golden numbers in {SHARED.name}/ beside the repository")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The demo's real model, fetched and converted on first use."""
+    from core.demo_model import ensure_demo_model
+    from core.errors import UserError
+
+    try:
+        return ensure_demo_model(REPO / "saved_models" / "base", lambda text: None)
+    except UserError as error:
+        pytest.skip(f"needs the demo's model: {error}")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A random Llama with 56 linears and a byte-level tokenizer, saved as a plain folder."""
+    from tests.tiny import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny-llama")

@@ -1,0 +1,63 @@
+"""Imports go one way: core <- quantization <- methods; core <- evaluation; all <- harness <- command lines."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+PACKAGES = ("core", "quantization", "methods", "evaluation", "harness", "app")
+ALLOWED = {
+    "core": {"core"},
+    "quantization": {"core", "quantization"},
+    "methods": {"core", "quantization", "methods"},
+    "evaluation": {"core", "evaluation"},
+    "harness": {"core", "quantization", "methods", "evaluation", "harness"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of every import in a file, at any depth."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_arrows(package):
+    files = sorted((REPO / package).rglob("*.py"))
+    assert files, f"{package} is gone"
+    for path in files:
+        wrong = (imported(path) & {*PACKAGES, "run_taq_icml", "print_results", "tests", "benchmarks"}) - ALLOWED[package]
+        assert not wrong, f"{path.relative_to(REPO)} imports {sorted(wrong)}; {package} may import {sorted(ALLOWED[package])}"
+
+
+def test_a_wrong_arrow_is_seen(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("def f():\n    from harness.run import run_cell\n")
+    assert "harness" in imported(bad)
+
+
+def test_no_bare_except_and_no_pickle():
+    for package in (*ALLOWED, "datasets_local"):
+        for path in (REPO / package).rglob("*.py"):
+            tree = ast.parse(path.read_text())
+            assert not [n for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler) and n.type is None], f"bare except in {path}"
+            assert not imported(path) & {"pickle", "joblib", "dill"}, f"{path} imports a pickler; results are JSON and safetensors"
+
+
+def test_every_grid_field_is_read():
+    """A field that no code reads would be an option that does nothing (LLMC's mix_bits)."""
+    from dataclasses import fields
+
+    from harness.config import Grid
+
+    read = set()
+    for path in (*(REPO / "harness").glob("*.py"), REPO / "run_taq_icml.py"):
+        read |= {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
+    unread = {f.name for f in fields(Grid)} - read
+    assert not unread, f"fields of Grid that nothing reads: {sorted(unread)}"

@@ -1,0 +1,69 @@
+"""Tiny random models of several families and a tokenizer, for tests that need the real thing in small."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (Gemma2Config, LlamaConfig, MistralConfig, OPTConfig, Phi3Config, PhiConfig, Qwen2Config, Qwen3Config)
+
+from core.model import find_blocks, find_linears
+from core.types import CalibSet, ScoreContext
+
+VOCAB = 320
+COMMON = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, vocab_size=VOCAB,
+              max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.3)
+CONFIGS = {
+    "llama": lambda: LlamaConfig(**COMMON),
+    "mistral": lambda: MistralConfig(**COMMON),
+    "qwen2": lambda: Qwen2Config(**COMMON),
+    "qwen3": lambda: Qwen3Config(**COMMON, head_dim=8),
+    "gemma2": lambda: Gemma2Config(**COMMON, head_dim=8, sliding_window=64),
+    "phi": lambda: PhiConfig(**{**COMMON, "num_key_value_heads": 4}),
+    "phi3": lambda: Phi3Config(**COMMON),
+    "opt": lambda: OPTConfig(hidden_size=32, ffn_dim=64, num_hidden_layers=3, num_attention_heads=4, vocab_size=VOCAB, word_embed_proj_dim=32,
+                             max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0, init_std=0.3),
+}
+
+
+def tiny_model(family: str, **changes):
+    """A random float32 model of ``family`` in eval mode; the same weights every time."""
+    torch.manual_seed(0)
+    config = CONFIGS[family]()
+    config.update(changes)
+    return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, and three special ones: no vocabulary to download."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {t: i for i, t in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left")
+
+
+def save_tiny(folder: Path) -> Path:
+    """Save an 8-block Llama whose smallest linear is small enough to meet a budget to 0.01 bits."""
+    model = tiny_model("llama", num_hidden_layers=8, num_key_value_heads=1)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def calib_set(count: int = 6, seed: int = 0, task: str = "trivia_qa") -> CalibSet:
+    """Random prompts of 5 to 30 tokens."""
+    rng = np.random.default_rng(seed)
+    tokens = tuple(rng.integers(3, 250, rng.integers(5, 30)) for _ in range(count))
+    return CalibSet(task, tuple(f"doc{i}" for i in range(count)), tokens, tuple(np.ones(len(t), bool) for t in tokens), seed, "t")
+
+
+PARAMS = dict(seed=0, score_docs=256, kl_docs=64, oracle_docs=4, oracle_metric="task", batch_tokens=4096, published=False)
+
+
+def context(model, spec, calib: CalibSet | None = None, tokenizer=None, metric=None, **params) -> ScoreContext:
+    """What the harness would hand to a scorer."""
+    linears, block_of = find_linears(model)
+    return ScoreContext(model, tokenizer or byte_tokenizer(), linears, find_blocks(model)[1], block_of,
+                        calib or calib_set(), PARAMS | params, spec.params, metric)
