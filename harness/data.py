@@ -58,7 +58,8 @@ def eval_config(grid: Grid, task: Task, parameters: int) -> EvalConfig:
     """Resolve the automatic choices for a task and a model of this size."""
     scoring = task.default_scoring(parameters) if grid.scoring == "auto" or grid.scoring not in task.scorings else grid.scoring
     shots = grid.num_fewshot if grid.num_fewshot is not None else FEWSHOT_OPEN if task.kind == "generate" else 0
-    return EvalConfig(scoring, shots, grid.chat_template == "on", grid.max_length, grid.max_new_tokens, grid.batch_tokens, grid.batch_size)
+    new_tokens = grid.max_new_tokens if task.kind == "generate" else 1  # choices write nothing: the flag must not change their identity
+    return EvalConfig(scoring, shots, grid.chat_template == "on", grid.max_length, new_tokens, grid.batch_tokens, grid.batch_size)
 
 
 def cell_data(session: Session, dataset: str) -> CellData:

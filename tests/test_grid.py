@@ -1,0 +1,222 @@
+"""The whole chain on a tiny model: grid, cache, resume, failures, identity."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import harness.samples
+import harness.session
+from core.registry import METHODS, SCORERS, method, scorer
+from harness.cli import main
+from harness.config import Grid, build_grid, cells_of
+from harness.data import cell_data
+from harness.results import cell_key, load_results
+from harness.run import open_sessions
+from harness.samples import read_samples
+from harness.stages import plan_digest, read_plan, samples_key, scores_key
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def run(tiny: Path, root: Path, *more: str, datasets=("mmlu_pro", "trivia_qa")) -> int:
+    """Run a small grid in this process; returns the exit status."""
+    flags = ["--run_type", "demo", "--model", str(tiny), "--dataset", *datasets, "--eval_size", "12", "--calib_size", "6", "--avg_bits", "4.75",
+             "--device", "cpu", "--threads", "1", "--max_new_tokens", "4", "--batch_tokens", "600",
+             "--cache_dir", str(root / "cache"), "--results_dir", str(root / "results")]
+    return main([*flags, *more])
+
+
+def files(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob(pattern))}
+
+
+@pytest.fixture(scope="module")
+def done(tiny_folder, tmp_path_factory):
+    """A finished grid of all methods of issue A's table."""
+    root = tmp_path_factory.mktemp("grid")
+    assert run(tiny_folder, root, "--method", "TAQ", "TAQO", "TAQoS", "magnitude", "TAQ-native") == 0
+    return root
+
+
+def test_every_cell_has_a_result_with_its_true_bits(done):
+    results = load_results(done / "results")
+    assert len(results) == 2 * 8 and all(r["status"] == "ok" for r in results)
+    assert {r["method"]["name"] for r in results} == {"fp16", "uniform", "random", "TAQ", "TAQO", "TAQoS", "magnitude", "TAQ-native"}
+    for r in results:
+        if r["avg_bits"] is not None:
+            assert 4.74 < r["bits"]["average"] <= 4.75 and len(r["bits"]["per_linear"]) == 56
+    native = next(r for r in results if r["method"]["name"] == "TAQ-native")
+    # 8 blocks: two at 8 bits, six at 4; a group of 128 on 32 or 64 columns is one ragged group with 64 bits of scale and zero
+    assert native["avg_bits"] is None and native["bits"]["average"] > 5.0 + 64 / 64
+
+
+def test_second_run_computes_nothing_and_changes_no_byte(done, tiny_folder, monkeypatch, capsys):
+    before = files(done, "*.json*")
+
+    def refuse(*_):
+        raise AssertionError("a fully cached run must not load the model")
+
+    monkeypatch.setattr(harness.session, "load_model", refuse)
+    assert run(tiny_folder, done, "--method", "TAQ", "TAQO", "TAQoS", "magnitude", "TAQ-native") == 0
+    assert files(done, "*.json*") == before
+    assert "TAQoS" in capsys.readouterr().out
+
+
+def test_same_seed_gives_the_same_bytes_elsewhere(done, tiny_folder, tmp_path):
+    assert run(tiny_folder, tmp_path, "--method", "TAQ", "TAQO", "TAQoS", "magnitude", "TAQ-native") == 0
+    for pattern in ("*.jsonl", "plan.json", "keep.safetensors", "scores.safetensors"):
+        first, second = files(done, pattern), files(tmp_path, pattern)
+        assert first == second and first, pattern
+
+
+def test_provenance_is_what_the_brief_lists(done):
+    meta = next(json.loads(p.read_text()) for p in (done / "cache").glob("*/meta.json") if (p.parent / "plan.json").exists())
+    found = meta["provenance"]
+    for key in ("model", "method", "dataset", "run_type", "config_hash", "config", "layers", "versions", "data", "seed"):
+        assert key in found
+    assert meta["time"] and found["versions"]["torch"] and set(found["data"]) == {"calibration", "evaluation"}
+    assert found["config"]["calib_size"] == 6 and len(found["layers"]) == 56
+
+
+def test_killed_between_batches_goes_on_to_the_same_bytes(done, tiny_folder, tmp_path, monkeypatch):
+    real, calls = harness.samples.run_batch, []
+
+    def stop_after_three(*args):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(harness.samples, "run_batch", stop_after_three)
+    assert run(tiny_folder, tmp_path, "--method", "TAQ") == 130
+    assert len(list((tmp_path / "cache" / ".partial").rglob("*.jsonl"))) >= 1
+    monkeypatch.setattr(harness.samples, "run_batch", real)
+    assert run(tiny_folder, tmp_path, "--method", "TAQ") == 0
+    mine, whole = files(tmp_path / "results", "*.jsonl"), files(done / "results", "*.jsonl")
+    assert mine and all(whole[name] == content for name, content in mine.items())
+    assert not list((tmp_path / "cache" / ".partial").rglob("*.jsonl"))
+
+
+def test_a_failed_cell_is_recorded_and_the_grid_goes_on(tiny_folder, tmp_path, capsys):
+    @scorer("broken_test", granularity="layer", needs=())
+    def broken(ctx):
+        raise RuntimeError("the scorer broke")
+
+    method("broken_test", scorer="broken_test")
+    try:
+        assert run(tiny_folder, tmp_path, "--method", "broken_test", datasets=("mmlu_pro",)) == 1
+    finally:
+        METHODS._items.pop("broken_test"), SCORERS._items.pop("broken_test")
+    results = {r["method"]["name"]: r for r in load_results(tmp_path / "results")}
+    assert results["broken_test"]["status"] == "error" and "the scorer broke" in results["broken_test"]["traceback"]
+    assert results["random"]["status"] == "ok"
+    printed = capsys.readouterr()
+    assert "failed: broken_test on mmlu_pro" in printed.err and "FAILED: broken_test on mmlu_pro" in printed.out
+
+
+def test_eval_only_uses_stored_plans_and_fails_without(done, tiny_folder, tmp_path, capsys):
+    assert run(tiny_folder, tmp_path, "--eval_only", datasets=("mmlu_pro",)) == 1
+    assert "--eval_only: the plan of this cell" in capsys.readouterr().err
+    assert run(tiny_folder, done, "--eval_only", "--max_new_tokens", "3", "--method", "TAQ", datasets=("trivia_qa",)) == 0
+
+
+def test_dry_run_computes_nothing(tiny_folder, tmp_path, capsys):
+    assert run(tiny_folder, tmp_path, "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert "nothing was computed" in out and "to do" in out and not (tmp_path / "results").exists()
+
+
+def test_damaged_entry_is_put_aside_and_computed_again(tiny_folder, tmp_path):
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
+    before = files(tmp_path / "results", "*.jsonl")
+    entry = next((tmp_path / "cache").glob("*/samples.jsonl"))
+    entry.write_text(entry.read_text().replace("0.", "1.", 1))
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
+    assert files(tmp_path / "results", "*.jsonl") == before and list((tmp_path / "cache").glob(".damaged-*"))
+
+
+def test_out_of_memory_halves_the_batches_under_a_new_digest(tiny_folder, tmp_path, monkeypatch, caplog):
+    real = harness.samples.run_batch
+
+    def small_machine(model, tokenizer, task, requests, cfg, prefix):
+        if cfg.batch_tokens > 300:
+            raise MemoryError
+        return real(model, tokenizer, task, requests, cfg, prefix)
+
+    monkeypatch.setattr(harness.samples, "run_batch", small_machine)
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
+    result = load_results(tmp_path / "results")[0]
+    assert result["evaluation"]["batch_tokens"] == 300 and "new batch plan" in caplog.text
+
+
+def test_samples_hold_what_metrics_need(done):
+    for result in load_results(done / "results"):
+        lines = read_samples(Path(result["file"]).with_name(result["samples"]))
+        assert len(lines) == 12 and all(s.gold_loglik < 0 for s in lines)
+        assert (lines[0].choice_logprobs is None) == (result["dataset"] == "trivia_qa")
+
+
+def test_plan_survives_the_store(done):
+    for entry in (done / "cache").glob("*/plan.json"):
+        plan = read_plan(entry.parent)
+        assert len(plan.layers) == 56 and plan_digest(plan) == plan_digest(read_plan(entry.parent))
+    assert any((p.parent / "keep.safetensors").exists() for p in (done / "cache").glob("*/plan.json"))
+
+
+def keys(tiny: Path, root: Path, **changes) -> dict[str, str]:
+    """Every digest of the TAQoS cell under a changed grid."""
+    base = dict(models=(str(tiny),), methods=("TAQoS",), datasets=("mmlu_pro",), calib_size=6, eval_size=12, device="cpu", threads=1,
+                cache_dir=str(root / "cache"), results_dir=str(root / "results"), avg_bits=(4.75,))
+    grid = build_grid("demo", **(base | changes))
+    session = open_sessions(grid, None, lambda text: None)[grid.models[0]]
+    cell = next(c for c in cells_of(grid) if c.method.name == "TAQoS")
+    data = cell_data(session, "mmlu_pro")
+    return {"cell": cell_key(session, cell), "scores": scores_key(session, cell, data)[0], "samples": samples_key(session, cell, data, "p")[0]}
+
+
+def test_identity_changes_with_what_counts_and_with_nothing_else(done, tiny_folder):
+    base = keys(tiny_folder, done)
+    assert keys(tiny_folder, done) == base
+    assert keys(tiny_folder, done, eval_only=True, results_dir=str(done / "elsewhere")) == base
+    changed = {
+        "seeds": ((1,), {"cell", "scores"}), "kl_docs": (3, {"cell", "scores"}), "published": (True, {"cell", "scores"}),
+        "calib_size": (5, None), "eval_size": (10, None), "split_seed": (1, None),
+        "avg_bits": ((5.0,), {"cell"}), "levels": ((2, 4, 8), {"cell"}), "group_size": (16, {"cell"}), "tolerance": (0.02, {"cell"}),
+        "scoring": ("letter", {"cell", "samples"}), "num_fewshot": (1, {"cell", "samples"}), "max_length": (40, None),
+        "batch_size": (2, {"cell", "samples"}), "batch_tokens": (500, {"cell", "scores", "samples"}),
+        "threads": (2, {"cell", "scores", "samples"}), "dtype": ("fp32", {"cell", "scores", "samples"}),
+        "score_docs": (3, {"cell"}), "oracle_docs": (3, {"cell"}), "oracle_metric": ("loglik", {"cell"}), "max_new_tokens": (9, {"cell"}),
+        "run_type": (None, None), "models": (None, None), "methods": (None, None), "datasets": (None, None), "data_source": (None, None),
+        "data_dir": (None, None), "chat_template": (None, None), "device": (None, None), "results_dir": (None, None), "cache_dir": (None, None),
+        "eval_only": (None, None)}
+    assert set(changed) == {f.name for f in fields(Grid)}, "a new field needs a line here"
+    for name, (value, which) in changed.items():
+        if value is None:
+            continue
+        found = keys(tiny_folder, done, **{name: value})
+        moved = {k for k in base if found[k] != base[k]}
+        assert "cell" in moved and (which is None or moved == which), f"{name}: {sorted(moved)} changed"
+
+
+def test_scores_do_not_depend_on_the_budget(done, tiny_folder):
+    """A new budget costs no new scores."""
+    before = set((done / "cache").glob("*/scores.json"))
+    assert run(tiny_folder, done, "--method", "TAQ", "TAQoS", "--avg_bits", "5.5") == 0
+    assert set((done / "cache").glob("*/scores.json")) == before
+
+
+def test_the_token_is_never_written(tiny_folder, tmp_path):
+    env = os.environ | {"PYTHONPATH": str(REPO)}
+    secret = "hf_neverwritethisdown"
+    command = [sys.executable, "run_taq_icml.py", "--model", str(tiny_folder), "--dataset", "mmlu_pro", "--eval_size", "4", "--calib_size", "2",
+               "--avg_bits", "4.75", "--threads", "1", "--cache_dir", str(tmp_path / "c"), "--results_dir", str(tmp_path / "r"), "--hf_token", secret]
+    ran = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert secret not in ran.stdout + ran.stderr
+    everything = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert everything and not any(secret.encode() in p.read_bytes() for p in everything)
