@@ -1,7 +1,8 @@
-"""Controls that every table carries: full precision, uniform bits, random scores, weight magnitude.
+"""Controls: full precision, uniform bits and random scores in every table; equal scores and magnitude on demand.
 
 ``random`` draws one standard normal a block (unit z, like TAQ's combined score), so that it differs from
-TAQ in nothing but what the numbers know.  ``magnitude`` is |W|, element by element, the classic
+TAQ in nothing but what the numbers know.  ``equal`` gives every block the same score: the allocator then
+minimises the plain error of the weights, which tells what the allocator does without any score.  ``magnitude`` is |W|, element by element, the classic
 score that sees neither task nor data.
 """
 
@@ -18,6 +19,12 @@ def random_scores(ctx: ScoreContext) -> Scores:
     return Scores("layer", ctx.spread(draw.tolist()), "z")
 
 
+@scorer("equal", granularity="layer", needs=())
+def equal(ctx: ScoreContext) -> Scores:
+    """One, for every block."""
+    return Scores("layer", ctx.spread([1.0] * len(ctx.blocks)), "none")
+
+
 @scorer("magnitude", granularity="element", needs=())
 def magnitude(ctx: ScoreContext) -> Scores:
     """|W| of every weight, float32 [out, in]."""
@@ -27,4 +34,5 @@ def magnitude(ctx: ScoreContext) -> Scores:
 method("fp16", quantizer=None, allocator="none")
 method("uniform", allocator="uniform")
 method("random", scorer="random")
+method("equal", scorer="equal")
 method("magnitude", scorer="magnitude")
