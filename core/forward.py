@@ -1,8 +1,8 @@
 """One way to call any causal LM on left-padded prompts, and to watch or replace its blocks' outputs."""
 
 import inspect
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from typing import Callable, Sequence
 
 import numpy as np
 import torch

@@ -6,8 +6,8 @@ the ablation grid.
 """
 
 import difflib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Callable, Iterator
 
 from core.errors import UserError
 

@@ -1,7 +1,8 @@
 """The data that flows between stages.  All frozen; shapes and units stand in the field comments."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import torch

@@ -1,7 +1,7 @@
 """What one model is asked on one data set: documents, prompts, batches, calibration; and their digests."""
 
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cache
 
 from core.digest import digest
 from core.types import CalibSet
@@ -16,13 +16,11 @@ from harness.session import Session
 FEWSHOT_OPEN = 5  # a small model without examples answers open questions with an empty line
 
 
-@lru_cache(maxsize=None)
-def load_split(dataset: str, source: str, data_dir: str | None, token: str | None, calib: int, evaluate: int, seed: int) -> tuple[Split, str]:
+@cache
+def load_split(dataset: str, source: str, data_dir: str | None, token: str | None, calib: int, evaluate: int, seed: int) -> Split:
     """Read, check and split a data set once a process; the note says what was cut or dropped."""
     task = get_task(dataset)
-    docs = task.docs(load_rows(dataset, source, data_dir, token))
-    parts = split(docs, calib, evaluate, seed, task.stratified)
-    return parts, "; ".join([*getattr(docs, "notes", ()), parts.note]).strip("; ")
+    return split(task.docs(load_rows(dataset, source, data_dir, token)), calib, evaluate, seed, task.stratified)
 
 
 @dataclass(frozen=True)
@@ -67,13 +65,13 @@ def cell_data(session: Session, dataset: str) -> CellData:
     cache = session.__dict__.setdefault("_data", {})
     if dataset not in cache:
         grid = session.grid
-        parts, note = load_split(dataset, grid.data_source, grid.data_dir, session.token, grid.calib_size, grid.eval_size, grid.split_seed)
+        parts = load_split(dataset, grid.data_source, grid.data_dir, session.token, grid.calib_size, grid.eval_size, grid.split_seed)
         task = get_task(dataset)
         cfg = eval_config(grid, task, session.structure["parameters"])
         calib = build_calib(task, parts.calib, session.tokenizer, grid.max_length, cfg.chat_template, grid.split_seed)
         requests = tuple(build_requests(task, parts.eval, parts.calib, session.tokenizer, cfg))
         calib_digest = digest([list(calib.doc_ids), [list(map(int, t)) for t in calib.tokens], [list(map(bool, m)) for m in calib.loss_mask]])
-        cache[dataset] = evaluation_plan(CellData(task, cfg, calib, parts.calib, requests, (), note, calib_digest, ""))
+        cache[dataset] = evaluation_plan(CellData(task, cfg, calib, parts.calib, requests, (), parts.note, calib_digest, ""))
     return cache[dataset]
 
 

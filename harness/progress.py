@@ -49,13 +49,14 @@ class Progress:
         self.bars.update(self.stage_bar, visible=False)
         spent = time.monotonic() - self.start
         left = spent / self.done * (self.cells - self.done)
-        tail = f"  [{self.done}/{self.cells}, {clock(spent)} so far, about {clock(left)} left]" if self.done < self.cells else f"  [{clock(spent)} in all]"
+        last = self.done >= self.cells
+        tail = f"  [{clock(spent)} in all]" if last else f"  [{self.done}/{self.cells}, {clock(spent)} so far, about {clock(left)} left]"
         self.say(text + tail)
 
 
 def clock(seconds: float) -> str:
     """Seconds as h:mm:ss or m:ss."""
-    minutes, sec = divmod(int(round(seconds)), 60)
+    minutes, sec = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{sec:02d}" if hours else f"{minutes}:{sec:02d}"
 

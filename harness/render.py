@@ -7,6 +7,7 @@ from rich.table import Table
 from harness.tables import TableData, detail, overview, verdict
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "html")
+LIKELIHOOD = ["gold LL", "ΔLL [95 %]", "KL", "unparsed", "cut"]
 LEGEND = ("bits: stored bits a weight over the quantized linears, metadata included. EM/acc: percent right. ΔLL: paired change of the gold "
           "answer's log-likelihood against full precision, nats a token, with its 95 % bootstrap interval; higher is better.")
 DETAIL_LEGEND = ("p: exact McNemar against full precision, Holm-corrected over the rows. lost/gained: answers that turned wrong/right. "
@@ -20,7 +21,9 @@ def show(tables: list[TableData], console: Console, details: bool = False) -> No
         console.print(LEGEND, style="dim")
         if details and len(table.frame):
             for dataset in table.frame["dataset"].unique():
-                _print(console, dataset, detail(table, dataset))
+                whole = detail(table, dataset)  # two tables: fourteen columns fit no terminal
+                _print(console, f"{dataset}: answers", whole.drop(columns=LIKELIHOOD))
+                _print(console, f"{dataset}: likelihood and format", whole[["method", *LIKELIHOOD]])
             console.print(DETAIL_LEGEND, style="dim")
         for line in (*verdict(table), *table.notes):
             console.print(f"  {line}", markup=False)
@@ -30,7 +33,7 @@ def show(tables: list[TableData], console: Console, details: bool = False) -> No
 def _print(console: Console, title: str, frame: pd.DataFrame) -> None:
     out = Table(title=title, title_justify="left", title_style="bold")
     for name in frame.columns:
-        out.add_column(name.replace(" ", "\n", 1), justify="left" if name == "method" else "right", no_wrap=True)
+        out.add_column(name.replace(" ", "\n", 1), justify="left" if name == "method" else "right", overflow="fold")
     for row in frame.itertuples(index=False):
         out.add_row(*map(str, row))
     console.print(out)

@@ -31,7 +31,8 @@ PROBE = 64  # positions of a score tensor or mask that a result carries
 def cell_key(session: Session, cell: Cell) -> str:
     """Digest of what a cell is, known before anything is computed."""
     quant = cell.method.quantizer
-    return digest({"model": asdict(session.ref), "method": asdict(cell.method), "quantizer": [quant, QUANTIZERS.get(quant).version] if quant else None,
+    version = QUANTIZERS.get(quant).version if quant else None
+    return digest({"model": asdict(session.ref), "method": asdict(cell.method), "quantizer": [quant, version],
                    "dataset": cell.dataset, "avg_bits": cell.avg_bits, "seed": cell.seed, "settings": settings(session.grid),
                    "machine": session.machine})
 

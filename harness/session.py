@@ -10,7 +10,6 @@ import os
 import time
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 
 import torch
 

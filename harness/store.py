@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock
@@ -59,7 +59,7 @@ class Store:
         try:
             write(temp)
             files = {f.relative_to(temp).as_posix(): file_sha256(f) for f in sorted(temp.rglob("*")) if f.is_file()}
-            stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            stamp = datetime.now(UTC).isoformat(timespec="seconds")
             write_json(temp / "meta.json", {"digest": key, "identity": identity, "provenance": provenance, "files": files, "time": stamp})
             os.chmod(temp, 0o755)
             if not self.path(key).exists():

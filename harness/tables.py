@@ -97,8 +97,9 @@ def _row(cell: dict, paired: dict | None) -> dict:
     def part(metric, key):
         return None if m[metric] is None else m[metric][key]
 
-    row = {"dataset": cell["dataset"], "method": name, "seed": cell["seed"], "bits": cell["bits"]["average"], "model_bits": cell["bits"]["whole_model"],
-           "n": m["n"], "accuracy": part("accuracy", "value"), "accuracy_low": part("accuracy", "low"), "accuracy_high": part("accuracy", "high"),
+    row = {"dataset": cell["dataset"], "method": name, "seed": cell["seed"],
+           "bits": cell["bits"]["average"], "model_bits": cell["bits"]["whole_model"], "n": m["n"],
+           "accuracy": part("accuracy", "value"), "accuracy_low": part("accuracy", "low"), "accuracy_high": part("accuracy", "high"),
            "f1": part("f1", "value"), "loglik": part("gold_loglik", "value"), "parse_fail": part("parse_fail", "value"),
            "truncated": part("truncated", "value"), "scoring": cell["scoring"],
            "order": ROW_ORDER.get(name, 10 if not cell["method"]["native"] else 20), "dataset_order": _dataset_order(cell["dataset"])}

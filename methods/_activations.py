@@ -4,7 +4,7 @@ Every batch is a pure function of the prompts and ``batch_tokens``; prompts are 
 last position of a row is its last real token, and padding never enters a statistic.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 

@@ -12,6 +12,8 @@ most 128 candidates a batch into a reservoir, so its sample depends on the batch
 ``published`` the last block is read after the final norm, as the script does.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 
@@ -44,7 +46,7 @@ def sample_positions(lengths: list[int], seed: int) -> list[np.ndarray]:
     if total > RESERVOIR:
         chosen = np.sort(np.random.default_rng(seed).choice(total, RESERVOIR, replace=False))
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    return [chosen[(chosen >= a) & (chosen < b)] - a for a, b in zip(starts, starts[1:])]
+    return [chosen[(chosen >= a) & (chosen < b)] - a for a, b in pairwise(starts)]
 
 
 def block_statistics(ctx: ScoreContext) -> dict[str, torch.Tensor]:

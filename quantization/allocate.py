@@ -8,8 +8,8 @@ Ties are broken by the spread order (bit-reversed position), never by "the earli
 protect the first blocks whenever a scorer is blind.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable
 
 import numpy as np
 import torch

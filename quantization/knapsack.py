@@ -6,6 +6,8 @@ Lagrangian: the lower convex hull of every item, hull steps taken by loss saved 
 filled with any improving step that fits.  The fractional optimum of the hull bounds the gap.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 SMALL = 8192  # binaries up to which HiGHS is asked
@@ -40,7 +42,7 @@ def lagrangian(loss: np.ndarray, cost: np.ndarray, capacity: int) -> tuple[np.nd
     for item in range(len(loss)):
         hull = _hull(cost[item], loss[item])
         choice[item] = hull[0]
-        for a, b in zip(hull, hull[1:]):
+        for a, b in pairwise(hull):
             saved, price = loss[item, a] - loss[item, b], int(cost[item, b] - cost[item, a])
             steps.append((-saved / price, price, item, b, saved))
     left = capacity - int(_sum(cost, choice))

@@ -40,7 +40,7 @@ def pack(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False) -> 
         return {"weight": _raw16(weight)}
     enc = encode(weight.float(), plan, float_zero=float_zero)
     column_bits, zero_bits = _bits(plan, weight.shape)
-    rows, groups = enc.scale.shape
+    rows = len(enc.scale)
     arrays = {"codes": pack_bits(enc.codes.numpy(), np.tile(column_bits, rows))}
     if plan.scale_bits == 16:
         arrays["scale"] = enc.scale.half().numpy().view(np.uint8).ravel()

@@ -115,7 +115,7 @@ def test_topk_keeps_the_highest_elements():
     ctx = problem(3.6, 1, granularity="element")
     layers, notes = ALLOCATORS.get("topk_keep").fn(ctx)
     kept = np.concatenate([ctx.scores.values[f].numpy()[layer.keep] for f, layer in layers.items() if layer.keep is not None])
-    rest = np.concatenate([ctx.scores.values[f].numpy()[~layer.keep if layer.keep is not None else slice(None)].ravel() for f, layer in layers.items()])
+    rest = np.concatenate([ctx.scores.values[f].numpy()[slice(None) if layer.keep is None else ~layer.keep].ravel() for f, layer in layers.items()])
     assert len(kept) == notes["kept"] > 0 and kept.min() >= rest.max()
 
 

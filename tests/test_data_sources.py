@@ -135,7 +135,7 @@ def test_single_option_rows_are_dropped_and_counted(tmp_path):
     good = ROWS["mmlu_pro"]
     put(tmp_path, "mmlu_pro", [good, good | {"question_id": 8, "options": ["only"], "answer": "A", "answer_index": 0}])
     docs = get_task("mmlu_pro").docs(load_rows("mmlu_pro", "folder", tmp_path))
-    assert len(docs) == 1 and docs.notes == ("mmlu_pro: 1 of 2 rows dropped (a single option is always right)",)
+    assert len(docs) == 1 and docs.notes == ("1 of 2 rows dropped (a single option is always right)",)
 
 
 def test_duplicate_id(tmp_path):

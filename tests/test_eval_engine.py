@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from tests.test_eval_requests import tiny_tokenizer
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -27,6 +26,7 @@ from evaluation.forward import continuation_logprobs, prefill, run_prefix
 from evaluation.generate import greedy
 from evaluation.requests import EvalConfig, batch_plan, build_requests
 from evaluation.tasks import Doc, get_task
+from tests.test_eval_requests import tiny_tokenizer
 
 VOCAB = 330
 BASE = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -69,7 +69,7 @@ class Task:
                 raise row.error(self.id_field, f"a unique id, not that of row {seen[doc.doc_id]} ({doc.doc_id!r})")
             seen[doc.doc_id] = row.number
             docs.append(doc)
-        return DocList(docs, (f"{self.name}: {lost} of {len(rows)} rows dropped ({self.dropped})",) if lost else ())
+        return DocList(docs, (f"{lost} of {len(rows)} rows dropped ({self.dropped})",) if lost else ())
 
     id_field = "question_id"
 

@@ -1,0 +1,84 @@
+"""Tables come from the results folder alone; what is missing is said."""
+
+import io
+import json
+import shutil
+
+import pytest
+from rich.console import Console
+
+from core.errors import UserError
+from harness.cli import main
+from harness.render import FORMATS, show, text
+from harness.tables import overview, require_rows, tables, verdict
+from print_results import main as print_main
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder, tmp_path_factory):
+    """Results of a small grid at two budgets and two seeds, alone in a folder."""
+    root = tmp_path_factory.mktemp("tables")
+    assert main(["--model", str(tiny_folder), "--dataset", "mmlu_pro", "trivia_qa", "--method", "TAQ", "TAQ-native", "--avg_bits", "4.75", "5.5",
+                 "--seeds", "0", "1", "--eval_size", "16", "--calib_size", "6", "--threads", "1", "--max_new_tokens", "3", "--device", "cpu",
+                 "--cache_dir", str(root / "cache"), "--results_dir", str(root / "results")]) == 0
+    shutil.rmtree(root / "cache")
+    return root / "results"
+
+
+def test_one_table_a_budget_with_the_unbudgeted_rows_in_both(folder):
+    found = tables(folder)
+    assert ["at most 4.75" in found[0].title, "at most 5.5" in found[1].title] == [True, True]
+    for table in found:
+        methods = overview(table)["method"].tolist()
+        assert (methods[:2] == ["fp16", "uniform"] and "TAQ-native (seed 0)" not in methods) or "TAQ-native" in " ".join(methods)
+        assert "random (seed 0)" in methods and "random (seed 1)" in methods
+        fp16 = table.frame[table.frame["method"] == "fp16"]
+        assert fp16["d_accuracy"].isna().all() and (fp16["bits"] == fp16["bits"].iloc[0]).all()
+        assert table.frame.loc[table.frame["method"] == "uniform", "d_loglik"].notna().all()
+        assert verdict(table)
+
+
+def test_accuracy_is_recomputed_from_the_documents(folder):
+    for path in folder.glob("*.json"):
+        result = json.loads(path.read_text())
+        lines = [json.loads(line) for line in (folder / result["samples"]).read_text().splitlines()]
+        assert result["metrics"]["accuracy"]["value"] == pytest.approx(sum(s["correct"] for s in lines) / len(lines))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format(folder, kind, capsys):
+    assert print_main(["--results_dir", str(folder), "--format", kind, "--details"]) == 0
+    out = capsys.readouterr().out
+    assert "uniform" in out and ("ΔLL" in out or kind in ("csv", "latex"))
+    if kind == "latex":
+        assert out.count(r"\begin{tabular}") == 2 * 3 and r"$\Delta$LL" in out and r"mmlu\_pro" in out
+    if kind == "csv":
+        assert len(out.splitlines()) == 1 + sum(len(t.frame) for t in tables(folder))
+
+
+def test_terminal_table_shows_no_ellipsis(folder):
+    out = io.StringIO()
+    show(tables(folder), Console(file=out, width=140), details=True)
+    assert "…" not in out.getvalue()
+
+
+def test_tampered_or_foreign_files_are_named(folder, tmp_path):
+    copy = tmp_path / "r"
+    shutil.copytree(folder, copy)
+    lines = next(copy.glob("*fp16*.jsonl"))
+    lines.write_text(lines.read_text().replace('"correct":0.0', '"correct":1.0', 1))
+    with pytest.raises(UserError, match="does not match its summary"):
+        tables(copy)
+    (copy / "note.json").write_text("{}")
+    with pytest.raises(UserError, match=r"note\.json is not a result"):
+        tables(copy)
+    with pytest.raises(UserError, match="does not exist"):
+        tables(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no data"):
+        require_rows(tables(tmp_path / "empty"), tmp_path / "empty")
+
+
+def test_markdown_holds_notes_and_legend(folder):
+    out = text(tables(folder), "markdown")
+    assert "stored bits a weight over the quantized linears" in out and out.startswith("### tiny-llama")
