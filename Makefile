@@ -23,6 +23,7 @@ test: $(VENV)/dev
 	$(ONE) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not real"
 
 test-all: test
+	-$(BIN)/python -m core.demo_model saved_models/base
 	$(ONE) $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or real"
 
 lint: $(VENV)/dev

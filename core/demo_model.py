@@ -73,3 +73,10 @@ def _convert(gguf: Path, out: Path, say) -> None:
     if found != WEIGHTS_SHA256:
         raise UserError(f"the converted weights have sha256 {found}, expected {WEIGHTS_SHA256}; "
                         "install the pinned requirements (transformers converts differently here)")
+
+
+if __name__ == "__main__":
+    try:
+        ensure_demo_model(Path(sys.argv[1]))
+    except UserError as error:
+        sys.exit(f"error: {error}")

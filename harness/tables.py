@@ -112,13 +112,15 @@ def _row(cell: dict, paired: dict | None) -> dict:
 
 
 def overview(table: TableData) -> pd.DataFrame:
-    """One row a method: bits, and per data set accuracy and the gold log-likelihood's paired change, as text."""
+    """One row a method: bits, and per data set accuracy, gold log-likelihood and its paired change, as text."""
     out = []
     for (method, seed), cells in table.frame.groupby(["method", "seed"], sort=False):
         row = {"method": method if _single(table, method) else f"{method} (seed {seed})", "bits": _range(cells["bits"])}
         for cell in cells.to_dict("records"):
             row[f"{cell['dataset']} {'EM' if cell['scoring'] == 'generate' else 'acc'}"] = percent(cell["accuracy"])
-            row[f"{cell['dataset']} ΔLL"] = change(cell)
+            row[f"{cell['dataset']} LL"] = number(cell["loglik"], 2)
+            half = None if _none(cell["d_loglik"]) else (cell["d_loglik_high"] - cell["d_loglik_low"]) / 2
+            row[f"{cell['dataset']} ΔLL"] = "-" if half is None else f"{cell['d_loglik']:+.2f} ±{half:.2f}"
         out.append(row)
     return pd.DataFrame(out).fillna("no data")
 
@@ -131,7 +133,7 @@ def detail(table: TableData, dataset: str) -> pd.DataFrame:
         out.append({
             "method": name, "bits": f"{cell['bits']:.3f}", "whole model": f"{cell['model_bits']:.2f}", "n": cell["n"],
             "accuracy [95 %]": f"{percent(cell['accuracy'])} [{percent(cell['accuracy_low'])}, {percent(cell['accuracy_high'])}]",
-            "F1": number(cell["f1"], 3), "Δ accuracy [95 %]": interval(cell, "d_accuracy", percent), "p": number(cell["p"], 3),
+            "F1": number(cell["f1"], 3), "Δ accuracy [95 %]": interval(cell, "d_accuracy", percent), "p": "-" if _none(cell["p"]) else "<0.001" if cell["p"] < 0.001 else f"{cell['p']:.3f}",
             "gold LL": number(cell["loglik"], 3), "ΔLL [95 %]": change(cell), "KL": number(cell["kl"], 3),
             "lost/gained": "-" if _none(cell["lost"]) else f"{int(cell['lost'])}/{int(cell['gained'])}",
             "unparsed": percent(cell["parse_fail"]), "cut": percent(cell["truncated"])})

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from core.model import load_model
 from core.registry import DATASETS
+from core.types import ModelRef
 from evaluation.engine import evaluate
 from evaluation.metrics import exact_match, token_f1
 from evaluation.requests import EvalConfig, build_requests
@@ -54,9 +56,7 @@ def user_tasks():
 
 @lru_cache(maxsize=1)
 def model_of(dtype):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype).eval()
+    return load_model(str(MODEL), ModelRef("m", "r", str(dtype).removeprefix("torch.")), torch.device("cpu"))
 
 
 @lru_cache
