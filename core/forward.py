@@ -3,34 +3,47 @@
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import nn
 
 
-def left_pad(rows: Sequence[np.ndarray], pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad token rows on the left: ids int64 [B, T] and mask int64 [B, T] (1 = a real token)."""
+def device_of(model: nn.Module) -> torch.device:
+    """Return where token ids must lie."""
+    return model.get_input_embeddings().weight.device
+
+
+def pad(rows: Sequence[Sequence[int]], device, left: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack token rows to ids int64 [B, T] and their mask (1 = a real token).
+
+    Padding is id 0, which exists in every vocabulary and which the mask hides.
+    """
     width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
-        ids[i, width - len(row):] = torch.as_tensor(np.asarray(row), dtype=torch.long)
-        mask[i, width - len(row):] = 1
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, where], mask[i, where] = torch.as_tensor(np.asarray(row), dtype=torch.long), 1
     return ids.to(device), mask.to(device)
 
 
-def accepted(model: nn.Module) -> set[str]:
-    """Names of the arguments that the model's forward takes."""
-    return set(inspect.signature(model.forward).parameters)
+@lru_cache(maxsize=32)
+def _accepted(kind: type) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
-def call(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, *, last_only: bool = True, **more):
-    """Run the model with positions counted over real tokens; families without position_ids derive them from the mask."""
-    names = accepted(model)
+def call(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor | None = None, *, last_only: bool = True, **more):
+    """Run any causal LM on ids [B, T]; mask [B, S] also covers what a cache holds.
+
+    Positions default to counting real tokens. Families differ in what their forward takes (e.g. no position_ids with
+    ALiBi), so only what the signature names is passed.  ``last_only`` lets the head run at the last position alone.
+    """
+    names = _accepted(type(model))
     extra = {"use_cache": False} | more
     if "position_ids" in names:
-        extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]
+        extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:] if positions is None else positions
     if last_only and "logits_to_keep" in names:
         extra["logits_to_keep"] = 1
     return model(input_ids=ids, attention_mask=mask, **extra)

@@ -11,13 +11,13 @@ the window (:func:`prefix_fits`).
 """
 
 import copy
-import inspect
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 
+from core import forward
 from core.errors import UserError
+from core.forward import device_of, pad
 
 MIN_SAVED = 256  # padded tokens a further forward must save; about what one launch costs
 LOGIT_ROWS = 4096  # logits rows turned to float32 at once; bounds memory at 4 bytes x rows x vocabulary
@@ -41,37 +41,12 @@ class Prefix:
     cache: object
 
 
-@lru_cache(maxsize=32)
-def _accepts(kind: type) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)
-
-
-def device_of(model) -> torch.device:
-    """Return where token ids must lie."""
-    return model.get_input_embeddings().weight.device
-
-
 def call(model, ids, mask, positions, cache=None, last_only: bool = False):
-    """Run the model on new tokens; families differ in what their forward takes (e.g. no position_ids with ALiBi)."""
-    accepts = _accepts(type(model))
-    extra = {"position_ids": positions} if "position_ids" in accepts else {}
-    if last_only and "logits_to_keep" in accepts:
-        extra["logits_to_keep"] = 1
-    out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+    """Run the model on new tokens with a cache; a family that returns none cannot be evaluated here."""
+    out = forward.call(model, ids, mask, positions, last_only=last_only, past_key_values=cache, use_cache=True)
     if getattr(out, "past_key_values", None) is None:
         raise UserError(f"{type(model).__name__} returns no key-value cache; only causal LMs with one can be evaluated here")
     return out
-
-
-def pad(rows, left: bool, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack token lists to [B, T] with zeros as padding, and their mask; id 0 exists in every vocabulary."""
-    width = max(len(r) for r in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        where = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, where], mask[i, where] = torch.tensor(row, dtype=torch.long), 1
-    return ids.to(device), mask.to(device)
 
 
 def expand(cache, indices: torch.Tensor | None):
@@ -114,7 +89,7 @@ def prefix_fits(prefix: Prefix | None, contexts, reserve: int) -> bool:
 def prefill(model, contexts, prefix: Prefix | None = None) -> State:
     """Run the contexts, one forward, the head at the last position only."""
     start = 0 if prefix is None else len(prefix.tokens)
-    ids, mask = pad([c[start:] for c in contexts], left=True, device=device_of(model))
+    ids, mask = pad([c[start:] for c in contexts], device_of(model))
     positions = (mask.cumsum(1) - 1 + start).clamp(min=0)
     cache = None
     if prefix is not None:

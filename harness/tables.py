@@ -133,7 +133,7 @@ def detail(table: TableData, dataset: str) -> pd.DataFrame:
         out.append({
             "method": name, "bits": f"{cell['bits']:.3f}", "whole model": f"{cell['model_bits']:.2f}", "n": cell["n"],
             "accuracy [95 %]": f"{percent(cell['accuracy'])} [{percent(cell['accuracy_low'])}, {percent(cell['accuracy_high'])}]",
-            "F1": number(cell["f1"], 3), "Δ accuracy [95 %]": interval(cell, "d_accuracy", percent), "p": "-" if _none(cell["p"]) else "<0.001" if cell["p"] < 0.001 else f"{cell['p']:.3f}",
+            "F1": number(cell["f1"], 3), "Δ accuracy [95 %]": interval(cell, "d_accuracy", percent), "p": p_value(cell["p"]),
             "gold LL": number(cell["loglik"], 3), "ΔLL [95 %]": change(cell), "KL": number(cell["kl"], 3),
             "lost/gained": "-" if _none(cell["lost"]) else f"{int(cell['lost'])}/{int(cell['gained'])}",
             "unparsed": percent(cell["parse_fail"]), "cut": percent(cell["truncated"])})
@@ -161,6 +161,11 @@ def percent(value) -> str:
 def number(value, digits: int) -> str:
     """A number with fixed decimals, or a dash where there is none."""
     return "-" if _none(value) else f"{value:.{digits}f}"
+
+
+def p_value(value) -> str:
+    """A p value, never rounded to zero."""
+    return "-" if _none(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def interval(cell: dict, name: str, show) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from core.errors import UserError
-from core.forward import call, left_pad, length_batches, watch
+from core.forward import call, device_of, length_batches, pad, watch
 from core.types import ScoreContext
 
 
@@ -28,8 +28,7 @@ def batches(ctx: ScoreContext, chosen: list[int]) -> list[list[int]]:
 
 def padded(ctx: ScoreContext, batch: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Left-padded ids and mask [B, T] of a batch of prompts, on the model's device."""
-    device = next(ctx.model.parameters()).device
-    return left_pad([ctx.calib.tokens[i] for i in batch], ctx.tokenizer.pad_token_id or 0, device)
+    return pad([ctx.calib.tokens[i] for i in batch], device_of(ctx.model))
 
 
 @torch.inference_mode()

@@ -74,6 +74,7 @@ def test_readme_opens_with_the_two_commands():
 
 
 def test_no_machine_paths_in_the_repository():
-    for path in (*REPO.glob("*"), *(d for f in ("core", "docs", "evaluation", "harness", "methods", "quantization", "benchmarks") for d in (REPO / f).rglob("*"))):
+    folders = ("core", "docs", "evaluation", "harness", "methods", "quantization", "benchmarks")
+    for path in (*REPO.glob("*"), *(d for f in folders for d in (REPO / f).rglob("*"))):
         if path.is_file() and path.suffix in (".py", ".md", ".txt", ".toml", ".cff", ""):
             assert not re.search(r"(^|[^A-Za-z.])/(work|root|home)/", path.read_text(errors="ignore")), path

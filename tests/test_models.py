@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from core.errors import UserError
-from core.forward import call, left_pad, length_batches, skip_to, watch
+from core.forward import call, length_batches, pad, skip_to, watch
 from core.model import find_blocks, find_linears, load_model, load_tokenizer, model_ref, other_bits, resolve_model
 from tests.tiny import CONFIGS, tiny_model
 
@@ -33,11 +33,11 @@ def test_padding_and_skipping_change_nothing(family):
     rows = [np.arange(3, 20), np.arange(5, 12)]
     with torch.inference_mode():
         with watch(blocks, seen.__setitem__):
-            both = call(model, *left_pad(rows, 0, "cpu")).logits[:, -1]
-        alone = call(model, *left_pad(rows[1:], 0, "cpu")).logits[:, -1]
+            both = call(model, *pad(rows, "cpu")).logits[:, -1]
+        alone = call(model, *pad(rows[1:], "cpu")).logits[:, -1]
         with skip_to(blocks, 1, seen[1]):
-            skipped = call(model, *left_pad(rows, 0, "cpu")).logits[:, -1]
-        again = call(model, *left_pad(rows, 0, "cpu")).logits[:, -1]
+            skipped = call(model, *pad(rows, "cpu")).logits[:, -1]
+        again = call(model, *pad(rows, "cpu")).logits[:, -1]
     torch.testing.assert_close(both[1], alone[0], atol=1e-4, rtol=1e-4)
     assert torch.equal(both, skipped) and torch.equal(both, again)
     assert not blocks[0]._forward_hooks and "forward" not in blocks[0].__dict__
