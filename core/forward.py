@@ -68,22 +68,33 @@ def hidden_of(output) -> torch.Tensor:
 
 @contextmanager
 def watch(blocks: Sequence[nn.Module], see: Callable[[int, torch.Tensor], None]):
-    """Call ``see(block index, hidden states)`` after each block; hooks are gone on exit."""
-    hooks = [block.register_forward_hook(lambda _m, _i, out, at=i: see(at, hidden_of(out))) for i, block in enumerate(blocks)]
+    """Call ``see(block index, hidden states)`` after each block; hooks are gone on exit.
+
+    Yields a dict that comes to hold, per block, 0 if it returns a tensor, else the length of its tuple.
+    """
+    widths: dict[int, int] = {}
+
+    def hook(at: int):
+        def note(_module, _inputs, out):
+            widths[at] = 0 if torch.is_tensor(out) else len(out)
+            see(at, hidden_of(out))
+        return note
+
+    hooks = [block.register_forward_hook(hook(i)) for i, block in enumerate(blocks)]
     try:
-        yield
+        yield widths
     finally:
         for hook in hooks:
             hook.remove()
 
 
 @contextmanager
-def skip_to(blocks: Sequence[nn.Module], at: int, hidden: torch.Tensor):
-    """Make blocks 0..at cheap: the model runs as if block ``at`` had returned ``hidden`` [B, T, d]."""
-    held = []
+def skip_to(blocks: Sequence[nn.Module], at: int, hidden: torch.Tensor, width: int = 0):
+    """Make blocks 0..at cheap: the model runs as if block ``at`` had returned ``hidden`` [B, T, d], in a tuple of ``width`` if not 0."""
+    held, output = [], (hidden, *[None] * (width - 1)) if width else hidden
     for block in blocks[: at + 1]:
         held.append(block.__dict__.get("forward"))
-        block.forward = lambda *args, **kwargs: hidden
+        block.forward = lambda *args, **kwargs: output
     try:
         yield
     finally:

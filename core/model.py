@@ -17,14 +17,18 @@ from core.errors import UserError
 from core.registry import did_you_mean
 from core.types import ModelRef
 
+# what from_pretrained raises: missing files, bad JSON, a missing sentencepiece, shapes that do not match
+LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, KeyError)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device called ``name``; "auto" takes CUDA, then MPS, then the CPU."""
+    """Return the device called ``name``; "auto" takes CUDA, else the CPU. MPS has no float64, which the statistics need."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if torch.device(name).type not in ("cpu", "cuda"):
+            raise UserError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -33,18 +37,17 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the torch dtype; "auto" is bf16 where the hardware computes in it, else fp32 (CPU) or fp16."""
+    """Return the torch dtype; "auto" is bf16 where the hardware computes in it, else fp16 (CUDA) or fp32 (CPU)."""
     if name != "auto":
         return DTYPES[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if device.type == "cpu":
-        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-    return torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
-def model_ref(name: str, dtype: torch.dtype, token: str | None = None) -> ModelRef:
-    """Identify the weights by content: folder -> sha256 over config and weight files, hub -> commit."""
+def model_ref(name: str, dtype: torch.dtype, token: str | None = None, known=()) -> ModelRef:
+    """Identify the weights by content: folder -> sha256 over config and weight files, hub -> commit; ``known`` names are suggested."""
     folder = Path(name)
     text = str(dtype).removeprefix("torch.")
     if folder.is_dir():
@@ -55,13 +58,13 @@ def model_ref(name: str, dtype: torch.dtype, token: str | None = None) -> ModelR
     try:
         return ModelRef(name, HfApi(token=token).model_info(name).sha, text)
     except HfHubHTTPError as error:
-        raise UserError(f"model {name!r} is not to be had from the hub ({error.response.status_code}); check the name, "
+        raise UserError(f"model {name!r} is not to be had from the hub ({error.response.status_code}){did_you_mean(name, known)}; check the name, "
                         "or pass --hf_token or HF_TOKEN for a gated model") from None
     except Exception as error:  # no network: fall back to what the hub client has cached
         commit = _cached_commit(name)
         if commit:
             return ModelRef(name, commit, text)
-        raise UserError(f"model {name!r} is neither a folder nor reachable on the hub ({type(error).__name__}); "
+        raise UserError(f"model {name!r} is neither a folder nor reachable on the hub ({type(error).__name__}){did_you_mean(name, known)}; "
                         "pass a local folder or go online") from None
 
 
@@ -88,7 +91,7 @@ def load_tokenizer(name: str, ref: ModelRef, token: str | None = None):
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **_revision(name, ref, token))
-    except (OSError, ValueError) as error:
+    except LOAD_ERRORS as error:
         raise UserError(f"the tokenizer of {name!r} does not load: {str(error).splitlines()[0]}") from None
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
@@ -105,15 +108,30 @@ def load_model(name: str, ref: ModelRef, device: torch.device, token: str | None
     logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, ref.dtype), trust_remote_code=False, **_revision(name, ref, token))
-    except (OSError, ValueError) as error:
+        model.to(device)
+    except torch.OutOfMemoryError:
+        raise UserError(f"model {name!r} does not fit on {device}; use a smaller model, --dtype bf16 or --device cpu") from None
+    except LOAD_ERRORS as error:
         raise UserError(f"model {name!r} does not load: {str(error).splitlines()[0]}") from None
-    model.to(device).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
     head = model.get_output_embeddings()
     if isinstance(head, nn.Linear):
         # logits_to_keep hands the head a strided slice, which torch's CPU matmul turns into a batched product on a
         # copy of the whole head per row (450 MB at 8 rows of SmolLM2); a contiguous input keeps it one plain product
         head.register_forward_pre_hook(lambda _module, args: (args[0].contiguous(), *args[1:]))
     return model
+
+
+def empty_model(name: str, ref: ModelRef, token: str | None = None) -> nn.Module:
+    """The model's modules without weights (on the meta device), to count and name them."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **_revision(name, ref, token))
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, ref.dtype), trust_remote_code=False)
+    except LOAD_ERRORS as error:
+        raise UserError(f"model {name!r} is not a causal LM that transformers knows: {str(error).splitlines()[0]}") from None
 
 
 def _revision(name: str, ref: ModelRef, token: str | None) -> dict:
@@ -155,6 +173,12 @@ def find_linears(model: nn.Module) -> tuple[dict[str, nn.Linear], dict[str, int]
                 fqn = f"{path}.{index}.{name}"
                 linears[fqn], block_of[fqn] = module, index
     return linears, block_of
+
+
+def uncovered(linears: dict[str, nn.Linear], blocks: list[nn.Module]) -> list[str]:
+    """Names of weight matrices inside the blocks that no nn.Linear holds (fused experts, Conv1D): they would stay unquantized in silence."""
+    inside = {id(lin.weight) for lin in linears.values()}
+    return [f"block {i} {name}" for i, block in enumerate(blocks) for name, p in block.named_parameters() if p.ndim >= 2 and id(p) not in inside]
 
 
 def other_bits(model: nn.Module, linears: dict[str, nn.Linear]) -> tuple[int, int]:

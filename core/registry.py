@@ -93,18 +93,23 @@ class PartSpec:
     name: str
     fn: Callable
     version: int = 1
+    options: tuple[str, ...] = ()  # the options a method may fix
+    exempt: bool = False  # a published allocation: its rows carry their own bits, no budget
 
 
 SCORERS, METHODS = Registry("scorer"), Registry("method")
 ALLOCATORS, QUANTIZERS, DATASETS = Registry("allocator"), Registry("quantizer"), Registry("dataset")
 GRANULARITIES = ("layer", "linear", "channel", "group", "element")
-DEFAULT_ALLOCATOR = {"layer": "knapsack", "linear": "knapsack", "channel": "topk_keep", "element": "topk_keep"}
+NEEDS = ("calib", "labels", "gradients")
+DEFAULT_ALLOCATOR = {"layer": "knapsack", "linear": "knapsack", "group": "knapsack", "channel": "topk_keep", "element": "topk_keep"}
 
 
 def scorer(name: str, *, granularity: str, needs=("calib",), params=(), version: int = 1):
     """Register the decorated function as a scorer; see :class:`ScorerSpec`."""
     if granularity not in GRANULARITIES:
         raise ValueError(f"scorer {name!r}: granularity {granularity!r} is not one of {GRANULARITIES}")
+    if not set(needs) <= set(NEEDS):
+        raise ValueError(f"scorer {name!r}: needs {tuple(needs)} are not among {NEEDS}")
 
     def wrap(fn):
         SCORERS.add(name, ScorerSpec(name, fn, granularity, tuple(needs), tuple(params), version))
@@ -118,12 +123,17 @@ def method(name: str, *, scorer: str | None = None, allocator: str | None = None
     """Register a method; the allocator defaults to the common one of its scorer's granularity."""
     if allocator is None and scorer is not None:
         allocator = DEFAULT_ALLOCATOR[SCORERS.get(scorer).granularity]
+    if allocator is None:
+        raise ValueError(f"method {name!r} has neither a scorer nor an allocator; name one of them")
+    unread = set(options) - set(ALLOCATORS.get(allocator).options)
+    if unread:
+        raise ValueError(f"method {name!r}: allocator {allocator!r} reads {ALLOCATORS.get(allocator).options}, not {sorted(unread)}")
     return METHODS.add(name, MethodSpec(name, scorer, allocator, quantizer, paper, native, options))
 
 
-def allocator(name: str, version: int = 1):
-    """Register the decorated function as an allocator."""
-    return lambda fn: ALLOCATORS.add(name, PartSpec(name, fn, version)).fn
+def allocator(name: str, version: int = 1, options: tuple[str, ...] = (), exempt: bool = False):
+    """Register the decorated function as an allocator; see :class:`PartSpec`."""
+    return lambda fn: ALLOCATORS.add(name, PartSpec(name, fn, version, options, exempt)).fn
 
 
 def quantizer(name: str, version: int = 1):
@@ -139,7 +149,7 @@ def resolve_method(name: str) -> MethodSpec:
     if len(parts) > 3 or not all(parts):
         raise UserError(f"method {name!r} has {len(parts)} parts; write scorer+allocator or scorer+allocator+quantizer")
     base = SCORERS.get(parts[0])
-    ALLOCATORS.get(parts[1])
+    exempt = ALLOCATORS.get(parts[1]).exempt
     quant = parts[2] if len(parts) == 3 else "rtn"
     QUANTIZERS.get(quant)
-    return MethodSpec(name, base.name, parts[1], quant)
+    return MethodSpec(name, base.name, parts[1], quant, native=exempt)

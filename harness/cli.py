@@ -77,7 +77,7 @@ def _method_flags(add) -> None:
     add("--kl_docs", type=int, metavar="N", help="calibration documents that TAQoS reads (64; test 32)")
     add("--oracle_docs", type=int, metavar="N", help="labelled calibration documents that TAQO-oracle reads (32; test 16)")
     add("--oracle_metric", choices=("task", "loglik"), help="what TAQO-oracle measures: the task score, or the smoother gold log-likelihood")
-    add("--published", action="store_true", default=None, help="reproduce the quirks of the published scripts (see docs/METHODS.md)")
+    add("--published", action="store_true", default=None, help="reproduce the script's final-norm, rounding and padding quirks (docs/METHODS.md)")
     add("--levels", nargs="+", type=int, metavar="B", help="bits that a linear may get, of 2 3 4 5 6 8 16 (default: all)")
     add("--group_size", type=int, metavar="G", help="input columns that share a scale (default: largest of 128, 96, 64, 32 that fits)")
     add("--tolerance", type=float, metavar="T", help="how far below --avg_bits a plan may stay (default: 0.01)")
@@ -133,6 +133,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted; finished batches are kept, the same command goes on from there", file=sys.stderr)
         return 130
@@ -143,9 +146,10 @@ def _main(argv: list[str]) -> int:
     import methods
     from harness.config import build_grid
 
-    for i, flag in enumerate(argv):  # plugins first: their methods must be known to --help and to the checks
-        if flag == "--plugin" and i + 1 < len(argv):
-            methods.load_plugin(argv[i + 1])
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # plugins first: --help and the checks must know their methods
+    early.add_argument("--plugin", action="append", default=[])
+    for path in early.parse_known_args(argv)[0].plugin:
+        methods.load_plugin(path)
     args = vars(build_parser().parse_args(argv))
     if args.pop("list"):
         print(listing())
@@ -173,7 +177,7 @@ def run(grid, token: str | None, dry: bool) -> int:
     with Progress(len(cells_of(grid)), errors) as progress:
         sessions = open_sessions(grid, token, progress.say)
         if dry:
-            preflight(grid, sessions, progress.say)
+            preflight(grid, sessions, progress.say, weights=False)
         else:
             results = run_grid(grid, token, progress, sessions)
     if dry:

@@ -18,7 +18,7 @@ AUTO_GROUPS = (128, 96, 64, 32)
 class Grid:
     """model × method × dataset × budget × seed, and everything else that can change a result."""
 
-    run_type: str
+    run_type: str = field(metadata={"runtime": True})
     models: tuple[str, ...]
     methods: tuple[str, ...]
     datasets: tuple[str, ...]
@@ -26,7 +26,7 @@ class Grid:
     seeds: tuple[int, ...] = (42,)
     # data
     data_source: str = "hub"  # hub | folder | embedded
-    data_dir: str | None = None
+    data_dir: str | None = field(default=None, metadata={"runtime": True})  # what it holds is in the digests, not where it lies
     calib_size: int = 512
     eval_size: int = 2048
     split_seed: int = 42
@@ -48,10 +48,10 @@ class Grid:
     max_new_tokens: int = 16
     batch_tokens: int = 4096
     batch_size: int | None = None
-    # machine
-    dtype: str = "auto"
-    device: str = "auto"
-    threads: int = 0  # 0 = all cores
+    # machine: what these come to (dtype, kind of device, threads) is in the digests, not how it was asked for
+    dtype: str = field(default="auto", metadata={"runtime": True})
+    device: str = field(default="auto", metadata={"runtime": True})
+    threads: int = field(default=0, metadata={"runtime": True})  # 0 = all cores
     # how to run; none of these changes a result
     results_dir: str = field(default="results", metadata={"runtime": True})
     cache_dir: str = field(default="saved_models", metadata={"runtime": True})
@@ -62,6 +62,12 @@ class Grid:
         for name, least in checks.items():
             if getattr(self, name) < least:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.group_size is not None and self.group_size < 8:
+            raise UserError(f"--group_size is {self.group_size}; give 8 or more input columns, or leave it out for the largest that fits")
+        if min((*self.seeds, self.split_seed)) < 0:
+            raise UserError(f"--seeds {self.seeds} and --split_seed {self.split_seed} must not be negative")
+        if not 0 < self.tolerance < 1:
+            raise UserError(f"--tolerance is {self.tolerance}; give bits a weight above 0 and below 1, such as 0.01")
         bad = [b for b in self.levels if b not in (2, 3, 4, 5, 6, 8, 16)]
         if bad or len(set(self.levels)) < 2 or min(self.levels) > 8:
             raise UserError(f"--levels {self.levels} are not usable; give at least two of 2 3 4 5 6 8 16, one of them below 16")

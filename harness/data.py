@@ -1,9 +1,10 @@
 """What one model is asked on one data set: documents, prompts, batches, calibration; and their digests."""
 
+import json
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 
-from core.digest import digest
+from core.digest import digest, write_json
 from core.types import CalibSet
 from evaluation.requests import EvalConfig, Request, batch_plan, build_calib, build_requests, shared_prefix
 from evaluation.sources import load_rows
@@ -12,6 +13,7 @@ from evaluation.tasks import get_task
 from evaluation.tasks.base import Task
 from harness.config import Grid
 from harness.session import Session
+from harness.store import stage_key
 
 FEWSHOT_OPEN = 5  # a small model without examples answers open questions with an empty line
 
@@ -34,7 +36,8 @@ class CellData:
     requests: tuple[Request, ...]
     batches: tuple[tuple[int, ...], ...]
     note: str
-    calib_digest: str
+    calib_digest: str  # the prompts' tokens; all that an unlabeled scorer sees
+    labels_digest: str  # the calibration documents with their answers; an oracle sees these too
     eval_digest: str
 
     def with_budget(self, batch_tokens: int) -> "CellData":
@@ -71,8 +74,30 @@ def cell_data(session: Session, dataset: str) -> CellData:
         calib = build_calib(task, parts.calib, session.tokenizer, grid.max_length, cfg.chat_template, grid.split_seed)
         requests = tuple(build_requests(task, parts.eval, parts.calib, session.tokenizer, cfg))
         calib_digest = digest([list(calib.doc_ids), [list(map(int, t)) for t in calib.tokens], [list(map(bool, m)) for m in calib.loss_mask]])
-        cache[dataset] = evaluation_plan(CellData(task, cfg, calib, parts.calib, requests, (), parts.note, calib_digest, ""))
+        labels = [[d.doc_id, d.question, d.gold, d.gold_index, list(d.aliases), list(d.options)] for d in parts.calib]
+        labels_digest = digest([task.name, task.version, labels])
+        data = evaluation_plan(CellData(task, cfg, calib, parts.calib, requests, (), parts.note, calib_digest, labels_digest, ""))
+        cache[dataset] = backed_off(session, data)
     return cache[dataset]
+
+
+def _marker(session: Session, data: CellData) -> tuple[str, dict]:
+    return stage_key("batch_tokens", 1, model=asdict(session.ref), evaluation=data.eval_digest, machine=session.machine)
+
+
+def backed_off(session: Session, data: CellData) -> CellData:
+    """The batches that an earlier out-of-memory error led to, so that all cells of a column are asked alike."""
+    while (entry := session.store.get(_marker(session, data)[0])) is not None:
+        data = data.with_budget(json.loads((entry / "batch_tokens.json").read_text()))
+    return data
+
+
+def back_off(session: Session, data: CellData, batch_tokens: int) -> CellData:
+    """Note that this model cannot run these batches here, for this run and for later ones."""
+    key, identity = _marker(session, data)
+    session.store.put(key, identity, {"model": session.label}, lambda folder: write_json(folder / "batch_tokens.json", batch_tokens))
+    session.__dict__["_data"][data.task.name] = smaller = data.with_budget(batch_tokens)
+    return smaller
 
 
 def labelled_requests(session: Session, data: CellData, count: int) -> tuple[Request, ...]:

@@ -4,6 +4,7 @@ Also the dry run: what would be computed, what is there already, and roughly how
 """
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -13,16 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from core.errors import DataError, UserError
+from core.registry import SCORERS, resolve_method
 from harness.config import Grid, cells_of, seeded
 from harness.data import CellData, cell_data
-from harness.results import cell_key
 from harness.session import Session
-from harness.stages import scores_key
+from harness.stages import cell_key, scores_key
 from quantization.bits import achievable
 
 
-def preflight(grid: Grid, sessions: dict[str, Session], say) -> None:
-    """Check everything that can be checked cheaply; raise one clear error at the first that fails."""
+def preflight(grid: Grid, sessions: dict[str, Session], say, weights: bool = True) -> None:
+    """Check everything that can be checked before heavy work; raise one clear error at the first that fails."""
     for session in sessions.values():
         budgeted = any(c.method.budgeted for c in cells_of(grid) if c.model == session.label)
         if budgeted:
@@ -31,7 +32,10 @@ def preflight(grid: Grid, sessions: dict[str, Session], say) -> None:
             data = cell_data(session, dataset)
             check_disjoint(data)
             describe(data, say)
-        check_disk(session)
+        check_disk(session, grid)
+        check_memory(session, data)
+    if weights and len(sessions) == 1:  # several models: each is checked when its turn comes, they need not fit together
+        session.check_weights()
 
 
 def check_budgets(session: Session, grid: Grid, say) -> None:
@@ -60,12 +64,26 @@ def describe(data: CellData, say) -> None:
         + (f"; {cut} prompts cut to {data.cfg.max_length} tokens" if cut else "") + (f"; {data.note}" if data.note else ""))
 
 
-def check_disk(session: Session) -> None:
-    """Room for the scores and samples: the widest scores are float32 a weight."""
-    needed = 4 * sum(r * c for r, c in session.shapes.values()) + 2**28
+def check_disk(session: Session, grid: Grid) -> None:
+    """Room for samples, and for scores: element scores are float32 a weight, all others are small."""
+    specs = [resolve_method(name) for name in grid.methods]
+    wide = sum(SCORERS.get(s.scorer).granularity == "element" for s in specs if s.scorer)
+    needed = 4 * wide * sum(r * c for r, c in session.shapes.values()) + 2**28
     free = shutil.disk_usage(session.store.root).free
     if free < needed:
         raise UserError(f"{session.store.root} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed; free some or use --cache_dir")
+
+
+def check_memory(session: Session, data: CellData) -> None:
+    """Refuse a model that cannot fit, with the numbers."""
+    if session.device.type == "cuda":
+        total = torch.cuda.get_device_properties(session.device).total_memory
+        needed = memory_estimate(session, data) - sum(r * c for r, c in session.shapes.values()) * getattr(torch, session.ref.dtype).itemsize
+    else:
+        total, needed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_estimate(session, data)
+    if needed > total:
+        raise UserError(f"{session.ref.name} needs about {needed / 1e9:.1f} GB on {session.device}, which has {total / 1e9:.1f} GB; "
+                        "use a smaller model or --batch_tokens, or a larger machine")
 
 
 def memory_estimate(session: Session, data: CellData) -> float:
@@ -106,7 +124,7 @@ def dry_run(grid: Grid, sessions: dict[str, Session], console: Console) -> None:
         speed = flops(session) / 3  # what a whole model reaches of a bare matrix product, roughly
         for cell in (c for c in cells_of(grid) if c.model == name):
             data = cell_data(session, cell.dataset)
-            done = result_exists(grid, session, cell)
+            done = result_exists(grid, cell_key(session, cell, data))
             scored = "-" if not cell.method.scorer else "cached" if session.store.get(scores_key(session, cell, data)[0]) else "to do"
             tokens = tokens_of(data)
             seconds = 0.0 if done else 2 * session.structure["parameters"] * tokens / speed
@@ -118,7 +136,7 @@ def dry_run(grid: Grid, sessions: dict[str, Session], console: Console) -> None:
     console.print(f"About {total / 60:.1f} minutes of evaluation, scores not counted; nothing was computed.")
 
 
-def result_exists(grid: Grid, session: Session, cell) -> bool:
+def result_exists(grid: Grid, key: str) -> bool:
     """Whether a finished result of this very cell lies in the results folder."""
-    found = list(Path(grid.results_dir).glob(f"*__{cell_key(session, cell)}.json"))
+    found = list(Path(grid.results_dir).glob(f"*__{key}.json"))
     return any(json.loads(f.read_text()).get("status") == "ok" for f in found)

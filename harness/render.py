@@ -7,7 +7,7 @@ from rich.table import Table
 from harness.tables import TableData, detail, overview, verdict
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "html")
-LIKELIHOOD = ["gold LL", "ΔLL [95 %]", "KL", "unparsed", "cut"]
+LIKELIHOOD = ["gold LL", "ΔLL [95 %]", "LL against uniform [95 %]", "KL", "unparsed", "cut"]
 LEGEND = ("bits: stored bits a weight over the quantized linears, metadata included. EM/acc: percent right. LL: log-likelihood of the "
           "gold answer, nats a token. ΔLL: its paired change against full precision ± half its 95 % bootstrap interval. Higher is better.")
 DETAIL_LEGEND = ("p: exact McNemar against full precision, Holm-corrected over the rows. lost/gained: answers that turned wrong/right. "

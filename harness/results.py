@@ -16,32 +16,24 @@ import numpy as np
 
 from core.digest import atomic_write, canonical_json, digest, write_json
 from core.errors import UserError
-from core.registry import QUANTIZERS
 from core.types import Plan, Sample, Scores
 from evaluation.metrics import by_stratum, summarise
 from harness.config import Cell, settings
-from harness.environment import peak_bytes, versions
+from harness.data import CellData
+from harness.environment import device_peak_bytes, peak_bytes, versions
 from harness.samples import read_samples
 from harness.session import Session
+from harness.stages import cell_key
 
 SCHEMA = 1
 PROBE = 64  # positions of a score tensor or mask that a result carries
 
 
-def cell_key(session: Session, cell: Cell) -> str:
-    """Digest of what a cell is, known before anything is computed."""
-    quant = cell.method.quantizer
-    version = QUANTIZERS.get(quant).version if quant else None
-    return digest({"model": asdict(session.ref), "method": asdict(cell.method), "quantizer": [quant, version],
-                   "dataset": cell.dataset, "avg_bits": cell.avg_bits, "seed": cell.seed, "settings": settings(session.grid),
-                   "machine": session.machine})
-
-
-def file_stem(session: Session, cell: Cell) -> str:
+def file_stem(session: Session, cell: Cell, data: CellData) -> str:
     """A readable file name that ends in the cell's digest."""
     bits = f"{cell.avg_bits:g}b" if cell.avg_bits is not None else "own"
     text = f"{session.ref.name}__{cell.dataset}__{cell.method.name}__{bits}__s{cell.seed}"
-    return f"{re.sub(r'[^A-Za-z0-9_.+-]', '-', text)}__{cell_key(session, cell)}"
+    return f"{re.sub(r'[^A-Za-z0-9_.+-]', '-', text)}__{cell_key(session, cell, data)}"
 
 
 def hash_sample(made: Plan, scores: Scores | None) -> dict:
@@ -57,9 +49,9 @@ def hash_sample(made: Plan, scores: Scores | None) -> dict:
     return out
 
 
-def document(session: Session, cell: Cell, data, made: Plan, found: Scores | None, facts: dict, samples: list[Sample]) -> dict:
+def document(session: Session, cell: Cell, key: str, data: CellData, made: Plan, found: Scores | None, facts: dict, samples: list[Sample]) -> dict:
     """The result of a finished cell as plain JSON."""
-    return _head(session, cell) | {
+    return _head(session, cell, key) | {
         "status": "ok", "error": None,
         "scoring": data.cfg.scoring, "evaluation": asdict(data.cfg), "data_note": data.note, "task_version": data.task.version,
         "calibration": {"documents": len(data.calib.doc_ids), "truncated": data.calib.truncated, "digest": data.calib_digest},
@@ -69,19 +61,19 @@ def document(session: Session, cell: Cell, data, made: Plan, found: Scores | Non
                  "per_linear": {fqn: layer.bits for fqn, layer in made.layers.items()}, "notes": made.notes},
         "probe": hash_sample(made, found), "score_notes": found.notes if found else {},
         "metrics": summarise(samples), "strata": by_stratum(samples),
-        "seconds": facts["seconds"], "peak_bytes": peak_bytes(),
+        "seconds": facts["seconds"], "process_peak_bytes": peak_bytes(), "device_peak_bytes": device_peak_bytes(session.device),
     }
 
 
-def failed(session: Session, cell: Cell, error: str, trace: str) -> dict:
+def failed(session: Session, cell: Cell, key: str, error: str, trace: str) -> dict:
     """The record of a cell that failed."""
-    return _head(session, cell) | {"status": "error", "error": error, "traceback": trace}
+    return _head(session, cell, key) | {"status": "error", "error": error, "traceback": trace}
 
 
-def _head(session: Session, cell: Cell) -> dict:
-    return {"schema": SCHEMA, "cell": cell_key(session, cell), "model": asdict(session.ref) | {"given": session.label}, "method": asdict(cell.method),
-            "dataset": cell.dataset, "avg_bits": cell.avg_bits, "seed": cell.seed, "settings": settings(session.grid),
-            "machine": session.machine, "versions": versions()}
+def _head(session: Session, cell: Cell, key: str) -> dict:
+    return {"schema": SCHEMA, "cell": key, "model": asdict(session.ref) | {"given": session.label}, "method": asdict(cell.method),
+            "dataset": cell.dataset, "avg_bits": cell.avg_bits, "seed": cell.seed, "run_type": session.grid.run_type,
+            "settings": settings(session.grid), "machine": session.machine, "versions": versions()}
 
 
 def write_result(folder: Path, stem: str, content: dict, samples: list[Sample] | None) -> None:
@@ -98,19 +90,27 @@ def write_result(folder: Path, stem: str, content: dict, samples: list[Sample] |
     path = folder / f"{stem}.json"
     if path.exists():
         old = json.loads(path.read_text())
-        volatile = {"peak_bytes", "versions", "seconds"}
-        if {k: v for k, v in old.items() if k not in volatile} == json.loads(json.dumps({k: v for k, v in content.items() if k not in volatile})):
+        volatile = {"process_peak_bytes", "device_peak_bytes", "versions", "seconds", "run_type"}
+        same = {k: v for k, v in old.items() if k not in volatile} == _as_read({k: v for k, v in content.items() if k not in volatile})
+        if same or (content["status"] != "ok" and old.get("status") == "ok"):  # a failed rerun does not destroy a good result
             return
     write_json(path, content)
 
 
-def load_results(folder: Path) -> list[dict]:
-    """Read every cell's summary; a file that is not one is an error that names it."""
+def _as_read(content: dict) -> dict:
+    """The content as it would come back from disk (tuples as lists)."""
+    return json.loads(json.dumps(content))
+
+
+def load_results(folder: Path, cells: set[str] | None = None) -> list[dict]:
+    """Read the summaries of the cells named, or of all; a file that is not one is an error that names it."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"results folder {str(folder)!r} does not exist; run run_taq_icml.py first or pass --results_dir")
     found = []
     for path in sorted(folder.glob("*.json")):
+        if cells is not None and path.stem.rpartition("__")[2] not in cells:
+            continue
         try:
             content = json.loads(path.read_text())
             if content["schema"] != SCHEMA:

@@ -4,17 +4,15 @@ import logging
 import traceback
 from pathlib import Path
 
-import torch
-
 from core.errors import UserError
 from harness.config import Cell, Grid, cells_of
-from harness.data import cell_data
+from harness.data import CellData, cell_data
 from harness.preflight import preflight
 from harness.progress import Progress
 from harness.results import document, failed, file_stem, write_result
 from harness.samples import samples
 from harness.session import Session
-from harness.stages import plan
+from harness.stages import cell_key, plan
 from harness.store import Store
 
 log = logging.getLogger(__name__)
@@ -35,26 +33,19 @@ def run_grid(grid: Grid, token: str | None, progress: Progress, sessions: dict[s
         session = sessions[name]
         for cell in (c for c in cells_of(grid) if c.model == name):
             results.append(run_cell(session, cell, folder, progress))
-        release(session)
+        session.release()
     return results
-
-
-def release(session: Session) -> None:
-    """Free a finished model's memory before the next one is loaded."""
-    for attribute in ("originals", "linears", "blocks", "model"):
-        session.__dict__.pop(attribute, None)
-    if session.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def run_cell(session: Session, cell: Cell, folder: Path, progress: Progress) -> dict:
     """Run one cell through its stages and write its result; an error is written down, not raised."""
-    stem, label = file_stem(session, cell), f"{cell.method.name} on {cell.dataset}"
+    data, label = cell_data(session, cell.dataset), f"{cell.method.name} on {cell.dataset}"
+    key, stem = cell_key(session, cell, data), file_stem(session, cell, data)
     try:
-        content, found = compute_cell(session, cell, progress)
+        content, found = compute_cell(session, cell, key, data, progress)
     except Exception as error:  # recorded with its traceback; the grid goes on and the exit code tells
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        content = failed(session, cell, text, traceback.format_exc())
+        content = failed(session, cell, key, text, traceback.format_exc())
         write_result(folder, stem, content, None)
         progress.cell_done(f"FAILED  {label}: {text}")
         return content
@@ -65,11 +56,10 @@ def run_cell(session: Session, cell: Cell, folder: Path, progress: Progress) -> 
     return content
 
 
-def compute_cell(session: Session, cell: Cell, progress: Progress):
+def compute_cell(session: Session, cell: Cell, cell_id: str, data: CellData, progress: Progress):
     """The chain of stages; returns (result document, samples)."""
-    data = cell_data(session, cell.dataset)
     plan_id, made, scored, facts = plan(session, cell, data, progress)
     key, found, seconds, batched = samples(session, cell, data, plan_id, made, progress)
     stages = {"scores": facts["scores"], "plan": plan_id, "plan_entry": facts.get("plan_entry"), "samples": key}
     timing = {"scores": facts["score_seconds"], "samples": seconds}
-    return document(session, cell, batched, made, scored, {"stages": stages, "seconds": timing}, found), found
+    return document(session, cell, cell_id, batched, made, scored, {"stages": stages, "seconds": timing}, found), found

@@ -17,10 +17,10 @@ from core.errors import UserError
 from core.types import Plan, Sample
 from evaluation.engine import make_prefix, run_batch
 from harness.config import Cell
-from harness.data import CellData
+from harness.data import CellData, back_off
 from harness.progress import Progress
 from harness.session import Session
-from harness.stages import published_quantizer, samples_key, write_batch
+from harness.stages import provenance, published_quantizer, samples_key, write_batch
 from harness.store import Store
 
 log = logging.getLogger(__name__)
@@ -46,13 +46,23 @@ def samples(session: Session, cell: Cell, data: CellData, plan_id: str, made: Pl
                 entry = session.store.get(key)
                 if entry is None:
                     seconds = compute(session, cell, data, key, made, progress)
-                    found = {"model": session.label, "dataset": data.task.name, "first_method": cell.method.name, "seconds": seconds}
+                    found = provenance(session, cell, data, made) | {"seconds": seconds}
                     entry = session.store.put(key, identity, found, lambda folder: _collect(session.store, key, data, folder))
                     shutil.rmtree(session.store.partial(key), ignore_errors=True)
             meta = json.loads((entry / "meta.json").read_text())
             return key, read_samples(entry / "samples.jsonl"), meta["provenance"]["seconds"], data
-        except (torch.OutOfMemoryError, MemoryError):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shutil.rmtree(session.store.partial(key), ignore_errors=True)
             data = smaller(session, data)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a class of its own; the CPU allocator raises a plain RuntimeError."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def smaller(session: Session, data: CellData) -> CellData:
@@ -64,7 +74,7 @@ def smaller(session: Session, data: CellData) -> CellData:
         raise UserError(f"out of memory on {session.device} with batches of {data.cfg.batch_size or data.cfg.batch_tokens} "
                         f"{'documents' if data.cfg.batch_size else 'tokens'}; lower --batch_size or --max_length, or use a smaller model")
     log.warning("out of memory with batches of %d tokens; going on with %d (new batch plan, new digest)", data.cfg.batch_tokens, half)
-    return data.with_budget(half)
+    return back_off(session, data, half)
 
 
 def compute(session: Session, cell: Cell, data: CellData, key: str, made: Plan, progress: Progress) -> float:

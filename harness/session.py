@@ -7,7 +7,6 @@ run whose every cell is cached never loads the model.
 import json
 import logging
 import os
-import time
 from dataclasses import asdict
 from functools import cached_property
 
@@ -16,12 +15,24 @@ import torch
 from core import demo_model
 from core.digest import write_json
 from core.errors import UserError
-from core.model import find_blocks, find_linears, load_model, load_tokenizer, model_ref, other_bits, pick_device, pick_dtype, resolve_model
+from core.model import (
+    empty_model,
+    find_blocks,
+    find_linears,
+    load_model,
+    load_tokenizer,
+    model_ref,
+    other_bits,
+    pick_device,
+    pick_dtype,
+    resolve_model,
+    uncovered,
+)
 from core.types import Budget
 from harness.config import AUTO_GROUPS, BRIEF_MODELS, DEMO_MODEL, Grid
 from harness.store import Store, stage_key
 from quantization.apply import Originals
-from quantization.bits import achievable, check_groups, fitting_groups
+from quantization.bits import check_groups, fitting_groups
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +55,10 @@ class Session:
         self.label = name
         self.where = self._locate(name)
         self.device = pick_device(grid.device)
-        self.ref = model_ref(self.where, pick_dtype(grid.dtype, self.device), token)
+        self.ref = model_ref(self.where, pick_dtype(grid.dtype, self.device), token, (DEMO_MODEL, *BRIEF_MODELS))
         self.threads = grid.threads or os.cpu_count() or 1
         torch.set_num_threads(self.threads)
         self.machine = f"{machine(self.device)}/{self.threads}t" if self.device.type == "cpu" else machine(self.device)
-        self.load_seconds = 0.0
 
     def _locate(self, name: str) -> str:
         if name.lower() in (DEMO_MODEL, demo_model.NAME.lower()):
@@ -62,11 +72,28 @@ class Session:
 
     @cached_property
     def model(self):
-        start = time.perf_counter()
+        """The weights, loaded on first use and checked once for NaN and infinity."""
         self.say(f"Loading {self.ref.name} ({self.ref.dtype}, {self.device})")
         model = load_model(self.where, self.ref, self.device, self.token)
-        self.load_seconds = time.perf_counter() - start
+        key, identity = stage_key("finite", 1, model=asdict(self.ref))
+        if self.store.get(key) is None:
+            broken = [fqn for fqn, lin in find_linears(model)[0].items() if not torch.isfinite(lin.weight).all()]
+            if broken:
+                raise UserError(f"weights of {broken[0]} in {self.ref.name} hold NaN or infinity ({len(broken)} linears); repair the checkpoint")
+            self.store.put(key, identity, {"model": self.label}, lambda folder: write_json(folder / "finite.json", True))
         return model
+
+    def check_weights(self) -> None:
+        """Load and check the weights now, unless they were checked before."""
+        if self.store.get(stage_key("finite", 1, model=asdict(self.ref))[0]) is None:
+            _ = self.model
+
+    def release(self) -> None:
+        """Free the weights; what the store knows of the model stays."""
+        for attribute in ("originals", "linears", "blocks", "model"):
+            self.__dict__.pop(attribute, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @cached_property
     def linears(self):
@@ -82,17 +109,19 @@ class Session:
 
     @cached_property
     def structure(self) -> dict:
-        """Shapes, blocks, whole-model counts and finiteness, stored by the weights' fingerprint."""
-        key, identity = stage_key("structure", 1, model=asdict(self.ref))
+        """Shapes, blocks and whole-model counts, from the model's configuration alone (no weights), stored by fingerprint."""
+        key, identity = stage_key("structure", 2, model=asdict(self.ref))
         entry = self.store.get(key)
         if entry is None:
-            linears, block_of = find_linears(self.model)
-            broken = [fqn for fqn, lin in linears.items() if not torch.isfinite(lin.weight).all()]
-            if broken:
-                raise UserError(f"weights of {broken[0]} in {self.ref.name} hold NaN or infinity ({len(broken)} linears); repair the checkpoint")
-            bits, values = other_bits(self.model, linears)
+            model = empty_model(self.where, self.ref, self.token)
+            linears, block_of = find_linears(model)
+            left_out = uncovered(linears, find_blocks(model)[1])
+            if left_out:
+                raise UserError(f"{self.ref.name} has {len(left_out)} weight matrices in its blocks that are not nn.Linear (first: {left_out[0]}); "
+                                "they would stay unquantized, so its bits could not be compared; use a model with plain linears")
+            bits, values = other_bits(model, linears)
             content = {"shapes": {f: list(lin.weight.shape) for f, lin in linears.items()}, "block_of": block_of, "other": [bits, values],
-                       "parameters": sum(p.numel() for p in self.model.parameters()), "has_chat_template": bool(self.tokenizer.chat_template)}
+                       "parameters": sum(p.numel() for p in model.parameters())}
             entry = self.store.put(key, identity, {"model": self.label}, lambda folder: write_json(folder / "structure.json", content))
         return json.loads((entry / "structure.json").read_text())
 
@@ -110,15 +139,14 @@ class Session:
 
     @cached_property
     def group_size(self) -> int:
-        """The group size of all common cells: as asked, or the largest of 128, 96, 64, 32 that fits widths and every budget."""
-        if self.grid.group_size:
+        """The group size of all common cells: as asked, or the largest of 128, 96, 64, 32 that divides every width."""
+        if self.grid.group_size is not None:
             check_groups(self.shapes, self.grid.group_size)
             return self.grid.group_size
         fits = fitting_groups([cols for _, cols in self.shapes.values()], AUTO_GROUPS)
         if not fits:
             check_groups(self.shapes, AUTO_GROUPS[-1])
-        reach = [g for g in fits if achievable(self.shapes, self._budget(0, g))[0] <= min(self.grid.avg_bits)]
-        return (reach or fits)[0]  # larger groups store less, so if none reaches, the largest gives the honest range
+        return fits[0]  # the largest stores the least, so if it cannot reach a budget, no smaller one can
 
     def budget(self, avg_bits: float | None) -> Budget:
         """The budget of a common cell; native cells get the levels and group size without a bound."""

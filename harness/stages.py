@@ -62,10 +62,10 @@ def scores_key(session: Session, cell: Cell, data: CellData) -> tuple[str, dict]
     spec = SCORERS.get(cell.method.scorer)
     read = {p: score_params(session, cell)[p] for p in spec.params}
     upstream = {"model": asdict(session.ref), "scorer": [spec.name, spec.version], "params": read}
-    if "calib" in spec.needs:
+    if set(spec.needs) & {"calib", "labels", "gradients"}:
         upstream |= {"calib": data.calib_digest, "machine": session.machine}
     if "labels" in spec.needs:
-        upstream["eval_config"] = asdict(data.cfg)
+        upstream |= {"labels": data.labels_digest, "eval_config": asdict(data.cfg)}
     return stage_key("scores", VERSIONS["scores"], **upstream)
 
 
@@ -144,10 +144,8 @@ def plan(session: Session, cell: Cell, data: CellData, progress: Progress) -> tu
     found = None
     if spec.scorer:
         facts["scores"], found, facts["score_seconds"] = scores(session, cell, data, progress)
-    quant = published_quantizer(spec, session.grid.published)
-    options = spec.options | ({"rounding": "round"} if session.grid.published and spec.native else {})
-    key, identity = stage_key("plan", VERSIONS["plan"], model=asdict(session.ref), scores=facts["scores"], allocator=[alloc.name, alloc.version],
-                              options=options, budget=asdict(budget), quantizer=quant)
+    quant, options = published_quantizer(spec, session.grid.published), plan_options(session, spec)
+    key, identity = plan_key(session, cell, facts["scores"])
     with session.store.lock(key):
         entry = session.store.get(key)
         if entry is None:
@@ -160,6 +158,29 @@ def plan(session: Session, cell: Cell, data: CellData, progress: Progress) -> tu
             entry = session.store.put(key, identity, provenance(session, cell, data, made), lambda folder: write_plan(folder, made))
     made = read_plan(entry)
     return plan_digest(made), made, found, facts | {"plan_entry": key}
+
+
+def plan_options(session: Session, spec: MethodSpec) -> dict:
+    """The allocator's options; --published adds the rounding of the script's first version where it is read."""
+    quirk = session.grid.published and "rounding" in ALLOCATORS.get(spec.allocator).options
+    return spec.options | ({"rounding": "round"} if quirk else {})
+
+
+def plan_key(session: Session, cell: Cell, scored: str | None) -> tuple[str, dict]:
+    """Digest of a plan's inputs; an exempt allocation reads no budget but the group size and scale bits."""
+    spec, budget = cell.method, asdict(session.budget(cell.avg_bits))
+    alloc, quant = ALLOCATORS.get(spec.allocator), published_quantizer(spec, session.grid.published)
+    if not spec.budgeted:
+        budget = {name: budget[name] for name in ("group_size", "scale_bits")}
+    quantizer = [quant, QUANTIZERS.get(quant).version, VERSIONS["distortion"]] if quant else None
+    return stage_key("plan", VERSIONS["plan"], model=asdict(session.ref), scores=scored, allocator=[alloc.name, alloc.version],
+                     options=plan_options(session, spec), budget=budget, quantizer=quantizer)
+
+
+def cell_key(session: Session, cell: Cell, data: CellData) -> str:
+    """Digest of a whole cell, known before anything is computed: its plan's and its evaluation's inputs."""
+    scored = scores_key(session, cell, data)[0] if cell.method.scorer else None
+    return samples_key(session, cell, data, f"{cell.method.name}:{plan_key(session, cell, scored)[0]}")[0]
 
 
 def refuse_if_eval_only(session: Session, stage: str, key: str) -> None:

@@ -17,6 +17,7 @@ from evaluation.stats import compare, holm
 from harness.config import CONTROLS
 from harness.results import load_results, load_samples
 
+ALL_CONTROLS = (*CONTROLS, "equal", "magnitude")  # scores that see neither task nor data
 ROW_ORDER = {name: i for i, name in enumerate(CONTROLS)}
 
 
@@ -37,7 +38,7 @@ def tables(folder: Path) -> list[TableData]:
 def tables_of(folder: Path, results: list[dict]) -> list[TableData]:
     """The tables of the cells just run, read back from disk."""
     wanted = {r["cell"] for r in results}
-    return group([r for r in load_results(folder) if r["cell"] in wanted])
+    return group(load_results(folder, wanted))
 
 
 def group(results: list[dict]) -> list[TableData]:
@@ -67,7 +68,7 @@ def one_table(members: list[dict], bits: float | None) -> TableData:
         rows += _column_rows(kept)
         notes += [f"{dataset}: {r['data_note']}" for r in kept[:1] if r["data_note"]]
     head = members[0]
-    title = f"{head['model']['name']} ({head['model']['dtype']}), {head['settings']['run_type']}, {head['settings']['data_source']} data"
+    title = f"{head['model']['name']} ({head['model']['dtype']}), {head['run_type']} run, {head['settings']['data_source']} data"
     title += f", at most {bits:g} stored bits a weight" if bits is not None else ""
     frame = pd.DataFrame(rows)
     if len(frame):
@@ -82,9 +83,14 @@ def _dataset_order(name: str) -> tuple[int, str]:
 
 def _column_rows(cells: list[dict]) -> list[dict]:
     """Rows of one data set, each compared with its full-precision cell."""
-    reference = next((r for r in cells if r["method"]["name"] == "fp16"), None)
-    base = load_samples(reference) if reference else None
-    rows = [_row(cell, compare(base, load_samples(cell)) if base and cell is not reference else None) for cell in cells]
+    full, uniform = (next((r for r in cells if r["method"]["name"] == name), None) for name in ("fp16", "uniform"))
+    base, even = (load_samples(r) if r else None for r in (full, uniform))
+    rows = []
+    for cell in cells:
+        mine = load_samples(cell)
+        row = _row(cell, compare(base, mine) if base and cell is not full else None)
+        rival = compare(even, mine)["gold_loglik"] if even and cell not in (full, uniform) else {}
+        rows.append(row | {"u_loglik": rival.get("value"), "u_loglik_low": rival.get("low"), "u_loglik_high": rival.get("high")})
     tested = [r for r in rows if r["p"] is not None]
     for row, p in zip(tested, holm([r["p"] for r in tested])):
         row["p"] = p
@@ -102,7 +108,8 @@ def _row(cell: dict, paired: dict | None) -> dict:
            "accuracy": part("accuracy", "value"), "accuracy_low": part("accuracy", "low"), "accuracy_high": part("accuracy", "high"),
            "f1": part("f1", "value"), "loglik": part("gold_loglik", "value"), "parse_fail": part("parse_fail", "value"),
            "truncated": part("truncated", "value"), "scoring": cell["scoring"],
-           "order": ROW_ORDER.get(name, 10 if not cell["method"]["native"] else 20), "dataset_order": _dataset_order(cell["dataset"])}
+           "budgeted": cell["avg_bits"] is not None, "order": ROW_ORDER.get(name, 20 if cell["method"]["native"] else 10),
+           "dataset_order": _dataset_order(cell["dataset"])}
     for metric, short in (("accuracy", "d_accuracy"), ("gold_loglik", "d_loglik")):
         found = paired[metric] if paired else {}
         row |= {short: found.get("value"), f"{short}_low": found.get("low"), f"{short}_high": found.get("high")}
@@ -134,7 +141,8 @@ def detail(table: TableData, dataset: str) -> pd.DataFrame:
             "method": name, "bits": f"{cell['bits']:.3f}", "whole model": f"{cell['model_bits']:.2f}", "n": cell["n"],
             "accuracy [95 %]": f"{percent(cell['accuracy'])} [{percent(cell['accuracy_low'])}, {percent(cell['accuracy_high'])}]",
             "F1": number(cell["f1"], 3), "Δ accuracy [95 %]": interval(cell, "d_accuracy", percent), "p": p_value(cell["p"]),
-            "gold LL": number(cell["loglik"], 3), "ΔLL [95 %]": change(cell), "KL": number(cell["kl"], 3),
+            "gold LL": number(cell["loglik"], 3), "ΔLL [95 %]": change(cell),
+            "LL against uniform [95 %]": interval(cell, "u_loglik", lambda v: f"{v:+.3f}"), "KL": number(cell["kl"], 3),
             "lost/gained": "-" if _none(cell["lost"]) else f"{int(cell['lost'])}/{int(cell['gained'])}",
             "unparsed": percent(cell["parse_fail"]), "cut": percent(cell["truncated"])})
     return pd.DataFrame(out)
@@ -179,18 +187,19 @@ def change(cell: dict) -> str:
 
 
 def verdict(table: TableData) -> list[str]:
-    """Per data set, the budgeted method that keeps the most, and whether it beats the score-blind controls."""
+    """Per data set, the row of the budget that keeps the most, and whether it can be told from uniform at equal bits."""
     out = []
     for dataset in table.frame["dataset"].unique() if len(table.frame) else ():
-        rows = table.frame[(table.frame["dataset"] == dataset) & (table.frame["method"] != "fp16") & ~table.frame["method"].str.endswith("-native")]
+        rows = table.frame[(table.frame["dataset"] == dataset) & table.frame["budgeted"]]
         if rows["d_loglik"].notna().sum() < 2:  # one row alone keeps the most of nothing
             continue
         best = rows.loc[rows["d_loglik"].idxmax()]
         line = f"{dataset}: {best['method']} keeps the most gold log-likelihood ({best['d_loglik']:+.3f} nats/token against full precision)"
-        uniform = rows[rows["method"] == "uniform"]
-        if len(uniform) and best["method"] != "uniform":
-            line += f"; uniform at equal bits loses {-uniform['d_loglik'].iloc[0]:.3f}"
-        out.append(line + ("; a control wins" if best["method"] in CONTROLS else ""))
+        if not _none(best["u_loglik"]):
+            low, high = best["u_loglik_low"], best["u_loglik_high"]
+            line += f", {best['u_loglik']:+.3f} [{low:+.3f}, {high:+.3f}] against uniform at equal bits"
+            line += "; the two cannot be told apart" if low <= 0 <= high else ""
+        out.append(line + ("; a control wins" if best["method"] in ALL_CONTROLS else ""))
     return out
 
 

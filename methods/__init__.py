@@ -25,5 +25,5 @@ def load_plugin(path: str) -> None:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, NameError, ValueError) as error:
+    except Exception as error:  # whatever a user's file raises is the user's to mend, in one sentence
         raise UserError(f"plugin {path!r} does not load: {type(error).__name__}: {error}") from error

@@ -1,7 +1,7 @@
 """Controls: full precision, uniform bits and random scores in every table; equal scores and magnitude on demand.
 
-``random`` draws one standard normal a block (unit z, like TAQ's combined score), so that it differs from
-TAQ in nothing but what the numbers know.  ``equal`` gives every block the same score: the allocator then
+``random`` draws one standard normal a block, in the unit of TAQ's combined score (z), which spreads a
+little less.  ``equal`` gives every block the same score: the allocator then
 minimises the plain error of the weights, which tells what the allocator does without any score.
 ``magnitude`` is |W|, element by element, the classic score that sees neither task nor data.
 """

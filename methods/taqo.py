@@ -45,14 +45,16 @@ def taqo_oracle(ctx: ScoreContext) -> Scores:
     pick = {"task": 0, "loglik": 1}[ctx.param("oracle_metric")]
     quantizer = "rtn-float-padded" if ctx.param("published") else "rtn-float"
     full = ctx.task_metric(ctx.model, ctx.param("oracle_docs"))[pick]
-    originals, drops = Originals(ctx.linears), []
-    try:
-        for block in range(len(ctx.blocks)):
-            ctx.progress("oracle, one block at 4 bits", block, len(ctx.blocks))
-            originals.apply_block({fqn: PROBE for fqn, b in ctx.block_of.items() if b == block}, quantizer)
+    drops = []
+    for block in range(len(ctx.blocks)):
+        ctx.progress("oracle, one block at 4 bits", block, len(ctx.blocks))
+        inside = [fqn for fqn, b in ctx.block_of.items() if b == block]
+        originals = Originals({fqn: ctx.linears[fqn] for fqn in inside})  # a copy of one block, not of the model
+        try:
+            originals.write({fqn: PROBE for fqn in inside}, quantizer)
             drops.append(max(0.0, full - ctx.task_metric(ctx.model, ctx.param("oracle_docs"))[pick]))
-    finally:
-        originals.restore()
+        finally:
+            originals.restore()
     ties = len(drops) - len(set(drops))
     return Scores("layer", ctx.spread(drops), "score drop",
                   notes={"full": full, "drops": drops, "zero": sum(d == 0 for d in drops), "tied": ties})

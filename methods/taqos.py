@@ -52,12 +52,12 @@ def batch_kl(ctx: ScoreContext, batch: list[int], step: torch.Tensor) -> torch.T
     """Phase 2 on one batch: Σ over its prompts of the KL in nats, float64 [blocks]."""
     ids, mask = padded(ctx, batch)
     clean_h: dict[int, torch.Tensor] = {}
-    with watch(ctx.blocks, clean_h.__setitem__):
+    with watch(ctx.blocks, clean_h.__setitem__) as widths:
         clean = call(ctx.model, ids, mask).logits[:, -1].float().log_softmax(-1)
     out = torch.zeros(len(ctx.blocks), dtype=torch.float64)
     for block in range(len(ctx.blocks)):
         h = noisy(ctx, clean_h.pop(block), batch, block, float(step[block]))
-        with skip_to(ctx.blocks, block, h):
+        with skip_to(ctx.blocks, block, h, widths[block]):
             moved = call(ctx.model, ids, mask).logits[:, -1].float().log_softmax(-1)
         out[block] = (clean.exp() * (clean - moved)).sum(dtype=torch.float64).cpu()
     return out

@@ -19,33 +19,26 @@ class Originals:
         self.weights = {fqn: lin.weight.detach().to("cpu", copy=True) for fqn, lin in linears.items()}
         self.changed: set[str] = set()
 
-    @torch.no_grad()
     def apply(self, plan: Plan, quantizer: str | None, step=lambda done, total: None) -> None:
         """Make the model hold the plan's weights; linears the plan does not name are as loaded."""
-        fn = QUANTIZERS.get(quantizer).fn if quantizer else None
-        if plan.layers and fn is None:
+        if plan.layers and quantizer is None:
             raise ValueError("a plan with quantized linears needs a quantizer")
-        for done, (fqn, layer) in enumerate(plan.layers.items(), 1):
-            self._write(fqn, fn(self._on_device(fqn), layer))
-            self.changed.add(fqn)
-            step(done, len(plan.layers))
-        for fqn in self.changed - set(plan.layers):
-            self._write(fqn, self.weights[fqn])
-        self.changed &= set(plan.layers)
-
-    def restore(self) -> None:
-        """Make the model as it was loaded."""
-        for fqn in self.changed:
-            self._write(fqn, self.weights[fqn])
-        self.changed.clear()
+        self.restore(self.changed - set(plan.layers))
+        self.write(plan.layers, quantizer, step)
 
     @torch.no_grad()
-    def apply_block(self, layers: dict[str, LayerPlan], quantizer: str) -> None:
-        """Quantize only the linears named; used by an oracle that degrades one block at a time."""
-        self.restore()
-        for fqn, layer in layers.items():
+    def write(self, layers: dict[str, LayerPlan], quantizer: str | None, step=lambda done, total: None) -> None:
+        """Quantize the linears named, always from the weights as loaded."""
+        for done, (fqn, layer) in enumerate(layers.items(), 1):
             self._write(fqn, QUANTIZERS.get(quantizer).fn(self._on_device(fqn), layer))
             self.changed.add(fqn)
+            step(done, len(layers))
+
+    def restore(self, names: set[str] | None = None) -> None:
+        """Make the linears named (all, if none are) as they were loaded."""
+        for fqn in set(self.changed if names is None else names):
+            self._write(fqn, self.weights[fqn])
+            self.changed.discard(fqn)
 
     def _on_device(self, fqn: str) -> torch.Tensor:
         return self.weights[fqn].to(self.linears[fqn].weight.device)

@@ -39,7 +39,7 @@ def ranked(scores: np.ndarray) -> list[int]:
     return sorted(range(len(scores)), key=lambda b: (-scores[b], position[b]))
 
 
-@allocator("top_fraction")
+@allocator("top_fraction", options=("fraction", "high", "low", "rounding"), exempt=True)
 def top_fraction(ctx: AllocContext):
     """ceil(fraction · blocks) best blocks, at least one, at ``high`` bits; the script's first version rounds instead."""
     fraction, high, low = (ctx.options.get(k, d) for k, d in (("fraction", 0.25), ("high", 8), ("low", 4)))
@@ -50,7 +50,7 @@ def top_fraction(ctx: AllocContext):
     return {n: _published(high if ctx.block_of[n] in best else low) for n in ctx.shapes}, {"high_blocks": sorted(best)}
 
 
-@allocator("keep_edges_topk")
+@allocator("keep_edges_topk", options=("edges", "low", "total", "others"), exempt=True)
 def keep_edges_topk(ctx: AllocContext):
     """First and last ``edges`` blocks at 16 bits, then the best others: ``total`` in all, or ``others`` more."""
     edges, low = ctx.options.get("edges", 2), ctx.options.get("low", 4)
@@ -62,7 +62,7 @@ def keep_edges_topk(ctx: AllocContext):
     return {n: LayerPlan(16, PUBLISHED_GROUP) if ctx.block_of[n] in kept else _published(low) for n in ctx.shapes}, {"kept_blocks": sorted(kept)}
 
 
-@allocator("balanced")
+@allocator("balanced", options=("bits", "pairs"), exempt=True)
 def balanced(ctx: AllocContext):
     """Per linear: ``pairs`` of column groups with the highest score at N+1 bits and as many of the lowest at N−1."""
     if ctx.scores is None or ctx.scores.granularity != "group":
@@ -79,7 +79,7 @@ def balanced(ctx: AllocContext):
     return layers, {}
 
 
-@allocator("none")
+@allocator("none", exempt=True)
 def none(ctx: AllocContext):
     """Quantize nothing."""
     return {}, {}

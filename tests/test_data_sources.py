@@ -172,6 +172,20 @@ def test_hub_reads_every_config_and_reports_failures(monkeypatch):
         load_rows("mmlu_pro", "hub")
 
 
+def test_fetching_leaves_out_what_would_not_load(monkeypatch, tmp_path):
+    import datasets
+
+    from datasets_local.fetch_hub import fetch
+
+    good, bad = ROWS["code_mmlu"], ROWS["code_mmlu"] | {"task_id": "k2", "question": "R?", "answer": "Z"}
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["b", "a"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: datasets.Dataset.from_list([good, bad]))
+    lines = fetch("code_mmlu", tmp_path)
+    assert len(lines) == 2 and all("1 rows, 1 without a usable key left out" in line for line in lines)
+    docs = get_task("code_mmlu").docs(load_rows("code_mmlu", "folder", tmp_path))
+    assert [d.doc_id for d in docs] == ["a/k1", "b/k1"]
+
+
 def test_a_newcomer_is_one_small_file(tmp_path):
     task = register(ChoiceTask("toy_int_key", Source(None, None, "test", "toy/test", None, {"q": "text", "c.text": "texts", "key": "key"}),
                                id_field=None, question_field="q", options_field="c.text", answer_field="key"))

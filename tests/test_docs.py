@@ -30,7 +30,8 @@ def test_the_example_method_runs_and_keeps_the_contract(tiny_folder, tmp_path):
     plugin = tmp_path / "input_energy.py"
     plugin.write_text(source)
     try:
-        assert main([*small(tiny_folder, tmp_path), "--dataset", "mmlu_pro", "--plugin", str(plugin), "--method", "input_energy"]) == 0
+        assert main([*small(tiny_folder, tmp_path), "--dataset", "mmlu_pro", "--plugin", str(plugin),
+                     "--method", "input_energy", "TAQ+top_fraction+rtn-float"]) == 0
         spec, model = SCORERS.get("input_energy"), tiny_model("llama")
         first, second = spec.fn(context(model, spec)), spec.fn(context(model, spec, batch_tokens=1))
         assert len(first.values) == 21 and all(abs(first.values[f] / second.values[f] - 1) < 1e-3 for f in first.values)

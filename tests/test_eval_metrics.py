@@ -4,9 +4,13 @@ import json
 
 import pytest
 
+from core.errors import UserError
+from core.registry import DATASETS
 from core.types import Sample
-from evaluation.extract import extract, extract_letter
+from evaluation.extract import extract
 from evaluation.metrics import by_stratum, exact_match, mean_task_metric, normalise, summarise, token_f1
+from evaluation.requests import EvalConfig, build_requests
+from evaluation.tasks import get_task
 
 
 def sample(doc_id="d", correct=1.0, f1=None, answer="A", loglik=-1.0, truncated=False, stratum=""):
@@ -46,14 +50,14 @@ def test_f1_takes_the_best_alias():
     assert token_f1("cat cat", ("cat",)) == pytest.approx(2 / 3) and token_f1("x", ()) == 0.0
 
 
-@pytest.mark.parametrize("text,n,expected", [
-    ("B", 4, "B"), (" B", 4, "B"), ("A. option text", 4, "A"), ("(C) because", 4, "C"), ("**D**", 4, "D"), ("The answer is (B).", 4, "B"),
-    ("I think the answer is C", 4, "C"), ("Answer: D", 4, "D"), ("The answer is A. No, the answer is B", 4, "B"), ("so [C] fits", 4, "C"),
-    ("The answer is a mystery", 4, None), ("A dog barks", 4, None), ("E", 4, None), ("", 4, None), ("(A) or (B)?", 4, "A"),
-    ("either (A) or (B)", 4, None), ("I", 10, "I"), ("I do not know", 10, None), ("B) yes", 2, "B"),
-])
-def test_trap_8_letters_are_extracted_from_free_text(text, n, expected):
-    assert extract_letter(text, n) == expected
+def test_trap_8_choices_are_never_read_out_of_free_text():
+    """The script compares generated text with a gold letter, so "A. option text" is wrong; here choices are scored, not written."""
+    for name in DATASETS:
+        task = get_task(name)
+        assert (task.kind == "choice") == ("generate" not in task.scorings)
+        if task.kind == "choice":
+            with pytest.raises(UserError, match="scoring 'generate' does not fit"):
+                build_requests(task, [], [], None, EvalConfig("generate"))
 
 
 def test_summarise_counts_failures_and_truncation():

@@ -4,21 +4,26 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import evaluation.tasks  # noqa: F401  (registers the data sets)
 import harness.samples
 import harness.session
+import methods  # noqa: F401  (registers the methods)
+from core.model import pick_device
 from core.registry import METHODS, SCORERS, method, scorer
+from core.types import Budget, ModelRef
 from harness.cli import main
 from harness.config import Grid, build_grid, cells_of
 from harness.data import cell_data
-from harness.results import cell_key, load_results
+from harness.results import load_results
 from harness.run import open_sessions
 from harness.samples import read_samples
-from harness.stages import plan_digest, read_plan, samples_key, scores_key
+from harness.stages import cell_key, plan_digest, plan_key, read_plan, samples_key, scores_key
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -168,39 +173,73 @@ def test_plan_survives_the_store(done):
     assert any((p.parent / "keep.safetensors").exists() for p in (done / "cache").glob("*/plan.json"))
 
 
-def keys(tiny: Path, root: Path, **changes) -> dict[str, str]:
-    """Every digest of the TAQoS cell under a changed grid."""
-    base = dict(models=(str(tiny),), methods=("TAQoS",), datasets=("mmlu_pro",), calib_size=6, eval_size=12, device="cpu", threads=1,
+def keys(tiny: Path, root: Path, method_name="TAQoS", **changes) -> dict[str, str]:
+    """Every digest of a cell under a changed grid."""
+    base = dict(models=(str(tiny),), methods=(method_name,), datasets=("mmlu_pro",), calib_size=6, eval_size=12, device="cpu", threads=1,
                 cache_dir=str(root / "cache"), results_dir=str(root / "results"), avg_bits=(4.75,))
     grid = build_grid("demo", **(base | changes))
     session = open_sessions(grid, None, lambda text: None)[grid.models[0]]
-    cell = next(c for c in cells_of(grid) if c.method.name == "TAQoS")
+    cell = next(c for c in cells_of(grid) if c.method.name == method_name)
     data = cell_data(session, "mmlu_pro")
-    return {"cell": cell_key(session, cell), "scores": scores_key(session, cell, data)[0], "samples": samples_key(session, cell, data, "p")[0]}
+    scored = scores_key(session, cell, data)[0]
+    return {"cell": cell_key(session, cell, data), "scores": scored, "plan": plan_key(session, cell, scored)[0],
+            "samples": samples_key(session, cell, data, "p")[0]}
+
+
+SCORED, PLANNED, ASKED = {"cell", "scores", "plan"}, {"cell", "plan"}, {"cell", "samples"}
+CHANGES = {  # field of the grid -> another value, and exactly which digests of the TAQoS cell it moves
+    "seeds": ((1,), SCORED), "kl_docs": (3, SCORED), "published": (True, SCORED), "levels": ((2, 4, 8), PLANNED), "group_size": (16, PLANNED),
+    "avg_bits": ((5.0,), PLANNED), "tolerance": (0.02, PLANNED), "scoring": ("letter", ASKED), "num_fewshot": (1, ASKED), "batch_size": (2, ASKED),
+    "batch_tokens": (500, SCORED | ASKED), "max_length": (40, SCORED | ASKED), "calib_size": (5, SCORED | ASKED), "split_seed": (1, SCORED | ASKED),
+    "eval_size": (10, ASKED), "threads": (2, SCORED | ASKED), "dtype": ("fp32", SCORED | ASKED),
+    "score_docs": (3, set()), "oracle_docs": (3, set()), "oracle_metric": ("loglik", set()), "max_new_tokens": (9, set()), "eval_only": (True, set()),
+    "results_dir": ("elsewhere", set()), "run_type": (None, None), "device": ("auto", set()),
+    # axes of the grid, and fields that a tiny model or the embedded data cannot vary
+    "models": (None, None), "methods": (None, None), "datasets": (None, None), "data_source": (None, None), "data_dir": (None, None),
+    "chat_template": (None, None), "cache_dir": (None, None)}
 
 
 def test_identity_changes_with_what_counts_and_with_nothing_else(done, tiny_folder):
+    assert set(CHANGES) == {f.name for f in fields(Grid)}, "a new field of the grid needs a line in CHANGES"
     base = keys(tiny_folder, done)
     assert keys(tiny_folder, done) == base
-    assert keys(tiny_folder, done, eval_only=True, results_dir=str(done / "elsewhere")) == base
-    changed = {
-        "seeds": ((1,), {"cell", "scores"}), "kl_docs": (3, {"cell", "scores"}), "published": (True, {"cell", "scores"}),
-        "calib_size": (5, None), "eval_size": (10, None), "split_seed": (1, None),
-        "avg_bits": ((5.0,), {"cell"}), "levels": ((2, 4, 8), {"cell"}), "group_size": (16, {"cell"}), "tolerance": (0.02, {"cell"}),
-        "scoring": ("letter", {"cell", "samples"}), "num_fewshot": (1, {"cell", "samples"}), "max_length": (40, None),
-        "batch_size": (2, {"cell", "samples"}), "batch_tokens": (500, {"cell", "scores", "samples"}),
-        "threads": (2, {"cell", "scores", "samples"}), "dtype": ("fp32", {"cell", "scores", "samples"}),
-        "score_docs": (3, {"cell"}), "oracle_docs": (3, {"cell"}), "oracle_metric": ("loglik", {"cell"}), "max_new_tokens": (9, {"cell"}),
-        "run_type": (None, None), "models": (None, None), "methods": (None, None), "datasets": (None, None), "data_source": (None, None),
-        "data_dir": (None, None), "chat_template": (None, None), "device": (None, None), "results_dir": (None, None), "cache_dir": (None, None),
-        "eval_only": (None, None)}
-    assert set(changed) == {f.name for f in fields(Grid)}, "a new field needs a line here"
-    for name, (value, which) in changed.items():
-        if value is None:
+    for name, (value, which) in CHANGES.items():
+        if value is None or (name == "device" and pick_device("auto").type != "cpu"):
             continue
         found = keys(tiny_folder, done, **{name: value})
-        moved = {k for k in base if found[k] != base[k]}
-        assert "cell" in moved and (which is None or moved == which), f"{name}: {sorted(moved)} changed"
+        assert {k for k in base if found[k] != base[k]} == which, name
+
+
+def test_an_oracle_is_keyed_by_its_labels_and_others_are_not(done, tiny_folder):
+    session, cells = None, {}
+    for name in ("TAQO-oracle", "TAQO"):
+        grid = build_grid("demo", models=(str(tiny_folder),), methods=(name,), datasets=("mmlu_pro",), calib_size=6, eval_size=12, device="cpu",
+                          threads=1, cache_dir=str(done / "cache"))
+        session = session or open_sessions(grid, None, lambda text: None)[grid.models[0]]
+        cells[name] = next(c for c in cells_of(grid) if c.method.name == name)
+    data = cell_data(session, "mmlu_pro")
+    other = replace(data, labels_digest="another gold")
+    assert scores_key(session, cells["TAQO-oracle"], data)[0] != scores_key(session, cells["TAQO-oracle"], other)[0]
+    assert scores_key(session, cells["TAQO"], data)[0] == scores_key(session, cells["TAQO"], other)[0]
+
+
+def test_golden_keys():
+    """What a scores, plan and samples key is made of; a change here makes every stored result another one, so say why."""
+    grid = build_grid("demo", methods=("TAQ", "TAQ-native"), datasets=("mmlu_pro",), avg_bits=(4.25,))
+    session = SimpleNamespace(ref=ModelRef("m", "r", "bfloat16"), grid=grid, machine="cpu:TEST/1t",
+                              budget=lambda bits: Budget(bits or 0.0, tuple(sorted(grid.levels)), 96, 16, grid.tolerance))
+    data = SimpleNamespace(calib_digest="calib", labels_digest="labels", eval_digest="eval")
+    found = {}
+    for name in ("TAQ", "TAQ-native"):
+        cell = next(c for c in cells_of(grid) if c.method.name == name)
+        scored = scores_key(session, cell, data)[0]
+        found[name] = [scored, plan_key(session, cell, scored)[0], samples_key(session, cell, data, "plan")[0], cell_key(session, cell, data)]
+    assert found == GOLDEN_KEYS
+
+
+GOLDEN_KEYS = {  # scores, plan, samples, cell
+    "TAQ": ["cf3b9516fff00b8d", "f30e7bd74c62482f", "72ae8a2b56798b72", "8d95e8ef2fb76d30"],
+    "TAQ-native": ["cf3b9516fff00b8d", "b2a354cfae4b1077", "9cd880050976780c", "c8f77c0469ed07ad"]}
 
 
 def test_scores_do_not_depend_on_the_budget(done, tiny_folder):

@@ -10,8 +10,8 @@ from torch import nn
 
 from core.errors import UserError
 from core.forward import call, length_batches, pad, skip_to, watch
-from core.model import find_blocks, find_linears, load_model, load_tokenizer, model_ref, other_bits, resolve_model
-from tests.tiny import CONFIGS, tiny_model
+from core.model import find_blocks, find_linears, load_model, load_tokenizer, model_ref, other_bits, resolve_model, uncovered
+from tests.tiny import COMMON, CONFIGS, tiny_model
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))
@@ -21,9 +21,10 @@ def test_every_linear_of_every_block(family):
     everywhere = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     outside = set(everywhere) - set(linears)
     assert len(find_blocks(model)[1]) == 3 and sorted(set(block_of.values())) == [0, 1, 2]
+    assert not uncovered(linears, find_blocks(model)[1])
     assert outside <= {"lm_head", "model.decoder.project_in", "model.decoder.project_out"}, outside
     assert all(everywhere[name] is linears[name] for name in linears)
-    assert len(linears) == {"phi3": 12, "opt": 18, "phi": 18}.get(family, 21)
+    assert len(linears) == {"phi3": 12, "opt": 18, "phi": 18, "falcon": 12}.get(family, 21)
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))
@@ -32,15 +33,25 @@ def test_padding_and_skipping_change_nothing(family):
     blocks, seen = find_blocks(model)[1], {}
     rows = [np.arange(3, 20), np.arange(5, 12)]
     with torch.inference_mode():
-        with watch(blocks, seen.__setitem__):
+        with watch(blocks, seen.__setitem__) as widths:
             both = call(model, *pad(rows, "cpu")).logits[:, -1]
         alone = call(model, *pad(rows[1:], "cpu")).logits[:, -1]
-        with skip_to(blocks, 1, seen[1]):
+        with skip_to(blocks, 1, seen[1], widths[1]):
             skipped = call(model, *pad(rows, "cpu")).logits[:, -1]
         again = call(model, *pad(rows, "cpu")).logits[:, -1]
     torch.testing.assert_close(both[1], alone[0], atol=1e-4, rtol=1e-4)
     assert torch.equal(both, skipped) and torch.equal(both, again)
     assert not blocks[0]._forward_hooks and "forward" not in blocks[0].__dict__
+
+
+def test_matrices_outside_nn_linear_are_seen():
+    """Fused experts would otherwise stay unquantized without a word."""
+    from transformers import AutoModelForCausalLM, MixtralConfig
+
+    config = MixtralConfig(**COMMON, num_local_experts=4)
+    model = AutoModelForCausalLM.from_config(config)
+    missing = uncovered(find_linears(model)[0], find_blocks(model)[1])
+    assert missing and all("block" in name for name in missing)
 
 
 def test_tied_head_counts_once():

@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
 def command(root: Path, *more: str) -> subprocess.CompletedProcess:
-    flags = ["--run_type", "demo", "--threads", "1", "--device", "cpu", "--results_dir", str(root / "results"), "--cache_dir", str(root / "cache"), *more]
+    flags = ["--run_type", "demo", "--threads", "1", "--device", "cpu", "--results_dir", str(root / "results"),
+             "--cache_dir", str(root / "cache"), *more]
     return subprocess.run([sys.executable, "run_taq_icml.py", *flags], cwd=REPO, env=os.environ | {"OMP_NUM_THREADS": "1"},
                           capture_output=True, text=True, timeout=900)
 
@@ -36,7 +37,8 @@ def test_demo_on_the_real_model_and_again_from_the_cache(real_model, tmp_path):
 
 
 def test_real_rows_of_all_three_data_sets(real_model, shared, tmp_path):
-    ran = command(tmp_path, "--model", str(real_model), "--data_dir", str(shared / "datasets"), "--eval_size", "8", "--calib_size", "6", "--method", "TAQO")
+    ran = command(tmp_path, "--model", str(real_model), "--data_dir", str(shared / "datasets"), "--eval_size", "8", "--calib_size", "6",
+                  "--method", "TAQO")
     assert ran.returncode == 0, ran.stderr
     results = load_results(tmp_path / "results")
     assert {r["dataset"] for r in results} == {"trivia_qa", "mmlu_pro", "code_mmlu"} and all(r["metrics"]["n"] == 8 for r in results)

@@ -4,7 +4,7 @@ import pytest
 
 import methods
 from core.errors import UserError
-from core.registry import METHODS, SCORERS, Registry, resolve_method, scorer
+from core.registry import METHODS, SCORERS, Registry, method, resolve_method, scorer
 
 
 def test_collision_names_both_owners():
@@ -35,9 +35,19 @@ def test_combination():
             resolve_method(bad)
 
 
-def test_unknown_granularity():
+def test_misspelt_registrations_are_refused():
     with pytest.raises(ValueError, match="granularity 'row' is not one of"):
         scorer("x", granularity="row")
+    with pytest.raises(ValueError, match=r"needs .*are not among"):
+        scorer("x", granularity="layer", needs=("calibration",))
+    with pytest.raises(ValueError, match="neither a scorer nor an allocator"):
+        method("x", scorr="TAQ")
+    with pytest.raises(ValueError, match=r"allocator 'top_fraction' reads .*not \['fractoin'\]"):
+        method("x", scorer="TAQ", allocator="top_fraction", fractoin=0.5)
+
+
+def test_published_allocations_are_exempt_from_the_budget():
+    assert not resolve_method("TAQ+top_fraction+rtn-float").budgeted and resolve_method("TAQ+knapsack+rtn-float").budgeted
 
 
 def test_plugin_registers_and_bad_plugin_says_why(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
     Gemma2Config,
     LlamaConfig,
     MistralConfig,
@@ -25,6 +26,7 @@ VOCAB = 320
 COMMON = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, vocab_size=VOCAB,
               max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.3)
 CONFIGS = {
+    "falcon": lambda: FalconConfig(**COMMON, new_decoder_architecture=False, multi_query=True),
     "llama": lambda: LlamaConfig(**COMMON),
     "mistral": lambda: MistralConfig(**COMMON),
     "qwen2": lambda: Qwen2Config(**COMMON),
