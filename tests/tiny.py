@@ -39,9 +39,9 @@ CONFIGS = {
 }
 
 
-def tiny_model(family: str, **changes):
+def tiny_model(family: str, seed: int = 0, **changes):
     """A random float32 model of ``family`` in eval mode; the same weights every time."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = CONFIGS[family]()
     config.update(changes)
     return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
@@ -56,9 +56,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left")
 
 
-def save_tiny(folder: Path) -> Path:
+def save_tiny(folder: Path, seed: int = 0) -> Path:
     """Save an 8-block Llama whose smallest linear is small enough to meet a budget to 0.01 bits."""
-    model = tiny_model("llama", num_hidden_layers=8, num_key_value_heads=1)
+    model = tiny_model("llama", seed, num_hidden_layers=8, num_key_value_heads=1)
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
