@@ -17,8 +17,8 @@ from core.errors import DataError, UserError
 from core.registry import SCORERS, resolve_method
 from harness.config import Grid, cells_of, seeded
 from harness.data import CellData, cell_data
+from harness.keys import cell_key, scores_key
 from harness.session import Session
-from harness.stages import cell_key, scores_key
 from quantization.bits import achievable
 
 

@@ -21,9 +21,9 @@ from evaluation.metrics import by_stratum, summarise
 from harness.config import Cell, settings
 from harness.data import CellData
 from harness.environment import device_peak_bytes, peak_bytes, versions
+from harness.keys import cell_key
 from harness.samples import read_samples
 from harness.session import Session
-from harness.stages import cell_key
 
 SCHEMA = 1
 PROBE = 64  # positions of a score tensor or mask that a result carries

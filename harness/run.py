@@ -7,12 +7,13 @@ from pathlib import Path
 from core.errors import UserError
 from harness.config import Cell, Grid, cells_of
 from harness.data import CellData, cell_data
+from harness.keys import cell_key
 from harness.preflight import preflight
 from harness.progress import Progress
 from harness.results import document, failed, file_stem, write_result
 from harness.samples import samples
 from harness.session import Session
-from harness.stages import cell_key, plan
+from harness.stages import plan
 from harness.store import Store
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,10 @@ from core.types import Plan, Sample
 from evaluation.engine import make_prefix, run_batch
 from harness.config import Cell
 from harness.data import CellData, back_off
+from harness.keys import published_quantizer, samples_key
 from harness.progress import Progress
 from harness.session import Session
-from harness.stages import provenance, published_quantizer, samples_key, write_batch
+from harness.stages import provenance, write_batch
 from harness.store import Store
 
 log = logging.getLogger(__name__)

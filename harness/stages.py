@@ -1,11 +1,6 @@
-"""The chain of a cell: calibration → scores → plan → weights → samples.  Each stage is looked up first.
+"""The chain of a cell: calibration → scores → plan → weights → samples.  Each stage is looked up first (harness/keys.py).
 
-    distortion   model, levels, group size, quantizer                 (shared by all methods and data sets)
-    scores       model, scorer and version, its declared parameters, calibration if it reads it; never the budget
-    plan         scores, budget, allocator and version, distortion if it reads it
-    weights      plan content, quantizer and version                  (recomputed, never stored: round-to-nearest is cheap)
-    samples      weights, what is asked, batch plan, dtype, kind of device, threads
-
+Weights are recomputed from the plan, never stored: round-to-nearest is cheap.  Samples are in harness/samples.py.
 Library versions are recorded in meta.json and results, not hashed.
 """
 
@@ -13,18 +8,20 @@ import json
 import time
 from dataclasses import asdict
 
-import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from core.digest import array_digest, atomic_write, canonical_json, digest, write_json
+from core.digest import atomic_write, canonical_json, digest, write_json
 from core.errors import UserError
-from core.registry import ALLOCATORS, QUANTIZERS, SCORERS, MethodSpec
-from core.types import Budget, LayerPlan, Plan, ScoreContext, Scores
+from core.registry import ALLOCATORS, QUANTIZERS, SCORERS
+from core.types import Budget, Plan, ScoreContext, Scores
 from evaluation.engine import evaluate
 from evaluation.metrics import mean_task_metric
-from harness.config import Cell
+from harness.config import Cell, settings
 from harness.data import CellData, labelled_requests
+from harness.environment import versions
+from harness.keys import VERSIONS, plan_key, plan_options, published_quantizer, score_params, scores_key
+from harness.plans import plan_digest, read_plan, write_plan
 from harness.progress import Progress
 from harness.session import Session
 from harness.store import stage_key
@@ -32,16 +29,9 @@ from quantization.allocate import AllocContext
 from quantization.apply import distortion_table
 from quantization.bits import check_budget, full_precision_plan, make_plan
 
-VERSIONS = {"distortion": 1, "scores": 1, "plan": 1, "weights": 1, "samples": 1}
-
 
 class Missing(UserError):
     """A stage is not in the store and --eval_only forbids computing it."""
-
-
-def published_quantizer(spec: MethodSpec, published: bool) -> str | None:
-    """The native quantizer with the script's padding quirk, when --published asks for it."""
-    return "rtn-float-padded" if published and spec.quantizer == "rtn-float" else spec.quantizer
 
 
 def distortion(session: Session, budget: Budget, quantizer: str, progress: Progress) -> tuple[str, dict]:
@@ -55,25 +45,6 @@ def distortion(session: Session, budget: Budget, quantizer: str, progress: Progr
             table = distortion_table(session.originals.weights, budget, quantizer, progress.stage("weight errors at each level"), session.device)
             entry = session.store.put(key, identity, {"model": session.label}, lambda f: write_json(f / "distortion.json", table))
     return key, json.loads((entry / "distortion.json").read_text())
-
-
-def scores_key(session: Session, cell: Cell, data: CellData) -> tuple[str, dict]:
-    """Digest of a cell's scores: only what the scorer reads, never the budget."""
-    spec = SCORERS.get(cell.method.scorer)
-    read = {p: score_params(session, cell)[p] for p in spec.params}
-    upstream = {"model": asdict(session.ref), "scorer": [spec.name, spec.version], "params": read}
-    if set(spec.needs) & {"calib", "labels", "gradients"}:
-        upstream |= {"calib": data.calib_digest, "machine": session.machine}
-    if "labels" in spec.needs:
-        upstream |= {"labels": data.labels_digest, "eval_config": asdict(data.cfg)}
-    return stage_key("scores", VERSIONS["scores"], **upstream)
-
-
-def score_params(session: Session, cell: Cell) -> dict:
-    """The config fields that scorers may declare."""
-    grid = session.grid
-    return {"seed": cell.seed, "score_docs": grid.score_docs, "kl_docs": grid.kl_docs, "oracle_docs": grid.oracle_docs,
-            "oracle_metric": grid.oracle_metric, "batch_tokens": grid.batch_tokens, "published": grid.published}
 
 
 def scores(session: Session, cell: Cell, data: CellData, progress: Progress) -> tuple[str, Scores, float]:
@@ -160,29 +131,6 @@ def plan(session: Session, cell: Cell, data: CellData, progress: Progress) -> tu
     return plan_digest(made), made, found, facts | {"plan_entry": key}
 
 
-def plan_options(session: Session, spec: MethodSpec) -> dict:
-    """The allocator's options; --published adds the rounding of the script's first version where it is read."""
-    quirk = session.grid.published and "rounding" in ALLOCATORS.get(spec.allocator).options
-    return spec.options | ({"rounding": "round"} if quirk else {})
-
-
-def plan_key(session: Session, cell: Cell, scored: str | None) -> tuple[str, dict]:
-    """Digest of a plan's inputs; an exempt allocation reads no budget but the group size and scale bits."""
-    spec, budget = cell.method, asdict(session.budget(cell.avg_bits))
-    alloc, quant = ALLOCATORS.get(spec.allocator), published_quantizer(spec, session.grid.published)
-    if not spec.budgeted:
-        budget = {name: budget[name] for name in ("group_size", "scale_bits")}
-    quantizer = [quant, QUANTIZERS.get(quant).version, VERSIONS["distortion"]] if quant else None
-    return stage_key("plan", VERSIONS["plan"], model=asdict(session.ref), scores=scored, allocator=[alloc.name, alloc.version],
-                     options=plan_options(session, spec), budget=budget, quantizer=quantizer)
-
-
-def cell_key(session: Session, cell: Cell, data: CellData) -> str:
-    """Digest of a whole cell, known before anything is computed: its plan's and its evaluation's inputs."""
-    scored = scores_key(session, cell, data)[0] if cell.method.scorer else None
-    return samples_key(session, cell, data, f"{cell.method.name}:{plan_key(session, cell, scored)[0]}")[0]
-
-
 def refuse_if_eval_only(session: Session, stage: str, key: str) -> None:
     if session.grid.eval_only:
         raise Missing(f"--eval_only: the {stage} of this cell ({key}) is not in {session.store.root}; run once without --eval_only")
@@ -190,56 +138,11 @@ def refuse_if_eval_only(session: Session, stage: str, key: str) -> None:
 
 def provenance(session: Session, cell: Cell, data: CellData, made: Plan) -> dict:
     """What the brief wants in meta.json: model, method, data set, run type, config hash, all configs, layers, versions, data digests."""
-    from harness.config import settings
-    from harness.environment import versions
-
     return {"model": asdict(session.ref) | {"given": session.label}, "method": asdict(cell.method), "dataset": data.task.name,
             "run_type": session.grid.run_type, "config_hash": digest(settings(session.grid)), "config": settings(session.grid),
             "layers": {fqn: layer.bits for fqn, layer in made.layers.items()}, "avg_bits": made.avg_bits,
             "model_avg_bits": made.model_avg_bits, "seed": cell.seed, "versions": versions(), "machine": session.machine,
             "data": {"calibration": data.calib_digest, "evaluation": data.eval_digest}}
-
-
-def plan_digest(made: Plan) -> str:
-    """Identity of a plan by content: two methods that decide alike share weights and samples."""
-    return digest({fqn: [layer.bits, layer.group_size, layer.scale_bits, layer.zero_bits,
-                         None if layer.group_bits is None else array_digest(layer.group_bits),
-                         None if layer.keep is None else array_digest(layer.keep)] for fqn, layer in sorted(made.layers.items())})
-
-
-def write_plan(folder, made: Plan) -> None:
-    """plan.json, and keep.safetensors (flat positions of kept weights) where there are any."""
-    layers = {fqn: {"bits": p.bits, "group_size": p.group_size, "scale_bits": p.scale_bits, "zero_bits": p.zero_bits,
-                    "group_bits": None if p.group_bits is None else p.group_bits.tolist(),
-                    "shape": None if p.keep is None else list(p.keep.shape)} for fqn, p in made.layers.items()}
-    write_json(folder / "plan.json", {"layers": layers, "stored_bits": made.stored_bits, "avg_bits": made.avg_bits,
-                                      "model_avg_bits": made.model_avg_bits, "notes": made.notes})
-    kept = {fqn: np.flatnonzero(p.keep).astype(np.int64) for fqn, p in made.layers.items() if p.keep is not None}
-    if kept:
-        save_file(kept, folder / "keep.safetensors")
-
-
-def read_plan(folder) -> Plan:
-    """Undo :func:`write_plan`."""
-    head = json.loads((folder / "plan.json").read_text())
-    kept = load_file(folder / "keep.safetensors") if (folder / "keep.safetensors").exists() else {}
-    layers = {}
-    for fqn, p in head["layers"].items():
-        keep = None
-        if fqn in kept:
-            keep = np.zeros(p["shape"], dtype=bool)
-            keep.flat[kept[fqn]] = True
-        bits = None if p["group_bits"] is None else np.array(p["group_bits"], dtype=np.uint8)
-        layers[fqn] = LayerPlan(p["bits"], p["group_size"], p["scale_bits"], p["zero_bits"], bits, keep)
-    return Plan(layers, head["stored_bits"], head["avg_bits"], head["model_avg_bits"], head["notes"])
-
-
-def samples_key(session: Session, cell: Cell, data: CellData, plan_id: str) -> tuple[str, dict]:
-    """Digest of the samples: the weights by content, what is asked and how it is batched, and the arithmetic."""
-    quant = published_quantizer(cell.method, session.grid.published)
-    weights = [plan_id, [quant, QUANTIZERS.get(quant).version] if quant else None, VERSIONS["weights"]]
-    return stage_key("samples", VERSIONS["samples"], model=asdict(session.ref), weights=weights, evaluation=data.eval_digest,
-                     machine=session.machine)
 
 
 def write_batch(path, samples) -> None:

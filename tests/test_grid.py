@@ -21,10 +21,11 @@ from core.types import Budget, ModelRef
 from harness.cli import main
 from harness.config import Grid, build_grid, cells_of
 from harness.data import cell_data
+from harness.keys import cell_key, plan_key, samples_key, scores_key
+from harness.plans import plan_digest, read_plan
 from harness.results import load_results
 from harness.run import open_sessions
 from harness.samples import read_samples
-from harness.stages import cell_key, plan_digest, plan_key, read_plan, samples_key, scores_key
 
 REPO = Path(__file__).resolve().parents[1]
 
