@@ -18,6 +18,11 @@ class ModelRef:
     revision: str  # commit of the hub, or sha256 over config and weight files of a local folder; never the folder's name
     dtype: str  # "bfloat16" | "float16" | "float32"
 
+    @property
+    def key(self) -> dict[str, str]:
+        """What identifies the weights in a digest: content and dtype, never the name."""
+        return {"revision": self.revision, "dtype": self.dtype}
+
 
 @dataclass(frozen=True)
 class CalibSet:

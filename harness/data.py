@@ -82,7 +82,7 @@ def cell_data(session: Session, dataset: str) -> CellData:
 
 
 def _marker(session: Session, data: CellData) -> tuple[str, dict]:
-    return stage_key("batch_tokens", 1, model=asdict(session.ref), evaluation=data.eval_digest, machine=session.machine)
+    return stage_key("batch_tokens", 1, model=session.ref.key, evaluation=data.eval_digest, machine=session.machine)
 
 
 def backed_off(session: Session, data: CellData) -> CellData:

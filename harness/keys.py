@@ -36,7 +36,7 @@ def scores_key(session: Session, cell: Cell, data: CellData) -> tuple[str, dict]
     """Digest of a cell's scores: only what the scorer reads, never the budget."""
     spec = SCORERS.get(cell.method.scorer)
     read = {p: score_params(session, cell)[p] for p in spec.params}
-    upstream = {"model": asdict(session.ref), "scorer": [spec.name, spec.version], "params": read}
+    upstream = {"model": session.ref.key, "scorer": [spec.name, spec.version], "params": read}
     if set(spec.needs) & {"calib", "labels", "gradients"}:
         upstream |= {"calib": data.calib_digest, "machine": session.machine}
     if "labels" in spec.needs:
@@ -57,7 +57,7 @@ def plan_key(session: Session, cell: Cell, scored: str | None) -> tuple[str, dic
     if not spec.budgeted:
         budget = {name: budget[name] for name in ("group_size", "scale_bits")}
     quantizer = [quant, QUANTIZERS.get(quant).version, VERSIONS["distortion"]] if quant else None
-    return stage_key("plan", VERSIONS["plan"], model=asdict(session.ref), scores=scored, allocator=[alloc.name, alloc.version],
+    return stage_key("plan", VERSIONS["plan"], model=session.ref.key, scores=scored, allocator=[alloc.name, alloc.version],
                      options=plan_options(session, spec), budget=budget, quantizer=quantizer)
 
 
@@ -65,7 +65,7 @@ def samples_key(session: Session, cell: Cell, data: CellData, plan_id: str) -> t
     """Digest of the samples: the weights by content, what is asked and how it is batched, and the arithmetic."""
     quant = published_quantizer(cell.method, session.grid.published)
     weights = [plan_id, [quant, QUANTIZERS.get(quant).version] if quant else None, VERSIONS["weights"]]
-    return stage_key("samples", VERSIONS["samples"], model=asdict(session.ref), weights=weights, evaluation=data.eval_digest,
+    return stage_key("samples", VERSIONS["samples"], model=session.ref.key, weights=weights, evaluation=data.eval_digest,
                      machine=session.machine)
 
 

@@ -7,7 +7,6 @@ run whose every cell is cached never loads the model.
 import json
 import logging
 import os
-from dataclasses import asdict
 from functools import cached_property
 
 import torch
@@ -75,7 +74,7 @@ class Session:
         """The weights, loaded on first use and checked once for NaN and infinity."""
         self.say(f"Loading {self.ref.name} ({self.ref.dtype}, {self.device})")
         model = load_model(self.where, self.ref, self.device, self.token)
-        key, identity = stage_key("finite", 1, model=asdict(self.ref))
+        key, identity = stage_key("finite", 1, model=self.ref.key)
         if self.store.get(key) is None:
             broken = [fqn for fqn, lin in find_linears(model)[0].items() if not torch.isfinite(lin.weight).all()]
             if broken:
@@ -85,7 +84,7 @@ class Session:
 
     def check_weights(self) -> None:
         """Load and check the weights now, unless they were checked before."""
-        if self.store.get(stage_key("finite", 1, model=asdict(self.ref))[0]) is None:
+        if self.store.get(stage_key("finite", 1, model=self.ref.key)[0]) is None:
             _ = self.model
 
     def release(self) -> None:
@@ -110,7 +109,7 @@ class Session:
     @cached_property
     def structure(self) -> dict:
         """Shapes, blocks and whole-model counts, from the model's configuration alone (no weights), stored by fingerprint."""
-        key, identity = stage_key("structure", 2, model=asdict(self.ref))
+        key, identity = stage_key("structure", 2, model=self.ref.key)
         entry = self.store.get(key)
         if entry is None:
             model = empty_model(self.where, self.ref, self.token)

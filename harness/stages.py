@@ -37,7 +37,7 @@ class Missing(UserError):
 def distortion(session: Session, budget: Budget, quantizer: str, progress: Progress) -> tuple[str, dict]:
     """Digest and table fqn -> ‖W − Q_b(W)‖² at each level."""
     quant = QUANTIZERS.get(quantizer)
-    key, identity = stage_key("distortion", VERSIONS["distortion"], model=asdict(session.ref), levels=budget.levels,
+    key, identity = stage_key("distortion", VERSIONS["distortion"], model=session.ref.key, levels=budget.levels,
                               group_size=budget.group_size, quantizer=[quant.name, quant.version])
     with session.store.lock(key):
         entry = session.store.get(key)
