@@ -251,6 +251,17 @@ def test_the_folders_name_does_not_count(done, tiny_folder, tmp_path):
     assert keys(twin, done) == keys(tiny_folder, done)
 
 
+@pytest.mark.parametrize("metric", ("task", "loglik"))
+def test_the_oracle_runs_on_the_tasks_own_metric(tiny_folder, tmp_path, metric):
+    """Labelled calibration documents, the harness's engine, one block at a time; weights as loaded afterwards."""
+    assert run(tiny_folder, tmp_path, "--method", "TAQO-oracle", "TAQO-oracle-native", "--oracle_metric", metric, "--oracle_docs", "4") == 0
+    for result in load_results(tmp_path / "results"):
+        if result["method"]["name"].startswith("TAQO-oracle"):
+            notes = result["score_notes"]
+            assert len(notes["drops"]) == 8 and min(notes["drops"]) >= 0 and notes["zero"] <= 8
+            assert (notes["full"] < 0) == (metric == "loglik")
+
+
 def test_two_models_make_two_tables(tiny_folder, tmp_path):
     from harness.tables import tables
     from tests.tiny import save_tiny
