@@ -9,7 +9,9 @@ P is offered: ``oracle_metric="loglik"`` takes the mean gold log-likelihood (nat
 Paper: arXiv 2511.06516 (TAQ-O, "a label-informed oracle diagnostic").  Unit: activation norm; score drop.
 Native: norm form, first and last 2 blocks and the best others at 16 bits until 8 in total; oracle, first
 and last 2 and the best 8 others; the rest 4 bits.
-Deviation: ties fall in spread order, not on the earliest blocks as in the script.
+Deviations: ties fall in spread order, not on the earliest blocks as in the script; half a document's worth
+is added to every Δ of the task metric, which changes no ranking but keeps the common allocator from
+treating a drop that 32 documents cannot show as none at all.
 """
 
 import torch
@@ -37,7 +39,8 @@ def taqo(ctx: ScoreContext) -> Scores:
     return Scores("layer", ctx.spread(norms), "norm", notes={"activation_norm": norms})
 
 
-@scorer("TAQO-oracle", granularity="layer", needs=("calib", "labels"), params=("oracle_docs", "oracle_metric", "published"))
+@scorer("TAQO-oracle", granularity="layer", needs=("calib", "labels"), params=("oracle_docs", "oracle_metric", "published"),
+        version=2)
 def taqo_oracle(ctx: ScoreContext) -> Scores:
     """Drop of the task metric when one block alone is quantized to 4 bits."""
     if ctx.task_metric is None:
@@ -56,7 +59,9 @@ def taqo_oracle(ctx: ScoreContext) -> Scores:
         finally:
             originals.restore()
     ties = len(drops) - len(set(drops))
-    return Scores("layer", ctx.spread(drops), "score drop",
+    # a drop below one document cannot be seen: half a document is added to all, so that "not seen" does not mean "free to ruin"
+    unseen = 0.5 / ctx.param("oracle_docs") if pick == 0 else 0.0
+    return Scores("layer", ctx.spread([d + unseen for d in drops]), "score drop",
                   notes={"full": full, "drops": drops, "zero": sum(d == 0 for d in drops), "tied": ties})
 
 

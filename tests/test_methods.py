@@ -137,6 +137,7 @@ def test_oracle_reports_zero_and_tied_drops_and_restores_weights():
     model, spec = tiny_model("llama"), SCORERS.get("TAQO-oracle")
     flat = spec.fn(context(model, spec, metric=lambda m, n: (0.5, -1.0)))
     assert flat.notes["zero"] == 3 and flat.notes["tied"] == 2
+    assert {float(v) for v in flat.values.values()} == {0.5 / 4}  # half of one of the four documents
     smooth = spec.fn(context(model, spec, metric=fake_metric, oracle_metric="loglik"))
     assert smooth.notes["full"] == fake_metric(model, 4)[1]
 
