@@ -21,7 +21,6 @@ from evaluation.metrics import by_stratum, summarise
 from harness.config import Cell, settings
 from harness.data import CellData
 from harness.environment import device_peak_bytes, peak_bytes, versions
-from harness.keys import cell_key
 from harness.samples import read_samples
 from harness.session import Session
 
@@ -29,11 +28,11 @@ SCHEMA = 1
 PROBE = 64  # positions of a score tensor or mask that a result carries
 
 
-def file_stem(session: Session, cell: Cell, data: CellData) -> str:
+def file_stem(session: Session, cell: Cell, key: str) -> str:
     """A readable file name that ends in the cell's digest."""
     bits = f"{cell.avg_bits:g}b" if cell.avg_bits is not None else "own"
     text = f"{session.ref.name}__{cell.dataset}__{cell.method.name}__{bits}__s{cell.seed}"
-    return f"{re.sub(r'[^A-Za-z0-9_.+-]', '-', text)}__{cell_key(session, cell, data)}"
+    return f"{re.sub(r'[^A-Za-z0-9_.+-]', '-', text)}__{key}"
 
 
 def hash_sample(made: Plan, scores: Scores | None) -> dict:

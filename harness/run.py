@@ -41,7 +41,8 @@ def run_grid(grid: Grid, token: str | None, progress: Progress, sessions: dict[s
 def run_cell(session: Session, cell: Cell, folder: Path, progress: Progress) -> dict:
     """Run one cell through its stages and write its result; an error is written down, not raised."""
     data, label = cell_data(session, cell.dataset), f"{cell.method.name} on {cell.dataset}"
-    key, stem = cell_key(session, cell, data), file_stem(session, cell, data)
+    key = cell_key(session, cell, data)
+    stem = file_stem(session, cell, key)
     try:
         content, found = compute_cell(session, cell, key, data, progress)
     except Exception as error:  # recorded with its traceback; the grid goes on and the exit code tells

@@ -149,7 +149,4 @@ class Session:
 
     def budget(self, avg_bits: float | None) -> Budget:
         """The budget of a common cell; native cells get the levels and group size without a bound."""
-        return self._budget(avg_bits or 0.0, self.group_size)
-
-    def _budget(self, avg_bits: float, group_size: int) -> Budget:
-        return Budget(avg_bits, tuple(sorted(set(self.grid.levels))), group_size, 16, self.grid.tolerance)
+        return Budget(avg_bits or 0.0, tuple(sorted(set(self.grid.levels))), self.group_size, 16, self.grid.tolerance)

@@ -34,8 +34,8 @@ class Missing(UserError):
     """A stage is not in the store and --eval_only forbids computing it."""
 
 
-def distortion(session: Session, budget: Budget, quantizer: str, progress: Progress) -> tuple[str, dict]:
-    """Digest and table fqn -> ‖W − Q_b(W)‖² at each level."""
+def distortion(session: Session, budget: Budget, quantizer: str, progress: Progress) -> dict[str, list[float]]:
+    """Table fqn -> ‖W − Q_b(W)‖² at each level."""
     quant = QUANTIZERS.get(quantizer)
     key, identity = stage_key("distortion", VERSIONS["distortion"], model=session.ref.key, levels=budget.levels,
                               group_size=budget.group_size, quantizer=[quant.name, quant.version])
@@ -44,7 +44,7 @@ def distortion(session: Session, budget: Budget, quantizer: str, progress: Progr
         if entry is None:
             table = distortion_table(session.originals.weights, budget, quantizer, progress.stage("weight errors at each level"), session.device)
             entry = session.store.put(key, identity, {"model": session.label}, lambda f: write_json(f / "distortion.json", table))
-    return key, json.loads((entry / "distortion.json").read_text())
+    return json.loads((entry / "distortion.json").read_text())
 
 
 def scores(session: Session, cell: Cell, data: CellData, progress: Progress) -> tuple[str, Scores, float]:
@@ -121,7 +121,7 @@ def plan(session: Session, cell: Cell, data: CellData, progress: Progress) -> tu
         entry = session.store.get(key)
         if entry is None:
             refuse_if_eval_only(session, "plan", key)
-            ctx = AllocContext(session.shapes, session.block_of, budget, found, lambda: distortion(session, budget, quant, progress)[1], options)
+            ctx = AllocContext(session.shapes, session.block_of, budget, found, lambda: distortion(session, budget, quant, progress), options)
             layers, notes = alloc.fn(ctx)
             made = make_plan(layers, session.shapes, session.other, notes)
             if spec.budgeted:

@@ -209,8 +209,6 @@ def test_folder_source_does_not_import_datasets():
 
 @pytest.mark.parametrize("dataset", sorted(ROWS))
 def test_embedded_sets_load(dataset):
-    if not (EMBEDDED / f"{dataset}.jsonl").is_file():
-        pytest.skip(f"{EMBEDDED / dataset}.jsonl is missing")
     assert len(get_task(dataset).docs(load_rows(dataset, "embedded"))) >= 2
 
 
