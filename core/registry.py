@@ -95,6 +95,8 @@ class PartSpec:
     version: int = 1
     options: tuple[str, ...] = ()  # the options a method may fix
     exempt: bool = False  # a published allocation: its rows carry their own bits, no budget
+    needs: tuple[str, ...] = ()  # quantizers: "hessian" (inputs of the linear), "fisher" (gradients); empty = weights alone
+    sequential: bool = True  # quantizers: linears of a block one input after the other, or all from the block as loaded
 
 
 SCORERS, METHODS = Registry("scorer"), Registry("method")
@@ -136,9 +138,12 @@ def allocator(name: str, version: int = 1, options: tuple[str, ...] = (), exempt
     return lambda fn: ALLOCATORS.add(name, PartSpec(name, fn, version, options, exempt)).fn
 
 
-def quantizer(name: str, version: int = 1):
-    """Register the decorated function as a quantizer."""
-    return lambda fn: QUANTIZERS.add(name, PartSpec(name, fn, version)).fn
+def quantizer(name: str, version: int = 1, *, needs: tuple[str, ...] = (), sequential: bool = True, options: tuple[str, ...] = ()):
+    """Register the decorated function as a quantizer.
+
+    Without ``needs`` it is ``fn(weight, LayerPlan) -> ŵ``; with them ``fn(weight float32, LayerPlan, Aid) -> Stored``.
+    """
+    return lambda fn: QUANTIZERS.add(name, PartSpec(name, fn, version, options, False, needs, sequential)).fn
 
 
 def resolve_method(name: str) -> MethodSpec:

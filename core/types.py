@@ -76,6 +76,30 @@ class LayerPlan:
     zero_bits: int | None = None  # None = as many as ``bits`` (an integer zero point)
     group_bits: np.ndarray | None = None  # uint8 [ceil(in/g)]: bits of each column group, over ``bits``
     keep: np.ndarray | None = None  # bool [out, in]: weights kept at 16 bits
+    form: str = "grid"  # how it is stored, one of quantization/bits.py FORMS; all but "grid" belong to native rows
+    ordered: bool = False  # groups run over permuted columns, so the permutation is stored
+
+
+@dataclass(frozen=True)
+class Aid:
+    """What a quantizer that reads data may look at for one linear."""
+
+    fqn: str
+    hessian: torch.Tensor | None = None  # float32 [in, in], undamped: (2 / sequences) · Σ over tokens x xᵀ
+    shared: dict = field(default_factory=dict)  # scratch common to the linears that read this very input, e.g. a Cholesky factor
+    replay: Callable[[], Any] | None = None  # -> iterator over the linear's inputs, one sequence [T, in] at a time
+    fisher: torch.Tensor | None = None  # float32 [out, in]: Σ over sequences of the squared gradient
+    options: dict = field(default_factory=dict)  # what the method fixes, and "published"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One linear after a quantizer that reads data."""
+
+    values: torch.Tensor  # ŵ float32 [out, in]
+    layer: LayerPlan  # what is really stored: outliers and group bits as they came out
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)  # unpacked: codes, scales, ...; enough to pack and to rebuild values
+    notes: dict[str, Any] = field(default_factory=dict)  # plain JSON: damping, relative layer error
 
 
 @dataclass(frozen=True)

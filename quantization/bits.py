@@ -8,6 +8,14 @@ What one linear of shape [out, in] at b bits in groups of g input columns stores
     bit map   G · 4                             only with per-group bits
     kept      nnz · 16 + index                  index = the cheapest of bitmap, CSR and whole columns
 
+Published forms store other things beside the codes (FORMS):
+
+    bilevel   SpQR: scale and zero codes per group, then 4 fp16 numbers per 16 rows of a group
+    slim      SliM-LLM: as the grid, but a 1-bit group stores its mean at 16 bits instead of a zero point
+    codebook  SqueezeLLM: 2^b fp16 values a row
+    bnb4      bitsandbytes NF4 / FP4: one float32 maximum per 64 consecutive weights
+    bnb8      bitsandbytes LLM.int8: one float32 maximum a row
+
 Each array is rounded up to whole bytes, because that is how it is packed: the sum equals 8 × the bytes
 of :func:`quantization.pack.pack` to the bit (a test holds the two together).  A linear at 16 bits
 stores 16 bits a weight and nothing else.
@@ -74,6 +82,8 @@ def layer_bits(plan: LayerPlan, shape: tuple[int, int]) -> int:
     rows, cols = shape
     if plan.bits == 16 and plan.group_bits is None:
         return 16 * rows * cols
+    if plan.form != "grid":
+        return FORMS[plan.form](plan, rows, cols) + kept_bits(plan.keep)
     widths = group_widths(cols, plan.group_size)
     bits = np.full(len(widths), plan.bits, dtype=np.int64) if plan.group_bits is None else plan.group_bits.astype(np.int64)
     zeros = bits.sum() if plan.zero_bits is None else plan.zero_bits * len(widths)
@@ -81,7 +91,40 @@ def layer_bits(plan: LayerPlan, shape: tuple[int, int]) -> int:
     total += whole_bytes(rows * len(widths) * plan.scale_bits) + whole_bytes(rows * int(zeros))
     if plan.group_bits is not None:
         total += whole_bytes(len(widths) * MAP_BITS)
-    return total + kept_bits(plan.keep)
+    return total + kept_bits(plan.keep) + order_bits(plan, cols)
+
+
+def order_bits(plan: LayerPlan, cols: int) -> int:
+    """Bits of a stored column permutation."""
+    return whole_bytes(cols * max(1, (cols - 1).bit_length())) if plan.ordered else 0
+
+
+def _bilevel(plan: LayerPlan, rows: int, cols: int) -> int:
+    groups, tiles = len(group_widths(cols, plan.group_size)), -(-rows // BILEVEL_ROWS)
+    codes = whole_bytes(rows * cols * plan.bits) + whole_bytes(rows * groups * plan.scale_bits) + whole_bytes(rows * groups * plan.zero_bits)
+    return codes + 4 * 16 * tiles * groups + order_bits(plan, cols)
+
+
+def _slim(plan: LayerPlan, rows: int, cols: int) -> int:
+    widths, bits = group_widths(cols, plan.group_size), plan.group_bits.astype(np.int64)
+    zeros = whole_bytes(rows * int(bits[bits > 1].sum())) + 16 * rows * int((bits == 1).sum())
+    return whole_bytes(rows * int((widths * bits).sum())) + rows * len(widths) * plan.scale_bits + zeros + whole_bytes(len(widths) * MAP_BITS)
+
+
+def _codebook(plan: LayerPlan, rows: int, cols: int) -> int:
+    return whole_bytes(rows * cols * plan.bits) + rows * 2**plan.bits * 16
+
+
+def _bnb4(plan: LayerPlan, rows: int, cols: int) -> int:
+    return whole_bytes(rows * cols * 4) + 32 * -(-rows * cols // plan.group_size)
+
+
+def _bnb8(plan: LayerPlan, rows: int, cols: int) -> int:
+    return 8 * rows * cols + 32 * rows
+
+
+BILEVEL_ROWS = 16  # consecutive output rows that share second-level statistics
+FORMS = {"bilevel": _bilevel, "slim": _slim, "codebook": _codebook, "bnb4": _bnb4, "bnb8": _bnb8}
 
 
 def make_plan(layers: Mapping[str, LayerPlan], shapes: Mapping[str, tuple[int, int]], other: tuple[int, int], notes: dict) -> Plan:
