@@ -7,7 +7,7 @@ the ablation grid.
 
 import difflib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from core.errors import UserError
 
@@ -57,7 +57,8 @@ class ScorerSpec:
 
     ``params`` lists the config fields it may read; reading another is an error, so the key of its
     scores holds exactly what they depend on.  ``needs`` is drawn from {"calib", "labels",
-    "gradients"}; a scorer without "calib" is keyed without the calibration set.
+    "gradients", "hessian"}: "calib" are unlabeled prompts, the last two read the solvers' calibration set
+    (worked documents or general text, drawn by the seed).  A scorer is keyed by what it needs and no more.
     """
 
     name: str
@@ -66,6 +67,7 @@ class ScorerSpec:
     needs: tuple[str, ...] = ("calib",)
     params: tuple[str, ...] = ()
     version: int = 1
+    gradients: tuple[str, ...] = ()  # which sums it reads: "abs", "square", "sum"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class MethodSpec:
     quantizer: str | None
     paper: str = ""
     native: bool = False
-    options: dict = field(default_factory=dict)  # fixed options of the allocator and quantizer
+    options: dict = field(default_factory=dict)  # fixed options of the allocator and quantizer; "N" etc. follow the grid (variants)
 
     @property
     def budgeted(self) -> bool:
@@ -102,11 +104,12 @@ class PartSpec:
 SCORERS, METHODS = Registry("scorer"), Registry("method")
 ALLOCATORS, QUANTIZERS, DATASETS = Registry("allocator"), Registry("quantizer"), Registry("dataset")
 GRANULARITIES = ("layer", "linear", "channel", "group", "element")
-NEEDS = ("calib", "labels", "gradients")
+NEEDS = ("calib", "labels", "gradients", "hessian")
+COMMON = "common"  # the quantizer of a common row: the grid's own (--quantizer)
 DEFAULT_ALLOCATOR = {"layer": "knapsack", "linear": "knapsack", "group": "knapsack", "channel": "topk_keep", "element": "topk_keep"}
 
 
-def scorer(name: str, *, granularity: str, needs=("calib",), params=(), version: int = 1):
+def scorer(name: str, *, granularity: str, needs=("calib",), params=(), version: int = 1, gradients=()):
     """Register the decorated function as a scorer; see :class:`ScorerSpec`."""
     if granularity not in GRANULARITIES:
         raise ValueError(f"scorer {name!r}: granularity {granularity!r} is not one of {GRANULARITIES}")
@@ -114,22 +117,22 @@ def scorer(name: str, *, granularity: str, needs=("calib",), params=(), version:
         raise ValueError(f"scorer {name!r}: needs {tuple(needs)} are not among {NEEDS}")
 
     def wrap(fn):
-        SCORERS.add(name, ScorerSpec(name, fn, granularity, tuple(needs), tuple(params), version))
+        SCORERS.add(name, ScorerSpec(name, fn, granularity, tuple(needs), tuple(params), version, tuple(gradients)))
         return fn
 
     return wrap
 
 
-def method(name: str, *, scorer: str | None = None, allocator: str | None = None, quantizer: str | None = "rtn",
+def method(name: str, *, scorer: str | None = None, allocator: str | None = None, quantizer: str | None = COMMON,
            paper: str = "", native: bool = False, **options) -> MethodSpec:
     """Register a method; the allocator defaults to the common one of its scorer's granularity."""
     if allocator is None and scorer is not None:
         allocator = DEFAULT_ALLOCATOR[SCORERS.get(scorer).granularity]
     if allocator is None:
         raise ValueError(f"method {name!r} has neither a scorer nor an allocator; name one of them")
-    unread = set(options) - set(ALLOCATORS.get(allocator).options)
-    if unread:
-        raise ValueError(f"method {name!r}: allocator {allocator!r} reads {ALLOCATORS.get(allocator).options}, not {sorted(unread)}")
+    read = ALLOCATORS.get(allocator).options + (QUANTIZERS.get(quantizer).options if quantizer not in (None, COMMON) else ())
+    if set(options) - set(read):
+        raise ValueError(f"method {name!r}: allocator {allocator!r} and quantizer {quantizer!r} read {read}, not {sorted(set(options) - set(read))}")
     return METHODS.add(name, MethodSpec(name, scorer, allocator, quantizer, paper, native, options))
 
 
@@ -155,6 +158,29 @@ def resolve_method(name: str) -> MethodSpec:
         raise UserError(f"method {name!r} has {len(parts)} parts; write scorer+allocator or scorer+allocator+quantizer")
     base = SCORERS.get(parts[0])
     exempt = ALLOCATORS.get(parts[1]).exempt
-    quant = parts[2] if len(parts) == 3 else "rtn"
-    QUANTIZERS.get(quant)
+    quant = parts[2] if len(parts) == 3 else COMMON
+    if quant != COMMON:
+        QUANTIZERS.get(quant)
     return MethodSpec(name, base.name, parts[1], quant, native=exempt)
+
+
+FOLLOWS = {"N": int, "N-1": lambda bits: max(1, int(bits) - 1), "budget": float}  # options that take their value from the budget
+
+
+def variants(spec: MethodSpec, common: str, budgets: tuple[float, ...], ratios: tuple[float, ...]) -> list[tuple[MethodSpec, float | None]]:
+    """The rows that a method stands for in a grid: (method, stored bits or None).
+
+    Common rows take the grid's quantizer and come once a budget.  A native row whose options follow the budget ("N" = its
+    whole bits) comes once a budget too, with its own true bits; "ratio" as an option's value makes one row a kept ratio.
+    """
+    if spec.quantizer == COMMON:
+        spec = replace(spec, quantizer=common)
+    follows = [k for k, v in spec.options.items() if v in FOLLOWS]
+    by_ratio = [k for k, v in spec.options.items() if v == "ratio"]
+    out = []
+    for bits in budgets if spec.budgeted or follows else (None,):
+        followed = {k: FOLLOWS[spec.options[k]](bits) for k in follows}
+        for ratio in ratios if by_ratio else (None,):
+            name = f"{spec.name}@{ratio:g}" if by_ratio and len(ratios) > 1 else spec.name
+            out.append((replace(spec, name=name, options=spec.options | followed | dict.fromkeys(by_ratio, ratio)), bits))
+    return out

@@ -146,6 +146,10 @@ class ScoreContext:
     allowed: tuple[str, ...] = ()  # what the scorer declared
     task_metric: Callable[[torch.nn.Module, int], tuple[float, float]] | None = None  # (model, documents) -> (0..1, gold nats a token)
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    solver_calib: CalibSet | None = None  # needs "gradients" or "hessian": what solvers calibrate on
+    gradients: Callable[[str], dict[str, torch.Tensor]] | None = None  # "abs" | "square" | "sum" -> Σ over sequences, float32 [out, in]
+    corrupted: Callable[[], dict[str, torch.Tensor]] | None = None  # ŵ of every linear at the base level, in the model's dtype
+    base: Callable[[tuple[int, int]], LayerPlan] | None = None  # how a linear of that shape is stored at the base level
 
     def param(self, name: str) -> Any:
         """Return a config field; one that the scorer did not declare is an error (it would not be in its key)."""

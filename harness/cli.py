@@ -23,6 +23,7 @@ run types
 methods
   {methods}
   A name ending in -native is the published form with its own allocation, quantizer and true bits.
+  Native rows and bnb-* do not meet the budget; where they have a choice they take its whole bits (2.25 -> 2).
   scorer+allocator[+quantizer] builds a combination, e.g. TAQ+knapsack+rtn.
 
 data sets
@@ -52,7 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--method", dest="methods", nargs="+", metavar="M", help="methods of the list below (default: TAQ TAQO TAQoS); several allowed")
     add("--dataset", dest="datasets", nargs="+", metavar="D", help="data sets of the list below (default: all three)")
     add("--avg_bits", nargs="+", type=float, metavar="B", help="stored bits a weight that every common row gets, met from below within --tolerance")
-    add("--seeds", nargs="+", type=int, metavar="S", help="seeds of methods that draw random numbers (default: 42)")
+    add("--seeds", nargs="+", type=int, metavar="S", help="seeds of random scores and of the documents that solvers and gradients read; "
+        "several give mean and sd (default: 42)")
     add("--plugin", action="append", default=[], metavar="FILE", help="load scorers and methods from a Python file; repeatable")
     add("--dry_run", action="store_true", help="print the cells, what is cached, estimates of time and memory; compute nothing")
     add("--eval_only", action="store_true", help="evaluate stored plans; a cell without one fails instead of being scored")
@@ -69,6 +71,9 @@ def _data_flags(add) -> None:
     add("--data_dir", metavar="DIR", help="folder with the data sets in the hub's layout; implies --data_source folder")
     add("--calib_size", type=int, metavar="N", help="documents that calibrate; if the source is short, the ratio to --eval_size is kept and said")
     add("--eval_size", type=int, metavar="N", help="documents that evaluate")
+    add("--calib", metavar="C", help="what solvers and gradients calibrate on: task (worked documents), c4, wikitext2, or mix:0.5 (share of task)")
+    add("--calib_tokens", type=int, metavar="T", help="tokens that they read, drawn by --seeds (default: 8192; full: 262144, as published)")
+    add("--calib_window", type=int, metavar="T", help="tokens of a window of general text (default: 512; full: 2048)")
     add("--split_seed", type=int, metavar="S", help="seed of the stratified split (default: 42)")
 
 
@@ -77,7 +82,13 @@ def _method_flags(add) -> None:
     add("--kl_docs", type=int, metavar="N", help="calibration documents that TAQoS reads (64; test 32)")
     add("--oracle_docs", type=int, metavar="N", help="labelled calibration documents that TAQO-oracle reads (32; test 16)")
     add("--oracle_metric", choices=("task", "loglik"), help="what TAQO-oracle measures: the task score, or the smoother gold log-likelihood")
-    add("--published", action="store_true", default=None, help="reproduce the script's final-norm, rounding and padding quirks (docs/METHODS.md)")
+    add("--published", action="store_true", default=None, help="reproduce the published codes' quirks (docs/METHODS.md)")
+    add("--quantizer", choices=("gptq", "rtn"), help="quantizer of every common row (default: gptq)")
+    add("--loss_mask", choices=("all", "answer"), help="tokens whose loss a gradient follows: all (as TaCQ published) or the gold answer's")
+    add("--grad_dtype", choices=("fp32", "bf16", "fp16"), help="arithmetic of gradients; 16 bits where float32 does not fit (default: fp32)")
+    add("--corrupt", choices=("gptq", "rtn"), help="quantized model that TaCQ compares with (default: gptq, as published)")
+    add("--keep_ratio", nargs="+", type=float, metavar="R", help="kept weights of native rows such as TaCQ-native; several from one scoring "
+        "(default: 0.0035)")
     add("--levels", nargs="+", type=int, metavar="B", help="bits that a linear may get, of 2 3 4 5 6 8 16 (default: all)")
     add("--group_size", type=int, metavar="G", help="input columns that share a scale (default: largest of 128, 96, 64, 32 that fits)")
     add("--tolerance", type=float, metavar="T", help="how far below --avg_bits a plan may stay (default: 0.01)")
@@ -157,7 +168,7 @@ def _main(argv: list[str]) -> int:
     args.pop("plugin")
     token = args.pop("hf_token") or os.environ.get("HF_TOKEN")
     dry, eval_only = args.pop("dry_run"), args.pop("eval_only")
-    lists = {k: tuple(args.pop(k)) for k in ("models", "methods", "datasets", "avg_bits", "seeds", "levels") if args.get(k)}
+    lists = {k: tuple(args.pop(k)) for k in ("models", "methods", "datasets", "avg_bits", "seeds", "levels", "keep_ratio") if args.get(k)}
     grid = build_grid(args.pop("run_type"), **args, **lists, eval_only=eval_only or None)
     return run(grid, token, dry)
 

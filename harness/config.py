@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 
 from core.errors import UserError
-from core.registry import DATASETS, MethodSpec, did_you_mean, resolve_method
+from core.registry import DATASETS, QUANTIZERS, SCORERS, MethodSpec, did_you_mean, resolve_method, variants
 
 BRIEF_MODELS = ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2-7B-Instruct",
                 "google/gemma-2-9b-it", "meta-llama/Llama-3.1-8B-Instruct")
@@ -12,6 +12,7 @@ BRIEF_DATASETS = ("trivia_qa", "mmlu_pro", "code_mmlu")
 BRIEF_METHODS = ("TAQ", "TAQO", "TAQoS")
 CONTROLS = ("fp16", "uniform", "random")  # every table carries them
 AUTO_GROUPS = (128, 96, 64, 32)
+COMMON_QUANTIZERS = ("gptq", "rtn")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,16 @@ class Grid:
     oracle_docs: int = 32
     oracle_metric: str = "task"  # task | loglik
     published: bool = False
+    # calibration of solvers (Hessians) and gradients
+    calib: str = "task"  # task | c4 | wikitext2 | mix:0.5
+    calib_tokens: int = 8192  # published: 262144
+    calib_window: int = 512  # tokens of a window of general text; published: 2048
+    loss_mask: str = "all"  # all | answer: which tokens a gradient's loss counts
+    grad_dtype: str = "fp32"  # fp32 | bf16 | fp16
+    corrupt: str = "gptq"  # gptq | rtn: the quantized model that TaCQ compares with
     # quantization
+    quantizer: str = "gptq"  # of all common rows
+    keep_ratio: tuple[float, ...] = (0.0035,)  # kept weights of native rows with a ratio
     levels: tuple[int, ...] = (2, 3, 4, 5, 6, 8, 16)
     group_size: int | None = None  # None = the largest of 128, 96, 64, 32 that fits every width and the budget
     tolerance: float = 0.01
@@ -58,7 +68,8 @@ class Grid:
     eval_only: bool = field(default=False, metadata={"runtime": True})
 
     def __post_init__(self):
-        checks = {"calib_size": 1, "eval_size": 1, "score_docs": 1, "kl_docs": 1, "oracle_docs": 1, "batch_tokens": 64, "threads": 0}
+        checks = {"calib_size": 1, "eval_size": 1, "score_docs": 1, "kl_docs": 1, "oracle_docs": 1, "calib_tokens": 2, "calib_window": 2,
+                  "batch_tokens": 64, "threads": 0}
         for name, least in checks.items():
             if getattr(self, name) < least:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
@@ -66,6 +77,12 @@ class Grid:
             raise UserError(f"--group_size is {self.group_size}; give 8 or more input columns, or leave it out for the largest that fits")
         if min((*self.seeds, self.split_seed)) < 0:
             raise UserError(f"--seeds {self.seeds} and --split_seed {self.split_seed} must not be negative")
+        choices = {"loss_mask": ("all", "answer"), "grad_dtype": ("fp32", "bf16", "fp16"), "corrupt": ("gptq", "rtn"), "quantizer": COMMON_QUANTIZERS}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"--{name} is {getattr(self, name)!r}; use one of: {', '.join(allowed)}")
+        if not self.keep_ratio or not all(0 < r < 0.5 for r in self.keep_ratio):
+            raise UserError(f"--keep_ratio {self.keep_ratio} is out of range; give shares above 0 and below 0.5, such as 0.0035")
         if not 0 < self.tolerance < 1:
             raise UserError(f"--tolerance is {self.tolerance}; give bits a weight above 0 and below 1, such as 0.01")
         bad = [b for b in self.levels if b not in (2, 3, 4, 5, 6, 8, 16)]
@@ -81,7 +98,7 @@ class Grid:
 PRESETS = {
     "demo": dict(models=(DEMO_MODEL,), data_source="embedded", calib_size=512, eval_size=2048, max_length=512, avg_bits=(4.25,)),
     "test": dict(models=BRIEF_MODELS, calib_size=32, eval_size=64, score_docs=32, kl_docs=32, oracle_docs=16, max_length=256, avg_bits=(4.25,)),
-    "full": dict(models=BRIEF_MODELS, calib_size=512, eval_size=2048, max_length=512, avg_bits=(4.25,)),
+    "full": dict(models=BRIEF_MODELS, calib_size=512, eval_size=2048, max_length=512, avg_bits=(4.25,), calib_tokens=262144, calib_window=2048),
 }
 
 
@@ -124,21 +141,23 @@ def cells_of(grid: Grid) -> list[Cell]:
     cells = []
     for model in grid.models:
         for name in grid.methods:
-            spec = resolve_method(name)
-            budgets = grid.avg_bits if spec.budgeted else (None,)
-            seeds = grid.seeds if seeded(spec) else grid.seeds[:1]
-            cells += [Cell(model, spec, dataset, bits, seed) for bits in budgets for seed in seeds for dataset in grid.datasets]
+            for spec, bits in variants(resolve_method(name), grid.quantizer, grid.avg_bits, grid.keep_ratio):
+                seeds = grid.seeds if seeded(spec) else (0,)
+                cells += [Cell(model, spec, dataset, bits, seed) for seed in seeds for dataset in grid.datasets]
     return cells
 
 
 def seeded(spec: MethodSpec) -> bool:
-    """Whether a method's result depends on the seed."""
-    from core.registry import SCORERS
-
-    return spec.scorer is not None and "seed" in SCORERS.get(spec.scorer).params
+    """Whether a method's result depends on the seed: it draws numbers, or calibrates on documents that the seed draws."""
+    if spec.quantizer and set(QUANTIZERS.get(spec.quantizer).needs):
+        return True
+    if spec.scorer is None:
+        return False
+    found = SCORERS.get(spec.scorer)
+    return "seed" in found.params or bool(set(found.needs) & {"gradients", "hessian"})
 
 
 def settings(grid: Grid) -> dict:
     """The fields that must agree for two cells to stand in one table: all but the axes and how it was run."""
-    axes = {"models", "methods", "datasets", "avg_bits", "seeds"}
+    axes = {"models", "methods", "datasets", "avg_bits", "seeds", "keep_ratio"}
     return {f.name: getattr(grid, f.name) for f in fields(grid) if f.name not in axes and not f.metadata.get("runtime")}

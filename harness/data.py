@@ -6,6 +6,8 @@ from functools import cache
 
 from core.digest import digest, write_json
 from core.types import CalibSet
+from evaluation.calibration import build_solver_calib, calib_digest, parse_calib
+from evaluation.general_text import load_texts
 from evaluation.requests import EvalConfig, Request, batch_plan, build_calib, build_requests, shared_prefix
 from evaluation.sources import load_rows
 from evaluation.splits import Split, split
@@ -71,14 +73,40 @@ def cell_data(session: Session, dataset: str) -> CellData:
         parts = load_split(dataset, grid.data_source, grid.data_dir, session.token, grid.calib_size, grid.eval_size, grid.split_seed)
         task = get_task(dataset)
         cfg = eval_config(grid, task, session.structure["parameters"])
-        calib = build_calib(task, parts.calib, session.tokenizer, grid.max_length, cfg.chat_template, grid.split_seed)
+        if parse_calib(grid.calib).kind in ("c4", "wikitext2"):  # scorers that read prompts read the general text too
+            calib = _solver_calib(session, task, cfg, parts.calib, grid.split_seed)
+        else:  # a mix would show them answers, so it is for solvers and gradients only
+            calib = build_calib(task, parts.calib, session.tokenizer, grid.max_length, cfg.chat_template, grid.split_seed)
         requests = tuple(build_requests(task, parts.eval, parts.calib, session.tokenizer, cfg))
-        calib_digest = digest([list(calib.doc_ids), [list(map(int, t)) for t in calib.tokens], [list(map(bool, m)) for m in calib.loss_mask]])
+        prompts = digest([list(calib.doc_ids), [list(map(int, t)) for t in calib.tokens], [list(map(bool, m)) for m in calib.loss_mask]])
         labels = [[d.doc_id, d.question, d.gold, d.gold_index, list(d.aliases), list(d.options)] for d in parts.calib]
         labels_digest = digest([task.name, task.version, labels])
-        data = evaluation_plan(CellData(task, cfg, calib, parts.calib, requests, (), parts.note, calib_digest, labels_digest, ""))
+        data = evaluation_plan(CellData(task, cfg, calib, parts.calib, requests, (), parts.note, prompts, labels_digest, ""))
         cache[dataset] = backed_off(session, data)
     return cache[dataset]
+
+
+def _solver_calib(session: Session, task: Task, cfg: EvalConfig, docs, seed: int) -> CalibSet:
+    grid = session.grid
+    return build_solver_calib(parse_calib(grid.calib), task, docs, session.tokenizer, scoring=cfg.scoring, max_length=grid.max_length,
+                              chat=cfg.chat_template, loss=grid.loss_mask, budget_tokens=grid.calib_tokens, window=grid.calib_window, seed=seed,
+                              texts=lambda name: load_general(name, grid.data_source, grid.data_dir, session.token))
+
+
+@cache
+def load_general(name: str, source: str, data_dir: str | None, token: str | None) -> list[str]:
+    """Read a general text once a process."""
+    return load_texts(name, source, data_dir, token)
+
+
+def solver_calib(session: Session, data: CellData, seed: int) -> tuple[CalibSet, str]:
+    """What Hessians and gradients of a cell are calibrated on, drawn by its seed, and its digest; cached on the session."""
+    cache = session.__dict__.setdefault("_solver_calib", {})
+    key = (data.task.name, seed)
+    if key not in cache:
+        found = _solver_calib(session, data.task, data.cfg, data.calib_docs, seed)
+        cache[key] = found, calib_digest(found)
+    return cache[key]
 
 
 def _marker(session: Session, data: CellData) -> tuple[str, dict]:

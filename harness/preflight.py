@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.errors import DataError, UserError
-from core.registry import SCORERS, resolve_method
+from core.registry import QUANTIZERS, SCORERS
 from harness.config import Grid, cells_of, seeded
 from harness.data import CellData, cell_data
 from harness.keys import cell_key, scores_key
@@ -66,12 +66,26 @@ def describe(data: CellData, say) -> None:
 
 def check_disk(session: Session, grid: Grid) -> None:
     """Room for samples, and for scores: element scores are float32 a weight, all others are small."""
-    specs = [resolve_method(name) for name in grid.methods]
-    wide = sum(SCORERS.get(s.scorer).granularity == "element" for s in specs if s.scorer)
+    wide = element_entries(session, grid)
     needed = 4 * wide * sum(r * c for r, c in session.shapes.values()) + 2**28
     free = shutil.disk_usage(session.store.root).free
     if free < needed:
         raise UserError(f"{session.store.root} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed; free some or use --cache_dir")
+
+
+def element_entries(session: Session, grid: Grid) -> int:
+    """How many numbers a weight the store will hold: element scores and gradient sums, each once a data set, seed and base level."""
+    found = set()
+    for cell in (c for c in cells_of(grid) if c.model == session.label):
+        where = (cell.dataset, cell.seed)
+        spec = SCORERS.get(cell.method.scorer) if cell.method.scorer else None
+        if spec is not None:
+            found |= {(kind, *where) for kind in spec.gradients}
+            if spec.granularity == "element":
+                found.add((spec.name, cell.avg_bits if "base" in spec.params else None, *(where if spec.needs else ())))
+        if cell.method.quantizer and "fisher" in QUANTIZERS.get(cell.method.quantizer).needs:
+            found.add(("square", *where))
+    return len(found)
 
 
 def check_memory(session: Session, data: CellData) -> None:

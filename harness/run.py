@@ -15,6 +15,7 @@ from harness.samples import samples
 from harness.session import Session
 from harness.stages import plan
 from harness.store import Store
+from harness.weights import reads_data, true_plan
 
 log = logging.getLogger(__name__)
 
@@ -64,4 +65,8 @@ def compute_cell(session: Session, cell: Cell, cell_id: str, data: CellData, pro
     key, found, seconds, batched = samples(session, cell, data, plan_id, made, progress)
     stages = {"scores": facts["scores"], "plan": plan_id, "plan_entry": facts.get("plan_entry"), "samples": key}
     timing = {"scores": facts["score_seconds"], "samples": seconds}
+    if reads_data(cell):
+        stages["weights"], made, solved = true_plan(session, cell, data, plan_id, made, progress)
+        timing["weights"] = solved.pop("seconds")
+        made.notes["solver"] = solved
     return document(session, cell, cell_id, batched, made, scored, {"stages": stages, "seconds": timing}, found), found

@@ -23,6 +23,7 @@ from harness.progress import Progress
 from harness.session import Session
 from harness.stages import provenance, write_batch
 from harness.store import Store
+from harness.weights import put_weights, reads_data
 
 log = logging.getLogger(__name__)
 LEAST_TOKENS = 256  # a batch budget below this does not help: one document is then too long for the memory
@@ -46,7 +47,7 @@ def samples(session: Session, cell: Cell, data: CellData, plan_id: str, made: Pl
             with session.store.lock(key):
                 entry = session.store.get(key)
                 if entry is None:
-                    seconds = compute(session, cell, data, key, made, progress)
+                    seconds = compute(session, cell, data, key, plan_id, made, progress)
                     found = provenance(session, cell, data, made) | {"seconds": seconds}
                     entry = session.store.put(key, identity, found, lambda folder: _collect(session.store, key, data, folder))
                     shutil.rmtree(session.store.partial(key), ignore_errors=True)
@@ -78,7 +79,7 @@ def smaller(session: Session, data: CellData) -> CellData:
     return back_off(session, data, half)
 
 
-def compute(session: Session, cell: Cell, data: CellData, key: str, made: Plan, progress: Progress) -> float:
+def compute(session: Session, cell: Cell, data: CellData, key: str, plan_id: str, made: Plan, progress: Progress) -> float:
     """Run the batches that are not there yet; returns the seconds spent now."""
     folder = session.store.partial(key)
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,10 @@ def compute(session: Session, cell: Cell, data: CellData, key: str, made: Plan, 
     todo = [i for i in range(len(data.batches)) if not (folder / f"{i:05d}.jsonl").exists()]
     if not todo:
         return 0.0
-    session.originals.apply(made, published_quantizer(cell.method, session.grid.published), progress.stage(f"{cell.method.name}: quantizing"))
+    if reads_data(cell):
+        put_weights(session, cell, data, plan_id, made, progress)
+    else:
+        session.originals.apply(made, published_quantizer(cell.method, session.grid.published), progress.stage(f"{cell.method.name}: quantizing"))
     prefix = make_prefix(session.model, data.requests, data.cfg)
     for index in todo:
         progress.update(f"{cell.method.name} on {data.task.name}", index, len(data.batches))

@@ -18,13 +18,14 @@ from core.types import Budget, Plan, ScoreContext, Scores
 from evaluation.engine import evaluate
 from evaluation.metrics import mean_task_metric
 from harness.config import Cell, settings
-from harness.data import CellData, labelled_requests
+from harness.data import CellData, labelled_requests, solver_calib
 from harness.environment import versions
-from harness.keys import VERSIONS, plan_key, plan_options, published_quantizer, score_params, scores_key
+from harness.keys import VERSIONS, base_layer, distortion_quantizer, plan_key, plan_options, score_params, scores_key
 from harness.plans import plan_digest, read_plan, write_plan
 from harness.progress import Progress
 from harness.session import Session
 from harness.store import stage_key
+from harness.weights import corrupted, gradients
 from quantization.allocate import AllocContext
 from quantization.apply import distortion_table
 from quantization.bits import check_budget, full_precision_plan, make_plan
@@ -56,7 +57,7 @@ def scores(session: Session, cell: Cell, data: CellData, progress: Progress) -> 
         if entry is None:
             refuse_if_eval_only(session, "scores", key)
             start = time.perf_counter()
-            found = run_scorer(session, spec, score_params(session, cell), data, progress)
+            found = run_scorer(session, spec, cell, data, progress)
             seconds = time.perf_counter() - start
             values = {fqn: t.float().cpu().contiguous().numpy() for fqn, t in found.values.items()}
             head = {"granularity": found.granularity, "unit": found.unit, "levels": found.levels, "notes": found.notes}
@@ -73,7 +74,7 @@ def scores(session: Session, cell: Cell, data: CellData, progress: Progress) -> 
     return key, Scores(head["granularity"], values, head["unit"], levels, head["notes"]), seconds
 
 
-def run_scorer(session: Session, spec, params: dict, data: CellData, progress: Progress) -> Scores:
+def run_scorer(session: Session, spec, cell: Cell, data: CellData, progress: Progress) -> Scores:
     """Call a scorer on the weights as loaded and check what it gives back."""
     session.originals.restore()
     asked: dict[int, tuple] = {}
@@ -83,10 +84,16 @@ def run_scorer(session: Session, spec, params: dict, data: CellData, progress: P
             asked[documents] = labelled_requests(session, data, documents)
         return mean_task_metric(evaluate(model, session.tokenizer, data.task, asked[documents], data.cfg))
 
+    params, reads = score_params(session, cell), set(spec.needs)
     ctx = ScoreContext(session.model, session.tokenizer, session.linears, session.blocks, session.block_of,
-                       data.calib if "calib" in spec.needs else None, params, spec.params,
-                       task_metric if "labels" in spec.needs else None, progress.update)
+                       data.calib if "calib" in reads else None, params, spec.params,
+                       task_metric if "labels" in reads else None, progress.update,
+                       solver_calib(session, data, cell.seed)[0] if reads & {"gradients", "hessian"} else None,
+                       (lambda kind: gradients(session, cell, data, kind, progress)) if "gradients" in reads else None,
+                       (lambda: corrupted(session, cell, data, progress)) if "base" in spec.params else None,
+                       (lambda shape: base_layer(params["base"], shape)) if "base" in spec.params else None)
     found = spec.fn(ctx)
+    session.originals.restore()
     check_scores(found, spec, session.shapes)
     return found
 
@@ -115,7 +122,7 @@ def plan(session: Session, cell: Cell, data: CellData, progress: Progress) -> tu
     found = None
     if spec.scorer:
         facts["scores"], found, facts["score_seconds"] = scores(session, cell, data, progress)
-    quant, options = published_quantizer(spec, session.grid.published), plan_options(session, spec)
+    quant, options = distortion_quantizer(spec, session.grid.published), plan_options(session, spec)
     key, identity = plan_key(session, cell, facts["scores"])
     with session.store.lock(key):
         entry = session.store.get(key)

@@ -108,7 +108,8 @@ def _row(cell: dict, paired: dict | None) -> dict:
            "accuracy": part("accuracy", "value"), "accuracy_low": part("accuracy", "low"), "accuracy_high": part("accuracy", "high"),
            "f1": part("f1", "value"), "loglik": part("gold_loglik", "value"), "parse_fail": part("parse_fail", "value"),
            "truncated": part("truncated", "value"), "scoring": cell["scoring"],
-           "budgeted": cell["avg_bits"] is not None, "order": ROW_ORDER.get(name, 20 if cell["method"]["native"] else 10),
+           "budgeted": cell["avg_bits"] is not None and not cell["method"]["native"],
+           "order": ROW_ORDER.get(name, 20 if cell["method"]["native"] else 10),
            "dataset_order": _dataset_order(cell["dataset"])}
     for metric, short in (("accuracy", "d_accuracy"), ("gold_loglik", "d_loglik")):
         found = paired[metric] if paired else {}

@@ -92,8 +92,8 @@ def _total(value: torch.Tensor, levels: int) -> np.ndarray:
 
 
 def positive_weights(scores: Scores, names: list[str]) -> np.ndarray:
-    """One positive weight a linear: exp(z) of standardised scores, else the sum of scores, floored at FLOOR of the largest."""
-    raw = np.array([float(scores.values[n].double().sum()) for n in names])
+    """One positive weight a linear: exp(z) of standardised scores, else the mean score, floored at FLOOR of the largest."""
+    raw = np.array([float(scores.values[n].double().mean()) for n in names])
     if not np.isfinite(raw).all():
         bad = names[int(np.flatnonzero(~np.isfinite(raw))[0])]
         raise UserError(f"the score of {bad} is not finite; a scorer must give finite numbers")
@@ -117,18 +117,18 @@ def topk_keep(ctx: AllocContext):
     rows = torch.tensor([ctx.shapes[n][0] if channel else 1 for n in names])
     # an upper bound on how many fit: their 16-bit values alone would fill what is left
     most = min(len(flat), spare // 16 if not channel else int(spare // (16 * int(rows.min()))))
-    order = _first_k(flat, most)
+    order = first_k(flat, most)
     layer_id = torch.bucketize(order, torch.tensor(np.cumsum(sizes)), right=True).numpy()
     low, high = 0, len(order)
     while low < high:  # the most kept weights whose values and index fit; cost grows with k
         mid = (low + high + 1) // 2
         low, high = (mid, high) if _keep_cost(ctx, names, order[:mid], layer_id[:mid], sizes) <= spare else (low, mid - 1)
-    masks = _masks(ctx, names, order[:low], sizes)
+    masks = masks_of(ctx, names, order[:low], sizes)
     layers = {n: LayerPlan(base, ctx.budget.group_size, ctx.budget.scale_bits, keep=masks.get(n)) for n in names}
     return layers, {"kept": low, "kept_share": float(sum(m.sum() for m in masks.values()) / sum(r * c for r, c in ctx.shapes.values()))}
 
 
-def _first_k(flat: torch.Tensor, k: int) -> torch.Tensor:
+def first_k(flat: torch.Tensor, k: int) -> torch.Tensor:
     """Positions of the k highest scores, best first; equal scores by position in the model."""
     if k == 0:
         return torch.zeros(0, dtype=torch.long)
@@ -141,7 +141,7 @@ def _first_k(flat: torch.Tensor, k: int) -> torch.Tensor:
 def _keep_cost(ctx, names, order, layer_id, sizes) -> int:
     """Bits of values and indices of a prefix of the ranking; per linear the cheaper of CSR and bitmap."""
     if ctx.scores.granularity == "channel":
-        return sum(kept_bits(m) for m in _masks(ctx, names, order, sizes).values())
+        return sum(kept_bits(m) for m in masks_of(ctx, names, order, sizes).values())
     starts = np.concatenate([[0], np.cumsum(sizes)])
     local = order.numpy() - starts[layer_id]
     total = 0
@@ -152,7 +152,7 @@ def _keep_cost(ctx, names, order, layer_id, sizes) -> int:
     return total
 
 
-def _masks(ctx, names, order, sizes) -> dict[str, np.ndarray]:
+def masks_of(ctx, names, order, sizes) -> dict[str, np.ndarray]:
     """Boolean [out, in] masks of the kept positions, for the linears that keep any."""
     flags = torch.zeros(sum(sizes), dtype=torch.bool)
     flags[order] = True
@@ -170,3 +170,4 @@ def _grid_plan(bits: int, budget: Budget) -> LayerPlan:
 
 def _total_bits(ctx: AllocContext) -> int:
     return int(ctx.budget.avg_bits * sum(r * c for r, c in ctx.shapes.values()) + 1e-6)
+

@@ -4,11 +4,15 @@ The weights as loaded stay on the CPU once; a quantized weight always starts fro
 previous plan, so the order of cells cannot matter.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
+from core.errors import UserError
 from core.registry import QUANTIZERS
-from core.types import Budget, LayerPlan, Plan
+from core.types import Aid, Budget, CalibSet, LayerPlan, Plan, Stored
+from quantization.stream import BlockStream, walk
 
 
 class Originals:
@@ -18,6 +22,7 @@ class Originals:
         self.linears = linears
         self.weights = {fqn: lin.weight.detach().to("cpu", copy=True) for fqn, lin in linears.items()}
         self.changed: set[str] = set()
+        self.holds: str | None = None  # digest of what the linears hold now, for who wants to skip doing it again
 
     def apply(self, plan: Plan, quantizer: str | None, step=lambda done, total: None) -> None:
         """Make the model hold the plan's weights; linears the plan does not name are as loaded."""
@@ -29,6 +34,7 @@ class Originals:
     @torch.no_grad()
     def write(self, layers: dict[str, LayerPlan], quantizer: str | None, step=lambda done, total: None) -> None:
         """Quantize the linears named, always from the weights as loaded."""
+        self.holds = None
         for done, (fqn, layer) in enumerate(layers.items(), 1):
             self._write(fqn, QUANTIZERS.get(quantizer).fn(self._on_device(fqn), layer))
             self.changed.add(fqn)
@@ -36,9 +42,40 @@ class Originals:
 
     def restore(self, names: set[str] | None = None) -> None:
         """Make the linears named (all, if none are) as they were loaded."""
+        self.holds = None
         for fqn in set(self.changed if names is None else names):
             self._write(fqn, self.weights[fqn])
             self.changed.discard(fqn)
+
+    @torch.no_grad()
+    def solve(self, layers: dict[str, LayerPlan], quantizer: str, *, model, blocks, block_of: dict[str, int], calib: CalibSet | None = None,
+              fisher: dict[str, torch.Tensor] | None = None, options: dict | None = None, step=lambda done, total: None) -> dict[str, Stored]:
+        """Quantize the linears named by a quantizer that reads data; returns what came out, without the weights.
+
+        Always from the weights as loaded; linears at 16 bits and those not named are as loaded.  Quantizers that
+        need a Hessian see the inputs that the blocks before, already quantized, give.
+        """
+        spec, out = QUANTIZERS.get(quantizer), {}
+        self.restore()
+        todo = {fqn: self.linears[fqn] for fqn, layer in layers.items() if layer.bits < 16 or layer.group_bits is not None}
+        out |= {fqn: Stored(torch.empty(0), layer) for fqn, layer in layers.items() if fqn not in todo}
+
+        def solve_one(fqn: str, aid: Aid) -> torch.Tensor:
+            given = replace(aid, options=options or {}, fisher=None if fisher is None else fisher[fqn])
+            found = spec.fn(self._on_device(fqn).float(), layers[fqn], given)
+            if not torch.isfinite(found.values).all():
+                raise UserError(f"{quantizer} gave {fqn} weights that are not finite; use more calibration tokens (--calib_tokens) or more bits")
+            self.changed.add(fqn)
+            out[fqn] = replace(found, values=torch.empty(0), parts={})
+            return found.values.to(self.linears[fqn].weight.dtype)
+
+        if set(spec.needs) & {"hessian", "inputs"}:
+            walk(BlockStream(model, blocks, calib.tokens), todo, block_of, solve_one, sequential=spec.sequential, progress=step)
+        else:
+            for done, fqn in enumerate(todo, 1):
+                self._write(fqn, solve_one(fqn, Aid(fqn)))
+                step(done, len(todo))
+        return {fqn: out[fqn] for fqn in layers}
 
     def _on_device(self, fqn: str) -> torch.Tensor:
         return self.weights[fqn].to(self.linears[fqn].weight.device)

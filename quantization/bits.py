@@ -106,7 +106,8 @@ def _bilevel(plan: LayerPlan, rows: int, cols: int) -> int:
 
 
 def _slim(plan: LayerPlan, rows: int, cols: int) -> int:
-    widths, bits = group_widths(cols, plan.group_size), plan.group_bits.astype(np.int64)
+    widths = group_widths(cols, plan.group_size)
+    bits = np.full(len(widths), plan.bits) if plan.group_bits is None else plan.group_bits.astype(np.int64)
     zeros = whole_bytes(rows * int(bits[bits > 1].sum())) + 16 * rows * int((bits == 1).sum())
     return whole_bytes(rows * int((widths * bits).sum())) + rows * len(widths) * plan.scale_bits + zeros + whole_bytes(len(widths) * MAP_BITS)
 

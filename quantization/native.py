@@ -2,11 +2,14 @@
 
 ``top_fraction``     the top share of blocks at ``high`` bits, the rest at ``low`` (TAQ, TAQoS: 25 % at 8, rest 4).
 ``keep_edges_topk``  first and last blocks and the best others at 16 bits, the rest at ``low`` (TAQO).
+``flat``             every linear alike: bits, group size (none = one scale a row), and how it is stored.
+``global_topk``      the same, and the best ``ratio`` of all weights, over the whole model, kept at 16 bits (TaCQ).
 ``balanced``         per linear, as many column groups at N+1 bits as at N−1 (the allocation rule of SliM-LLM).
 ``none``             the model as it was loaded.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ import torch
 from core.errors import UserError
 from core.registry import allocator
 from core.types import LayerPlan
-from quantization.allocate import AllocContext, spread_order
+from quantization.allocate import AllocContext, first_k, masks_of, spread_order
 
 PUBLISHED_GROUP = 128  # the script's group size; scale and zero are float32 there, and counted here
 
@@ -83,3 +86,27 @@ def balanced(ctx: AllocContext):
 def none(ctx: AllocContext):
     """Quantize nothing."""
     return {}, {}
+
+
+@allocator("flat", options=("bits", "group", "scale_bits", "zero_bits", "form", "ordered"), exempt=True)
+def flat(ctx: AllocContext):
+    """The same for every linear, as a published method starts from it; its quantizer may add outliers or group bits."""
+    return {n: _flat(ctx, shape) for n, shape in ctx.shapes.items()}, {}
+
+
+def _flat(ctx: AllocContext, shape: tuple[int, int]) -> LayerPlan:
+    o = ctx.options
+    return LayerPlan(o["bits"], o.get("group") or shape[1], o.get("scale_bits", 16), o.get("zero_bits"), form=o.get("form", "grid"),
+                     ordered=o.get("ordered", False))
+
+
+@allocator("global_topk", options=("bits", "group", "ratio"), exempt=True)
+def global_topk(ctx: AllocContext):
+    """int(ratio · weights) best weights of the model, whatever linear they are in, kept at 16 bits over a flat grid."""
+    if ctx.scores is None or ctx.scores.granularity != "element":
+        raise UserError("global_topk keeps single weights; combine it with an element scorer such as TaCQ or magnitude")
+    names = list(ctx.shapes)
+    sizes = [ctx.scores.values[n].numel() for n in names]
+    best = first_k(torch.cat([ctx.scores.values[n].float().flatten() for n in names]), int(ctx.options["ratio"] * sum(sizes)))
+    masks = masks_of(ctx, names, best, sizes)
+    return {n: replace(_flat(ctx, shape), keep=masks.get(n)) for n, shape in ctx.shapes.items()}, {"kept": len(best)}

@@ -7,9 +7,9 @@ Little-endian bit order, element-major: the b bits of each code follow one anoth
 import numpy as np
 import torch
 
-from core.types import LayerPlan
+from core.types import LayerPlan, Stored
 from quantization.bits import MAP_BITS, csr_widths, group_widths, index_bits
-from quantization.rtn import Encoded, encode, spread_groups
+from quantization.rtn import encode
 
 
 def pack_bits(values: np.ndarray, bits) -> np.ndarray:
@@ -37,21 +37,34 @@ def unpack_bits(packed: np.ndarray, bits, count: int) -> np.ndarray:
 def pack(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False) -> dict[str, np.ndarray]:
     """Quantize ``weight`` [out, in] by round-to-nearest and return its stored arrays by name, all uint8."""
     if plan.bits == 16 and plan.group_bits is None:
-        return {"weight": _raw16(weight)}
+        return {"weight": raw16(weight)}
     enc = encode(weight.float(), plan, float_zero=float_zero)
-    column_bits, zero_bits = _bits(plan, weight.shape)
-    rows = len(enc.scale)
-    arrays = {"codes": pack_bits(enc.codes.numpy(), np.tile(column_bits, rows))}
+    return _arrays(plan, enc.codes, enc.scale, enc.zero, weight)
+
+
+def pack_stored(stored: Stored) -> dict[str, np.ndarray]:
+    """The stored arrays of a linear that a solver left on the common grid (form "grid")."""
+    parts = stored.parts
+    return _arrays(stored.layer, parts["codes"], parts["scale"], parts["zero"], stored.values, parts.get("order"))
+
+
+def _arrays(plan: LayerPlan, codes, scale, zero, weight, order=None) -> dict[str, np.ndarray]:
+    rows, cols = codes.shape
+    group = group_of_column(plan, cols, order)
+    bits, zero_bits = _bits(plan, cols)
+    arrays = {"codes": pack_bits(codes.numpy(), np.tile(bits[group], rows))}
     if plan.scale_bits == 16:
-        arrays["scale"] = enc.scale.half().numpy().view(np.uint8).ravel()
-        arrays["zero"] = pack_bits(enc.zero.numpy(), np.tile(zero_bits, rows))
+        arrays["scale"] = scale.half().numpy().view(np.uint8).ravel()
+        arrays["zero"] = pack_bits(zero.numpy(), np.tile(zero_bits, rows))
     else:
-        arrays["scale"] = enc.scale.numpy().view(np.uint8).ravel()
-        arrays["zero"] = enc.zero.numpy().view(np.uint8).ravel()
+        arrays["scale"] = scale.numpy().view(np.uint8).ravel()
+        arrays["zero"] = zero.numpy().view(np.uint8).ravel()
     if plan.group_bits is not None:
         arrays["map"] = pack_bits(plan.group_bits.astype(np.int64) - 1, MAP_BITS)
+    if plan.ordered:
+        arrays["order"] = pack_bits(order.numpy(), max(1, (cols - 1).bit_length()))
     if plan.keep is not None and plan.keep.any():
-        arrays |= _pack_kept(weight, plan.keep)
+        arrays |= pack_kept(weight, plan.keep)
     return arrays
 
 
@@ -59,41 +72,49 @@ def unpack(arrays: dict[str, np.ndarray], plan: LayerPlan, shape, dtype: torch.d
     """Rebuild ŵ [out, in] from the stored arrays."""
     rows, cols = shape
     if "weight" in arrays:
-        return _from16(arrays["weight"], dtype).reshape(shape)
-    column_bits, zero_bits = _bits(plan, shape)
+        return from16(arrays["weight"], dtype).reshape(shape)
+    order = torch.tensor(unpack_bits(arrays["order"], max(1, (cols - 1).bit_length()), cols)) if plan.ordered else None
+    group = group_of_column(plan, cols, order)
+    bits, zero_bits = _bits(plan, cols)
     groups = len(zero_bits)
-    codes = torch.tensor(unpack_bits(arrays["codes"], np.tile(column_bits, rows), rows * cols).reshape(shape), dtype=torch.uint8)
+    codes = torch.tensor(unpack_bits(arrays["codes"], np.tile(bits[group], rows), rows * cols).reshape(shape)).float()
     if plan.scale_bits == 16:
         scale = torch.tensor(arrays["scale"].view(np.float16).astype(np.float32)).reshape(rows, groups)
         zero = torch.tensor(unpack_bits(arrays["zero"], np.tile(zero_bits, rows), rows * groups), dtype=torch.float32).reshape(rows, groups)
     else:
         scale, zero = (torch.tensor(arrays[k].view(np.float32).copy()).reshape(rows, groups) for k in ("scale", "zero"))
-    out = Encoded(codes, scale, zero, plan.group_size, float_zero).decode().to(dtype)
+    scale, zero = scale[:, group], zero[:, group]
+    out = (codes * scale + zero if float_zero else (codes - zero) * scale).to(dtype)
     if "kept" in arrays:
-        out[torch.tensor(_unpack_mask(arrays, shape))] = _from16(arrays["kept"], dtype)
+        out[torch.tensor(unpack_mask(arrays, shape))] = from16(arrays["kept"], dtype)
     return out
 
 
-def _bits(plan: LayerPlan, shape) -> tuple[np.ndarray, np.ndarray]:
-    """Bits of each column's codes [in] and of each group's zero point [G]."""
-    groups = len(group_widths(shape[1], plan.group_size))
+def group_of_column(plan: LayerPlan, cols: int, order: torch.Tensor | None = None) -> np.ndarray:
+    """The group of each column [in]; groups run over ``order`` where the columns were permuted."""
+    place = np.arange(cols) if order is None else np.argsort(order.numpy())
+    return place // plan.group_size
+
+
+def _bits(plan: LayerPlan, cols: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bits of each group's codes and of its zero point, both [G]."""
+    groups = len(group_widths(cols, plan.group_size))
     bits = np.full(groups, plan.bits) if plan.group_bits is None else plan.group_bits.astype(np.int64)
-    columns = spread_groups(torch.tensor(bits)[None], plan.group_size, shape[1])[0].numpy()
-    return columns, bits if plan.zero_bits is None else np.full(groups, plan.zero_bits)
+    return bits, bits if plan.zero_bits is None else np.full(groups, plan.zero_bits)
 
 
-def _raw16(values: torch.Tensor) -> np.ndarray:
+def raw16(values: torch.Tensor) -> np.ndarray:
     half = values if values.element_size() == 2 else values.bfloat16()
     return half.contiguous().view(torch.uint8).numpy().ravel()
 
 
-def _from16(raw: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+def from16(raw: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
     stored = dtype if dtype.itemsize == 2 else torch.bfloat16
     return torch.tensor(raw).view(stored).to(dtype)
 
 
-def _pack_kept(weight: torch.Tensor, keep: np.ndarray) -> dict[str, np.ndarray]:
-    kept = {"kept": _raw16(weight[torch.as_tensor(keep)])}
+def pack_kept(weight: torch.Tensor, keep: np.ndarray) -> dict[str, np.ndarray]:
+    kept = {"kept": raw16(weight[torch.as_tensor(keep)])}
     kind = index_bits(keep)[1]
     if kind == "columns":
         return kept | {"columns": np.packbits(keep[0], bitorder="little")}
@@ -105,7 +126,7 @@ def _pack_kept(weight: torch.Tensor, keep: np.ndarray) -> dict[str, np.ndarray]:
                    "column_numbers": pack_bits(np.nonzero(keep)[1], column_bits)}
 
 
-def _unpack_mask(arrays: dict[str, np.ndarray], shape) -> np.ndarray:
+def unpack_mask(arrays: dict[str, np.ndarray], shape) -> np.ndarray:
     rows, cols = shape
     if "columns" in arrays:
         return np.tile(np.unpackbits(arrays["columns"], bitorder="little")[:cols].astype(bool), (rows, 1))
@@ -116,3 +137,5 @@ def _unpack_mask(arrays: dict[str, np.ndarray], shape) -> np.ndarray:
     columns = unpack_bits(arrays["column_numbers"], csr_widths(counts, cols)[1], int(counts.sum()))
     mask[np.repeat(np.arange(rows), counts), columns] = True
     return mask
+
+

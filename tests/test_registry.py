@@ -4,7 +4,7 @@ import pytest
 
 import methods
 from core.errors import UserError
-from core.registry import METHODS, SCORERS, Registry, method, resolve_method, scorer
+from core.registry import COMMON, METHODS, SCORERS, Registry, method, resolve_method, scorer
 
 
 def test_collision_names_both_owners():
@@ -29,7 +29,7 @@ def test_methods_of_the_brief_are_there():
 def test_combination():
     spec = resolve_method("TAQ+top_fraction+rtn-float")
     assert (spec.scorer, spec.allocator, spec.quantizer) == ("TAQ", "top_fraction", "rtn-float")
-    assert resolve_method("TAQ+knapsack").quantizer == "rtn"
+    assert resolve_method("TAQ+knapsack").quantizer == COMMON
     for bad in ("TAQ+knapsak", "TAQ+knapsack+rtm", "TAQ+", "a+b+c+d"):
         with pytest.raises(UserError):
             resolve_method(bad)
@@ -42,7 +42,7 @@ def test_misspelt_registrations_are_refused():
         scorer("x", granularity="layer", needs=("calibration",))
     with pytest.raises(ValueError, match="neither a scorer nor an allocator"):
         method("x", scorr="TAQ")
-    with pytest.raises(ValueError, match=r"allocator 'top_fraction' reads .*not \['fractoin'\]"):
+    with pytest.raises(ValueError, match=r"allocator 'top_fraction' and quantizer 'common' read .*not \['fractoin'\]"):
         method("x", scorer="TAQ", allocator="top_fraction", fractoin=0.5)
 
 

@@ -20,7 +20,9 @@ from transformers import (
 )
 
 from core.model import find_blocks, find_linears
-from core.types import CalibSet, ScoreContext
+from core.types import CalibSet, LayerPlan, ScoreContext
+from methods._gradients import gradient_sums
+from quantization.apply import Originals
 
 VOCAB = 320
 COMMON = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, vocab_size=VOCAB,
@@ -71,11 +73,22 @@ def calib_set(count: int = 6, seed: int = 0, task: str = "trivia_qa") -> CalibSe
     return CalibSet(task, tuple(f"doc{i}" for i in range(count)), tokens, tuple(np.ones(len(t), bool) for t in tokens), seed, "t")
 
 
-PARAMS = dict(seed=0, score_docs=256, kl_docs=64, oracle_docs=4, oracle_metric="task", batch_tokens=4096, published=False)
+PARAMS = dict(seed=0, score_docs=256, kl_docs=64, oracle_docs=4, oracle_metric="task", batch_tokens=4096, published=False, grad_dtype="fp32",
+              base={"bits": 3, "group": 8, "quantizer": "gptq", "options": {}})
 
 
 def context(model, spec, calib: CalibSet | None = None, tokenizer=None, metric=None, **params) -> ScoreContext:
     """What the harness would hand to a scorer."""
     linears, block_of = find_linears(model)
-    return ScoreContext(model, tokenizer or byte_tokenizer(), linears, find_blocks(model)[1], block_of,
-                        calib or calib_set(), PARAMS | params, spec.params, metric)
+    calib, blocks = calib or calib_set(), find_blocks(model)[1]
+
+    def corrupted():
+        originals = Originals(linears)
+        originals.solve({f: LayerPlan(3, 8) for f in linears}, "gptq", model=model, blocks=blocks, block_of=block_of, calib=calib)
+        out = {f: lin.weight.detach().clone() for f, lin in linears.items()}
+        originals.restore()
+        return out
+
+    return ScoreContext(model, tokenizer or byte_tokenizer(), linears, blocks, block_of, calib, PARAMS | params, spec.params, metric,
+                        solver_calib=calib, gradients=lambda kind: gradient_sums(model, linears, calib, (kind,)).sums[kind],
+                        corrupted=corrupted, base=lambda shape: LayerPlan(3, 8))

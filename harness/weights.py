@@ -1,0 +1,127 @@
+"""The weights stage of rows whose quantizer reads data, and the gradients that scorers and quantizers share.
+
+ŵ stays in the model and is made again when a later run needs it; what came out of it is stored: the true plan
+(outliers, group bits), damping and loss of every linear.  Consecutive cells with the same weights share them.
+"""
+
+import json
+import time
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from core.digest import write_json
+from core.errors import UserError
+from core.registry import QUANTIZERS, SCORERS, resolve_method
+from core.types import Plan
+from harness.config import Cell
+from harness.data import CellData, solver_calib
+from harness.keys import base_layer, gradients_key, quantizer_options, score_params, weights_key
+from harness.plans import read_plan, write_plan
+from harness.progress import Progress
+from harness.session import Session
+from methods._gradients import gradient_sums
+from quantization.bits import check_budget, make_plan
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def reads_data(cell: Cell) -> bool:
+    """Whether the row's quantizer looks at calibration data."""
+    return cell.method.quantizer is not None and bool(QUANTIZERS.get(cell.method.quantizer).needs)
+
+
+def put_weights(session: Session, cell: Cell, data: CellData, plan_id: str, made: Plan, progress: Progress) -> None:
+    """Make the model hold the cell's quantized weights, and store what came out of it."""
+    key, identity = weights_key(session, cell, data, plan_id)
+    if session.originals.holds == key and session.store.get(key):
+        return
+    spec, start = QUANTIZERS.get(cell.method.quantizer), time.perf_counter()
+    fisher = gradients(session, cell, data, "square", progress) if "fisher" in spec.needs else None
+    found = session.originals.solve(made.layers, spec.name, model=session.model, blocks=session.blocks, block_of=session.block_of,
+                                    calib=solver_calib(session, data, cell.seed)[0], fisher=fisher,
+                                    options=quantizer_options(session, cell.method), step=progress.stage(f"{cell.method.name}: {spec.name}"))
+    true = make_plan({fqn: s.layer for fqn, s in found.items()}, session.shapes, session.other, made.notes)
+    if cell.method.budgeted:
+        check_budget(true, session.budget(cell.avg_bits), cell.method.name)
+    notes = {fqn: s.notes for fqn, s in found.items()}
+
+    def write(folder):
+        write_plan(folder, true)
+        write_json(folder / "linears.json", notes)
+
+    session.store.put(key, identity, {"model": session.label, "seconds": time.perf_counter() - start}, write)
+    session.originals.holds = key
+
+
+def true_plan(session: Session, cell: Cell, data: CellData, plan_id: str, made: Plan, progress: Progress) -> tuple[str, Plan, dict]:
+    """Digest of the weights, the plan as it was really stored, and a summary of the solver's notes."""
+    key = weights_key(session, cell, data, plan_id)[0]
+    entry = session.store.get(key)
+    if entry is None:
+        if session.grid.eval_only:
+            raise UserError(f"--eval_only: the weights of this cell ({key}) are not in {session.store.root}; run once without --eval_only")
+        put_weights(session, cell, data, plan_id, made, progress)
+        entry = session.store.get(key)
+    notes = json.loads((entry / "linears.json").read_text())
+    seconds = json.loads((entry / "meta.json").read_text())["provenance"]["seconds"]
+    return key, read_plan(entry), summary(notes) | {"seconds": seconds}
+
+
+def summary(notes: dict[str, dict]) -> dict:
+    """How many linears needed more damping than asked, and the worst, for the result; the rest stays in the store."""
+    tried = {fqn: n["tries"] for fqn, n in notes.items() if n.get("tries", 1) > 1}
+    return {"more_damping": tried, "linears": len(notes)}
+
+
+def corrupted(session: Session, cell: Cell, data: CellData, progress: Progress) -> dict[str, torch.Tensor]:
+    """ŵ of every linear at the base level by --corrupt, on the CPU in the model's dtype; the model is as loaded afterwards."""
+    found, originals = score_params(session, cell)["base"], session.originals
+    layers = {fqn: base_layer(found, shape) for fqn, shape in session.shapes.items()}
+    if found["quantizer"] == "gptq":
+        options = found["options"] | ({"published": True} if session.grid.published else {})
+        originals.solve(layers, "gptq", model=session.model, blocks=session.blocks, block_of=session.block_of,
+                        calib=solver_calib(session, data, cell.seed)[0], options=options, step=progress.stage("the quantized model to compare with"))
+    else:
+        originals.restore()
+        originals.write(layers, "rtn", progress.stage("the quantized model to compare with"))
+    out = {fqn: lin.weight.detach().to("cpu", copy=True) for fqn, lin in session.linears.items()}
+    originals.restore()
+    return out
+
+
+def gradients(session: Session, cell: Cell, data: CellData, kind: str, progress: Progress) -> dict[str, torch.Tensor]:
+    """One kind of gradient sum of every linear, from the store or from one backward pass that fills every kind the grid needs."""
+    key = gradients_key(session, cell, data, kind)[0]
+    with session.store.lock(key):
+        if session.store.get(key) is None:
+            _backward(session, cell, data, kind, progress)
+        with safe_open(session.store.path(key) / "gradients.safetensors", "pt") as file:
+            return {fqn: file.get_tensor(fqn) for fqn in file.keys()}
+
+
+def _backward(session: Session, cell: Cell, data: CellData, kind: str, progress: Progress) -> None:
+    if session.grid.eval_only:
+        raise UserError(f"--eval_only: the gradients of this cell are not in {session.store.root}; run once without --eval_only")
+    session.originals.restore()
+    wanted = tuple(sorted({kind} | wanted_kinds(session.grid.methods)))
+    start = time.perf_counter()
+    found = gradient_sums(session.model, session.linears, solver_calib(session, data, cell.seed)[0], wanted,
+                          DTYPES[session.grid.grad_dtype], progress.update)
+    seconds = time.perf_counter() - start
+    for name in wanted:
+        key, identity = gradients_key(session, cell, data, name)
+        facts = {"model": session.label, "seconds": seconds, "losses": [float(x) for x in found.losses], "skipped": found.skipped}
+        session.store.put(key, identity, facts, lambda folder, name=name: save_file(found.sums.pop(name), folder / "gradients.safetensors"))
+
+
+def wanted_kinds(names: tuple[str, ...]) -> set[str]:
+    """Kinds of gradient sums that the grid's methods will ask for, so that one backward pass gives them all."""
+    kinds: set[str] = set()
+    for name in names:
+        spec = resolve_method(name)
+        kinds |= set(SCORERS.get(spec.scorer).gradients) if spec.scorer else set()
+        if spec.quantizer in QUANTIZERS and "fisher" in QUANTIZERS.get(spec.quantizer).needs:
+            kinds.add("square")
+    return kinds

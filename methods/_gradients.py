@@ -1,0 +1,214 @@
+"""Sums over calibration documents of the weights' gradients, streamed: never all gradients of a document at once.
+
+    L_s = −mean over t in M_s of log p(x_t | x_<t),   M_s = positions t >= 1 whose own token has loss_mask True
+    g_s = ∂L_s/∂W [out, in],   "abs" Σ_s |g_s|,  "square" Σ_s g_s²,  "sum" Σ_s g_s      float32, on the CPU
+
+L_s is in nats.  One backward pass a document, batch 1, unpadded, in the order given, in eval mode; because each loss is
+a mean, a long document weighs no more than a short one.  With a loss_mask of all True this is the loss of TaCQ (arXiv
+2504.07389) and, squared, the Fisher diagonal of SqueezeLLM (arXiv 2306.07629).  Documents without a token to predict
+are skipped and counted.
+
+Memory beside the model and the activations: one float32 copy of the weights a kind on the CPU, the gradient of one
+weight, and of the logits one copy and their gradient.  A 16-bit model is widened in place to float32, which is exact
+both ways; narrowing holds the originals.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from core.errors import UserError
+from core.forward import call, device_of, pad
+from core.types import CalibSet
+
+KINDS = ("abs", "square", "sum")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HALF = (torch.bfloat16, torch.float16)
+SLICE = 2**24  # logits that the loss turns to float32 at a time: 64 MiB
+
+
+@dataclass(frozen=True)
+class GradientSums:
+    """What one pass over the calibration set saw."""
+
+    sums: dict[str, dict[str, torch.Tensor]]  # kind -> fqn -> float32 [out, in] on the CPU, no two in the same memory
+    losses: tuple[float, ...]  # L_s of each document not skipped, nats
+    skipped: int  # documents without a token to predict
+
+
+def gradient_sums(model: nn.Module, linears: dict[str, nn.Linear], calib: CalibSet, kinds: tuple[str, ...] = KINDS,
+                  grad_dtype: str = "float32", progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> GradientSums:
+    """Sum the gradients of the linears' weights over ``calib``; the model is left as it was found."""
+    todo = _check(linears, calib, kinds, grad_dtype)
+    losses, doc = [], next(iter(todo))
+    try:
+        with ExitStack() as state:
+            state.enter_context(_ready(model, [lin.weight for lin in linears.values()], DTYPES[grad_dtype]))
+            buffers = state.enter_context(_streamed(linears, kinds))
+            for done, (doc, rows) in enumerate(todo.items()):
+                progress("gradients", done, len(todo))
+                losses.append(_backward(model, calib, doc, rows, grad_dtype))
+    except torch.OutOfMemoryError:
+        raise UserError(f"the gradients of document {calib.doc_ids[doc]!r} ({len(calib.tokens[doc])} tokens) in {grad_dtype} do not fit on "
+                        f"{device_of(model)}; use --grad_dtype bf16, shorter prompts or --device cpu") from None
+    progress("gradients", len(todo), len(todo))
+    sums = _by_name(buffers, linears, kinds)
+    _check_finite(sums, grad_dtype)
+    return GradientSums(sums, tuple(losses), len(calib.tokens) - len(todo))
+
+
+def _check(linears, calib: CalibSet, kinds: tuple[str, ...], grad_dtype: str) -> dict[int, np.ndarray]:
+    """Refuse what cannot work before any heavy work; return the rows r of each document whose token r + 1 counts in the loss."""
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ValueError(f"kinds of gradient sums {kinds} are not a choice of {KINDS}")
+    if grad_dtype not in DTYPES:
+        raise UserError(f"gradients can be taken in {', '.join(DTYPES)}, not in {grad_dtype!r}")
+    for fqn, lin in linears.items():
+        if not lin.weight.is_floating_point():
+            raise UserError(f"{fqn} is stored as {lin.weight.dtype}, which has no gradient; load the model in bf16, fp16 or fp32")
+    if not calib.tokens:
+        raise UserError(f"the calibration set of {calib.task} is empty; give at least one document (--calib_size)")
+    if all(len(tokens) < 2 for tokens in calib.tokens):
+        raise UserError(f"every one of the {len(calib.tokens)} calibration documents of {calib.task} has fewer than two tokens, so none has a "
+                        "next token to predict; give longer documents")
+    rows = {doc: np.flatnonzero(mask[1:]) for doc, mask in enumerate(calib.loss_mask)}
+    todo = {doc: at for doc, at in rows.items() if len(at)}
+    if not todo:
+        raise UserError(f"loss_mask leaves no token to predict in any of the {len(calib.tokens)} calibration documents of {calib.task}; "
+                        "mark at least one token after a document's first")
+    return todo
+
+
+@contextmanager
+def _ready(model: nn.Module, weights: list[nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
+    """Eval mode, gradients of ``weights`` alone, floating parameters in ``dtype``; all of it undone on exit."""
+    found = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    training = [module for module in model.modules() if module.training]
+    try:
+        for p, _, _ in found:
+            p.grad = None
+        model.eval().requires_grad_(False)
+        with _computing_in(model, weights[0].dtype, dtype), torch.enable_grad():
+            for weight in weights:
+                weight.requires_grad_(True)
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        for p, wanted, grad in found:
+            p.requires_grad_(wanted)
+            p.grad = grad
+
+
+@contextmanager
+def _computing_in(model: nn.Module, base: torch.dtype, dtype: torch.dtype) -> Iterator[None]:
+    """Cast what is in the model's own type ``base`` to ``dtype`` in place, and back bit by bit.
+
+    Parameters and buffers that a family keeps in another type (float32 rotary frequencies) stay as they are.
+    """
+    exact = base in HALF and dtype == torch.float32
+    tensors = [*model.parameters(), *(model.buffers() if base in HALF else ())]
+    undo: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    try:
+        for tensor in tensors if base != dtype else ():
+            if tensor.dtype == base:
+                undo.append((tensor, None if exact else tensor.data))
+                tensor.data = tensor.data.to(dtype)
+        yield
+    finally:
+        for tensor, held in undo:
+            tensor.data = tensor.data.to(base) if held is None else held
+
+
+@contextmanager
+def _streamed(linears: dict[str, nn.Linear], kinds: tuple[str, ...]) -> Iterator[dict[int, dict[str, torch.Tensor]]]:
+    """Yield id of a weight -> kind -> zeros that every backward pass adds to; a weight's ``grad`` is gone before the next one's comes."""
+    buffers: dict[int, dict[str, torch.Tensor]] = {}
+    hooks = []
+    try:
+        for lin in linears.values():
+            if id(lin.weight) not in buffers:  # a tied weight gets its whole gradient once
+                buffers[id(lin.weight)] = own = {kind: torch.zeros(lin.weight.shape, dtype=torch.float32) for kind in kinds}
+                hooks.append(lin.weight.register_post_accumulate_grad_hook(lambda weight, own=own: _take(weight, own)))
+        yield buffers
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _by_name(buffers: dict[int, dict[str, torch.Tensor]], linears: dict[str, nn.Linear],
+             kinds: tuple[str, ...]) -> dict[str, dict[str, torch.Tensor]]:
+    """kind -> fqn -> sum; a tied weight's second name gets a copy, since a safetensors file refuses shared memory."""
+    sums: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in kinds}
+    named: set[int] = set()
+    for fqn, lin in linears.items():
+        for kind in kinds:
+            own = buffers[id(lin.weight)][kind]
+            sums[kind][fqn] = own.clone() if id(lin.weight) in named else own
+        named.add(id(lin.weight))
+    return sums
+
+
+@torch.no_grad()
+def _take(weight: nn.Parameter, own: dict[str, torch.Tensor]) -> None:
+    """Add a weight's gradient to its sums and drop it."""
+    grad, weight.grad = weight.grad.to("cpu").float(), None
+    if "sum" in own:
+        own["sum"].add_(grad)
+    if "square" in own:
+        own["square"].addcmul_(grad, grad)
+    if "abs" in own:
+        own["abs"].add_(grad.abs_())  # in place, and so last
+
+
+def _backward(model: nn.Module, calib: CalibSet, doc: int, rows: np.ndarray, grad_dtype: str) -> float:
+    """One document's loss, in nats, after its backward pass."""
+    device = device_of(model)
+    ids, mask = pad([calib.tokens[doc]], device)
+    at = torch.from_numpy(rows).to(device)
+    loss = _MeanCrossEntropy.apply(call(model, ids, mask, last_only=False).logits[0], at, ids[0, at + 1])  # no name keeps the logits
+    value = float(loss.detach())
+    if not np.isfinite(value):
+        raise UserError(f"the loss of calibration document {calib.doc_ids[doc]!r} is {value} in {grad_dtype}; "
+                        + ("the weights are broken, load the model anew" if grad_dtype == "float32" else "use --grad_dtype fp32"))
+    loss.backward()
+    return value
+
+
+class _MeanCrossEntropy(torch.autograd.Function):
+    """Mean of −log softmax(logits[row])[target] over rows, in float32 slice by slice.
+
+    The gradient with respect to the logits is made at once and released as soon as the head has used it; autograd's own
+    cross-entropy would hold two more copies of the logits.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, rows, targets):
+        grad, total = torch.zeros_like(logits), torch.zeros((), dtype=torch.float64, device=logits.device)
+        count = max(1, SLICE // logits.shape[1])
+        for at, target in zip(rows.split(count), targets.to(logits.device).split(count)):
+            at, target = at.to(logits.device), target[:, None]
+            logp = logits[at].float().log_softmax(-1)
+            total -= logp.gather(1, target).sum(dtype=torch.float64)
+            grad[at] = logp.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=logp.dtype)).div_(len(rows)).to(grad.dtype)
+        ctx.save_for_backward(grad)
+        return total / len(rows)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, seed):
+        (grad,) = ctx.saved_tensors
+        return grad.mul_(seed.to(grad.dtype)), None, None
+
+
+def _check_finite(sums: dict[str, dict[str, torch.Tensor]], grad_dtype: str) -> None:
+    """16-bit gradients can overflow: say where, rather than rank by infinity."""
+    for kind, by_name in sums.items():
+        for fqn, value in by_name.items():
+            if not torch.isfinite(value).all():
+                mend = "use --grad_dtype fp32" if grad_dtype != "float32" else "the weights are broken, load the model anew"
+                raise UserError(f"the {kind} of gradients of {fqn} is not finite in {grad_dtype}; {mend}")

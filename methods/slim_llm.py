@@ -1,0 +1,37 @@
+"""SliM-LLM: groups of input columns by salience.
+
+Common "SliM-LLM", group scores:   s_g = Σ over rows and columns of the group of w_ij² / [U_jj]²
+
+U = upper Cholesky factor of (H + 1 % damping)⁻¹ of the full-precision model's inputs; groups are those of the common grid.
+The common allocator gives whole linears their bits, by the mean salience of their groups.
+Paper: arXiv 2405.14917, Eq. 3.  Unit: salience.
+"SliM-LLM-native"  groups of 128 at N−1, N or N+1 bits found by the double-pointer search, then a clip search per group and row.
+"""
+
+import torch
+
+from core.registry import method, scorer
+from core.types import ScoreContext, Scores
+from methods._hessians import each_hessian
+from quantization.gptq import factorise
+from quantization.slim_search import group_salience
+
+
+@scorer("SliM-LLM", granularity="group", needs=("hessian",), params=("base",))
+def slim_llm(ctx: ScoreContext) -> Scores:
+    """Salience summed over each group, float32 [1, in/g]."""
+    values: dict[str, torch.Tensor] = {}
+
+    def see(fqn, linear, aid):
+        if "factor" not in aid.shared:
+            aid.shared["factor"] = factorise(aid.hessian, what=fqn)
+        weight = torch.where(aid.shared["factor"].dead, 0.0, linear.weight.detach().float())  # a dead input's weight has no salience
+        group = ctx.base(tuple(weight.shape)).group_size
+        values[fqn] = group_salience(weight, aid.shared["factor"].diagonal, group).float().cpu()[None]
+
+    each_hessian(ctx, see, "saliences")
+    return Scores("group", values, "salience")
+
+
+method("SliM-LLM", scorer="SliM-LLM", paper="arXiv:2405.14917")
+method("SliM-LLM-native", allocator="flat", quantizer="slim", native=True, paper="arXiv:2405.14917", bits="N", group=128, form="slim")

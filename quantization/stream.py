@@ -1,0 +1,195 @@
+"""Block by block over a model: collect the inputs of its linears, quantize them, go on with what they now give.
+
+Only the hidden states that enter the current block are alive, besides the model, one block's Hessian and, for
+quantizers that ask for it, nothing more: inputs are replayed by running the block again.
+
+    H = (2 / sequences) Σ over sequences and tokens of x xᵀ      float32 [in, in], x = what the linear reads
+
+Short sequences of like length run together, padded on the right, where no real token of a causal model sees the
+padding; padded positions enter no Hessian.  Long sequences weigh more than short ones, as published.  Linears that
+are handed the very same tensor share one Hessian (q, k, v; gate, up).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from core.errors import UserError
+from core.forward import call, device_of, hidden_of, length_batches, pad, watch
+from core.types import Aid
+
+
+BATCH_TOKENS = 1024  # padded tokens that run together; a longer sequence runs alone
+
+
+class _Enough(Exception):
+    """Everything asked for was seen; the rest of the block need not run."""
+
+
+class BlockStream:
+    """The calibration sequences on their way through the blocks."""
+
+    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], tokens: Sequence[np.ndarray]):
+        if not len(tokens):
+            raise UserError("the calibration set is empty; give at least one document (--calib_size, --calib_tokens)")
+        if max(len(t) for t in tokens) < 2:
+            raise UserError("every calibration document is a single token; give longer documents (--calib, --max_length)")
+        self.model, self.blocks = model, blocks
+        self.calls: list[list[tuple]] = [[] for _ in blocks]  # per block and batch: (other positional arguments, keywords)
+        self.hidden: list[torch.Tensor] = []
+        self._record(tokens)
+
+    @torch.no_grad()
+    def _record(self, tokens) -> None:
+        """Run the model around its blocks, which only note how they are called; keeps what enters the first block."""
+        lengths = [len(row) for row in tokens]
+        batches = length_batches(lengths, BATCH_TOKENS)
+        self.lengths = [[lengths[i] for i in batch] for batch in batches]
+        self.sequences = len(tokens)
+        rows = [pad([tokens[i] for i in batch], device_of(self.model), left=False)[0] for batch in batches]
+        with watch(self.blocks, lambda _block, _hidden: None) as widths:  # which blocks return tuples, from a short run
+            call(self.model, rows[0][:1, :8], torch.ones_like(rows[0][:1, :8]))
+        held = [block.__dict__.get("forward") for block in self.blocks]
+        try:
+            for index, block in enumerate(self.blocks):
+                block.forward = self._recorder(index, widths[index])
+            for ids in rows:
+                call(self.model, ids, torch.ones_like(ids))
+        finally:
+            for block, old in zip(self.blocks, held):
+                if old is None:
+                    del block.forward
+                else:
+                    block.forward = old
+
+    def _recorder(self, index: int, width: int):
+        def forward(*args, **kwargs):
+            hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+            if index == 0:
+                self.hidden.append(hidden)
+            self.calls[index].append((rest, kwargs))
+            return (hidden, *[None] * (width - 1)) if width else hidden
+        return forward
+
+    def _run(self, index: int, batch: int):
+        rest, kwargs = self.calls[index][batch]
+        return self.blocks[index](self.hidden[batch], *rest, **kwargs)
+
+    def _real(self, x: torch.Tensor, batch: int) -> list[torch.Tensor]:
+        """The unpadded rows [T, in] of what a linear read, a tensor [B, T, in] or flattened over B and T."""
+        lengths = self.lengths[batch]
+        return [row[:length] for row, length in zip(x.reshape(len(lengths), -1, x.shape[-1]), lengths)]
+
+    @torch.no_grad()
+    def advance(self, index: int) -> None:
+        """Let block ``index`` make the next block's inputs, with the weights it holds now."""
+        for batch in range(len(self.hidden)):
+            self.hidden[batch] = hidden_of(self._run(index, batch))
+        self.calls[index].clear()
+
+    @torch.no_grad()
+    def groups(self, index: int, linears: dict[str, nn.Linear]) -> list[list[str]]:
+        """Names of the block's linears by the tensor they read, in running order; unused linears come last, one by one."""
+        seen: list[tuple[torch.Tensor, list[str]]] = []
+
+        def note(fqn, x):
+            for tensor, names in seen:
+                if tensor is x:
+                    names.append(fqn)
+                    return
+            seen.append((x, [fqn]))
+
+        with self._hooks(linears, note):
+            self._run(index, 0)
+        found = [names for _, names in seen]
+        return found + [[fqn] for fqn in linears if not any(fqn in names for names in found)]
+
+    @contextmanager
+    def _hooks(self, linears: dict[str, nn.Linear], see: Callable[[str, torch.Tensor], None]):
+        hooks = [lin.register_forward_pre_hook(lambda _m, args, fqn=fqn: see(fqn, args[0])) for fqn, lin in linears.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @torch.no_grad()
+    def inputs(self, index: int, fqn: str, linear: nn.Linear) -> Iterator[torch.Tensor]:
+        """What ``linear`` reads, one sequence [T, in] at a time; the block stops as soon as it has read it."""
+        caught: list[torch.Tensor] = []
+
+        def see(_name, x):
+            caught.append(x)
+            raise _Enough
+
+        for batch in range(len(self.hidden)):
+            caught.clear()
+            self._watched(index, batch, {fqn: linear}, see)
+            if caught:
+                yield from self._real(caught[0], batch)
+
+    def _watched(self, index: int, batch: int, linears: dict[str, nn.Linear], see) -> None:
+        with self._hooks(linears, see):
+            try:
+                self._run(index, batch)
+            except _Enough:
+                pass
+
+    @torch.no_grad()
+    def hessians(self, index: int, watched: dict[str, nn.Linear]) -> dict[str, torch.Tensor]:
+        """Undamped Hessians float32 [in, in] of the linears watched, from one run of the block (stopped after the last of them)."""
+        sums = {f: torch.zeros(lin.in_features, lin.in_features, dtype=torch.float32, device=lin.weight.device) for f, lin in watched.items()}
+        left: set[str] = set()
+
+        for batch in range(len(self.hidden)):
+            def see(fqn, x, batch=batch):
+                rows = torch.cat(self._real(x, batch)).float()
+                sums[fqn].addmm_(rows.t(), rows, alpha=2.0 / self.sequences)
+                left.discard(fqn)
+                if not left:
+                    raise _Enough
+
+            left.update(watched)
+            self._watched(index, batch, watched, see)
+        return sums
+
+
+def walk(stream: BlockStream, linears: dict[str, nn.Linear], block_of: dict[str, int], solve_one: Callable[[str, Aid], torch.Tensor | None],
+         *, sequential: bool = True, hessian: bool = True, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    """Call ``solve_one(fqn, Aid)`` for every linear in running order and put the weight that it returns into the model.
+
+    sequential: a linear's Hessian reflects the linears of its own block that were quantized before it; otherwise all
+    Hessians of a block come from the block as it stood.  A returned None leaves the weight alone.
+    """
+    done = 0
+    for index in range(len(stream.blocks)):
+        inside = {fqn: lin for fqn, lin in linears.items() if block_of[fqn] == index}
+        groups = stream.groups(index, inside)
+        first = {names[0]: inside[names[0]] for names in groups}
+        ready = stream.hessians(index, first) if hessian and not sequential else {}
+        results: dict[str, torch.Tensor] = {}
+        for names in groups:
+            found = ready.pop(names[0], None)
+            if hessian and found is None:
+                found = stream.hessians(index, {names[0]: inside[names[0]]})[names[0]]
+            shared: dict = {}
+            for fqn in names:
+                aid = Aid(fqn, found, shared, lambda lead=names[0]: stream.inputs(index, lead, inside[lead]))
+                value = solve_one(fqn, aid)
+                if value is not None:
+                    results[fqn] = value
+                done += 1
+                progress(done, len(linears))
+            if sequential:
+                _write(inside, results)
+        _write(inside, results)
+        stream.advance(index)
+
+
+@torch.no_grad()
+def _write(linears: dict[str, nn.Linear], results: dict[str, torch.Tensor]) -> None:
+    for fqn in list(results):
+        linears[fqn].weight.data.copy_(results.pop(fqn))
