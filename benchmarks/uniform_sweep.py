@@ -16,7 +16,8 @@ import methods  # noqa: F401  (registers the methods)
 from harness.config import build_grid, cells_of
 from harness.progress import Progress
 from harness.run import open_sessions, run_grid
-from harness.tables import change, number, percent, tables_of
+from harness.tables import tables_of
+from harness.views import change, number, percent
 
 BUDGETS = (2.1875, 3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5)  # 2.1875 = every linear at 2 bits in groups of 96
 

@@ -96,7 +96,8 @@ class Grid:
 
 
 PRESETS = {
-    "demo": dict(models=(DEMO_MODEL,), data_source="embedded", calib_size=512, eval_size=2048, max_length=512, avg_bits=(4.25,)),
+    "demo": dict(models=(DEMO_MODEL,), data_source="embedded", calib_size=512, eval_size=2048, max_length=512, avg_bits=(4.25,),
+                 quantizer="rtn"),  # minutes on two cores, not half an hour
     "test": dict(models=BRIEF_MODELS, calib_size=32, eval_size=64, score_docs=32, kl_docs=32, oracle_docs=16, max_length=256, avg_bits=(4.25,)),
     "full": dict(models=BRIEF_MODELS, calib_size=512, eval_size=2048, max_length=512, avg_bits=(4.25,), calib_tokens=262144, calib_window=2048),
 }

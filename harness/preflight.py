@@ -16,7 +16,7 @@ from rich.table import Table
 from core.errors import DataError, UserError
 from core.registry import QUANTIZERS, SCORERS
 from harness.config import Grid, cells_of, seeded
-from harness.data import CellData, cell_data
+from harness.data import CellData, cell_data, solver_calib
 from harness.keys import cell_key, scores_key
 from harness.session import Session
 from quantization.bits import achievable
@@ -32,6 +32,7 @@ def preflight(grid: Grid, sessions: dict[str, Session], say, weights: bool = Tru
             data = cell_data(session, dataset)
             check_disjoint(data)
             describe(data, say)
+            check_calibration(session, grid, data, say)
         check_disk(session, grid)
         check_memory(session, data)
     if weights and len(sessions) == 1:  # several models: each is checked when its turn comes, they need not fit together
@@ -47,6 +48,26 @@ def check_budgets(session: Session, grid: Grid, say) -> None:
         if not low <= bits <= high:
             raise UserError(f"--avg_bits {bits:g} cannot be met on {session.ref.name} with levels {grid.levels} in groups of "
                             f"{session.group_size}; give {low:.4f} to {high:.2f}")
+
+
+def check_calibration(session: Session, grid: Grid, data: CellData, say) -> None:
+    """Draw what solvers and gradients will read, so that too little of it is an error now; says how much of what was asked there is."""
+    seeds = sorted({c.seed for c in cells_of(grid) if c.model == session.label and c.dataset == data.task.name and reads_solver_calib(c)})
+    for seed in seeds:
+        found = solver_calib(session, data, seed)[0]
+        tokens = sum(map(len, found.tokens))
+        if max(map(len, found.tokens)) < 2:
+            raise UserError(f"every calibration document of {found.task} is a single token; give longer documents (--calib, --max_length)")
+        if seed == seeds[0]:
+            short = "; there are no more (--calib_size)" if tokens < 0.9 * grid.calib_tokens - grid.max_length else ""
+            say(f"{data.task.name}: solvers and gradients read {tokens:,} of {grid.calib_tokens:,} tokens, {len(found.tokens)} documents of {found.task}{short}")
+
+
+def reads_solver_calib(cell) -> bool:
+    """Whether a cell's scorer or quantizer reads gradients or inputs of linears."""
+    scored = SCORERS.get(cell.method.scorer).needs if cell.method.scorer else ()
+    solved = QUANTIZERS.get(cell.method.quantizer).needs if cell.method.quantizer else ()
+    return bool(solved) or bool({"gradients", "hessian"} & set(scored))
 
 
 def check_disjoint(data: CellData) -> None:

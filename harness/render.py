@@ -4,12 +4,14 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from harness.tables import TableData, detail, overview, verdict
+from harness.tables import TableData
+from harness.views import detail, overview, verdict
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "html")
 LIKELIHOOD = ["gold LL", "ΔLL [95 %]", "LL against uniform [95 %]", "KL", "unparsed", "cut"]
 LEGEND = ("bits: stored bits a weight over the quantized linears, metadata included. EM/acc: percent right. LL: log-likelihood of the "
-          "gold answer, nats a token. ΔLL: its paired change against full precision ± half its 95 % bootstrap interval. Higher is better.")
+          "gold answer, nats a token. ΔLL: its paired change against full precision ± half its 95 % bootstrap interval. Higher is better. "
+          "Rows of several seeds: mean ± sd over the seeds.")
 DETAIL_LEGEND = ("p: exact McNemar against full precision, Holm-corrected over the rows. lost/gained: answers that turned wrong/right. "
                  "KL: over the options, nats. unparsed, cut: percent of documents.")
 

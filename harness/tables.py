@@ -17,7 +17,6 @@ from evaluation.stats import compare, holm
 from harness.config import CONTROLS
 from harness.results import load_results, load_samples
 
-ALL_CONTROLS = (*CONTROLS, "equal", "magnitude")  # scores that see neither task nor data
 ROW_ORDER = {name: i for i, name in enumerate(CONTROLS)}
 
 
@@ -83,13 +82,14 @@ def _dataset_order(name: str) -> tuple[int, str]:
 
 def _column_rows(cells: list[dict]) -> list[dict]:
     """Rows of one data set, each compared with its full-precision cell."""
-    full, uniform = (next((r for r in cells if r["method"]["name"] == name), None) for name in ("fp16", "uniform"))
-    base, even = (load_samples(r) if r else None for r in (full, uniform))
-    rows = []
+    full = next((r for r in cells if r["method"]["name"] == "fp16"), None)
+    even = {r["seed"]: load_samples(r) for r in cells if r["method"]["name"] == "uniform"}
+    base, rows = load_samples(full) if full else None, []
     for cell in cells:
-        mine = load_samples(cell)
+        mine, control = load_samples(cell), cell["method"]["name"] in ("fp16", "uniform")
         row = _row(cell, compare(base, mine) if base and cell is not full else None)
-        rival = compare(even, mine)["gold_loglik"] if even and cell not in (full, uniform) else {}
+        against = even.get(cell["seed"], next(iter(even.values()), None))  # uniform calibrated by the same seed, where there is one
+        rival = compare(against, mine)["gold_loglik"] if against and not control else {}
         rows.append(row | {"u_loglik": rival.get("value"), "u_loglik_low": rival.get("low"), "u_loglik_high": rival.get("high")})
     tested = [r for r in rows if r["p"] is not None]
     for row, p in zip(tested, holm([r["p"] for r in tested])):
@@ -117,91 +117,6 @@ def _row(cell: dict, paired: dict | None) -> dict:
     flips = paired["flips"] if paired else {}
     return row | {"p": paired["mcnemar_p"] if paired else None, "kl": paired["kl"]["value"] if paired and paired["kl"] else None,
                   "lost": flips.get("right_to_wrong"), "gained": flips.get("wrong_to_right")}
-
-
-def overview(table: TableData) -> pd.DataFrame:
-    """One row a method: bits, and per data set accuracy, gold log-likelihood and its paired change, as text."""
-    out = []
-    for (method, seed), cells in table.frame.groupby(["method", "seed"], sort=False):
-        row = {"method": method if _single(table, method) else f"{method} (seed {seed})", "bits": _range(cells["bits"])}
-        for cell in cells.to_dict("records"):
-            row[f"{cell['dataset']} {'EM' if cell['scoring'] == 'generate' else 'acc'}"] = percent(cell["accuracy"])
-            row[f"{cell['dataset']} LL"] = number(cell["loglik"], 2)
-            half = None if _none(cell["d_loglik"]) else (cell["d_loglik_high"] - cell["d_loglik_low"]) / 2
-            row[f"{cell['dataset']} ΔLL"] = "-" if half is None else f"{cell['d_loglik']:+.2f} ±{half:.2f}"
-        out.append(row)
-    return pd.DataFrame(out).fillna("no data")
-
-
-def detail(table: TableData, dataset: str) -> pd.DataFrame:
-    """All columns of one data set, as text."""
-    out = []
-    for cell in table.frame[table.frame["dataset"] == dataset].to_dict("records"):
-        name = cell["method"] if _single(table, cell["method"]) else f"{cell['method']} (seed {cell['seed']})"
-        out.append({
-            "method": name, "bits": f"{cell['bits']:.3f}", "whole model": f"{cell['model_bits']:.2f}", "n": cell["n"],
-            "accuracy [95 %]": f"{percent(cell['accuracy'])} [{percent(cell['accuracy_low'])}, {percent(cell['accuracy_high'])}]",
-            "F1": number(cell["f1"], 3), "Δ accuracy [95 %]": interval(cell, "d_accuracy", percent), "p": p_value(cell["p"]),
-            "gold LL": number(cell["loglik"], 3), "ΔLL [95 %]": change(cell),
-            "LL against uniform [95 %]": interval(cell, "u_loglik", lambda v: f"{v:+.3f}"), "KL": number(cell["kl"], 3),
-            "lost/gained": "-" if _none(cell["lost"]) else f"{int(cell['lost'])}/{int(cell['gained'])}",
-            "unparsed": percent(cell["parse_fail"]), "cut": percent(cell["truncated"])})
-    return pd.DataFrame(out)
-
-
-def _single(table: TableData, method: str) -> bool:
-    return table.frame.loc[table.frame["method"] == method, "seed"].nunique() == 1
-
-
-def _range(values) -> str:
-    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
-    return low if low == high else f"{low}–{high}"
-
-
-def _none(value) -> bool:
-    return value is None or pd.isna(value)
-
-
-def percent(value) -> str:
-    """A share as percent with one decimal."""
-    return "-" if _none(value) else f"{100 * value:.1f}"
-
-
-def number(value, digits: int) -> str:
-    """A number with fixed decimals, or a dash where there is none."""
-    return "-" if _none(value) else f"{value:.{digits}f}"
-
-
-def p_value(value) -> str:
-    """A p value, never rounded to zero."""
-    return "-" if _none(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def interval(cell: dict, name: str, show) -> str:
-    """``value [low, high]`` of a paired difference."""
-    return "-" if _none(cell[name]) else f"{show(cell[name])} [{show(cell[f'{name}_low'])}, {show(cell[f'{name}_high'])}]"
-
-
-def change(cell: dict) -> str:
-    """The paired change of the gold log-likelihood with its interval."""
-    return interval(cell, "d_loglik", lambda v: f"{v:+.3f}")
-
-
-def verdict(table: TableData) -> list[str]:
-    """Per data set, the row of the budget that keeps the most, and whether it can be told from uniform at equal bits."""
-    out = []
-    for dataset in table.frame["dataset"].unique() if len(table.frame) else ():
-        rows = table.frame[(table.frame["dataset"] == dataset) & table.frame["budgeted"]]
-        if rows["d_loglik"].notna().sum() < 2:  # one row alone keeps the most of nothing
-            continue
-        best = rows.loc[rows["d_loglik"].idxmax()]
-        line = f"{dataset}: {best['method']} keeps the most gold log-likelihood ({best['d_loglik']:+.3f} nats/token against full precision)"
-        if not _none(best["u_loglik"]):
-            low, high = best["u_loglik_low"], best["u_loglik_high"]
-            line += f", {best['u_loglik']:+.3f} [{low:+.3f}, {high:+.3f}] against uniform at equal bits"
-            line += "; the two cannot be told apart" if low <= 0 <= high else ""
-        out.append(line + ("; a control wins" if best["method"] in ALL_CONTROLS else ""))
-    return out
 
 
 def require_rows(found: list[TableData], folder: Path) -> list[TableData]:

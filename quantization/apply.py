@@ -4,6 +4,7 @@ The weights as loaded stay on the CPU once; a quantized weight always starts fro
 previous plan, so the order of cells cannot matter.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -49,8 +50,9 @@ class Originals:
 
     @torch.no_grad()
     def solve(self, layers: dict[str, LayerPlan], quantizer: str, *, model, blocks, block_of: dict[str, int], calib: CalibSet | None = None,
-              fisher: dict[str, torch.Tensor] | None = None, options: dict | None = None, step=lambda done, total: None) -> dict[str, Stored]:
-        """Quantize the linears named by a quantizer that reads data; returns what came out, without the weights.
+              fisher: dict[str, torch.Tensor] | None = None, options: dict | None = None, step=lambda done, total: None,
+              see: Callable[[str, Stored], None] = lambda fqn, found: None) -> dict[str, Stored]:
+        """Quantize the linears named by a quantizer that reads data; returns what came out, without the weights (``see`` gets all of it).
 
         Always from the weights as loaded; linears at 16 bits and those not named are as loaded.  Quantizers that
         need a Hessian see the inputs that the blocks before, already quantized, give.
@@ -66,6 +68,7 @@ class Originals:
             if not torch.isfinite(found.values).all():
                 raise UserError(f"{quantizer} gave {fqn} weights that are not finite; use more calibration tokens (--calib_tokens) or more bits")
             self.changed.add(fqn)
+            see(fqn, found)
             out[fqn] = replace(found, values=torch.empty(0), parts={})
             return found.values.to(self.linears[fqn].weight.dtype)
 

@@ -25,7 +25,7 @@ from core.registry import quantizer
 from core.types import Aid, LayerPlan, Stored
 from quantization.bits import BILEVEL_ROWS, group_widths, layer_bits
 from quantization.gptq import Factor, factorise
-from quantization.pack import from16, pack_kept, unpack_mask, pack_bits, unpack_bits
+from quantization.pack import from16, pack_bits, pack_kept, unpack_bits, unpack_mask
 from quantization.rtn import dequantized, spread_groups
 from quantization.spqr_fit import Level, Settings, Solved, solve_columns
 

@@ -21,7 +21,6 @@ from core.errors import UserError
 from core.forward import call, device_of, hidden_of, length_batches, pad, watch
 from core.types import Aid
 
-
 BATCH_TOKENS = 1024  # padded tokens that run together; a longer sequence runs alone
 
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from core.errors import UserError
 from harness.cli import main
 from harness.render import FORMATS, show, text
-from harness.tables import overview, require_rows, tables, verdict
+from harness.tables import require_rows, tables
+from harness.views import mean_sd, overview, verdict
 from print_results import main as print_main
 
 
@@ -19,7 +20,9 @@ def folder(tiny_folder, tmp_path_factory):
     """Results of a small grid at two budgets and two seeds, alone in a folder."""
     root = tmp_path_factory.mktemp("tables")
     assert main(["--model", str(tiny_folder), "--dataset", "mmlu_pro", "trivia_qa", "--method", "TAQ", "TAQ-native", "--avg_bits", "4.75", "5.5",
-                 "--seeds", "0", "1", "--eval_size", "16", "--calib_size", "6", "--threads", "1", "--max_new_tokens", "3", "--device", "cpu",
+                 "--seeds", "0", "1",
+                 "--quantizer", "gptq", "--calib_tokens", "150", "--eval_size", "16", "--calib_size", "6", "--threads", "1",
+                 "--max_new_tokens", "3", "--device", "cpu",
                  "--cache_dir", str(root / "cache"), "--results_dir", str(root / "results")]) == 0
     shutil.rmtree(root / "cache")
     return root / "results"
@@ -30,8 +33,8 @@ def test_one_table_a_budget_with_the_unbudgeted_rows_in_both(folder):
     assert ["at most 4.75" in found[0].title, "at most 5.5" in found[1].title] == [True, True]
     for table in found:
         methods = overview(table)["method"].tolist()
-        assert (methods[:2] == ["fp16", "uniform"] and "TAQ-native (seed 0)" not in methods) or "TAQ-native" in " ".join(methods)
-        assert "random (seed 0)" in methods and "random (seed 1)" in methods
+        assert methods[0] == "fp16" and methods[1].startswith("uniform") and any(m.startswith("TAQ-native") for m in methods)
+        assert "random (2 seeds)" in methods
         fp16 = table.frame[table.frame["method"] == "fp16"]
         assert fp16["d_accuracy"].isna().all() and (fp16["bits"] == fp16["bits"].iloc[0]).all()
         assert table.frame.loc[table.frame["method"] == "uniform", "d_loglik"].notna().all()
@@ -82,3 +85,23 @@ def test_tampered_or_foreign_files_are_named(folder, tmp_path):
 def test_markdown_holds_notes_and_legend(folder):
     out = text(tables(folder), "markdown")
     assert "stored bits a weight over the quantized linears" in out and out.startswith("### tiny-llama")
+
+
+def test_several_seeds_are_mean_and_sample_deviation(folder):
+    import numpy as np
+    import pandas as pd
+
+    table = tables(folder)[0]
+    cells = table.frame[(table.frame["method"] == "random") & (table.frame["dataset"] == "trivia_qa")]
+    row = overview(table).set_index("method").loc["random (2 seeds)"]
+    assert row["trivia_qa LL"] == f"{np.mean(cells['loglik']):.2f} ±{np.std(cells['loglik'], ddof=1):.2f}"
+    assert mean_sd(pd.Series([1.0, 2.0, 3.0]), lambda v: f"{v:.2f}") == "2.00 ±1.00" and mean_sd(pd.Series([None]), str) == "-"
+
+
+def test_each_seed_is_compared_with_uniform_of_its_own_seed(folder):
+    """The solver calibrates on the seed's documents, so the control must too."""
+    table = tables(folder)[0]
+    cells = table.frame[table.frame["dataset"] == "mmlu_pro"].set_index(["method", "seed"])
+    for seed in (0, 1):
+        lead = cells.loc[("random", seed), "loglik"] - cells.loc[("uniform", seed), "loglik"]
+        assert cells.loc[("random", seed), "u_loglik"] == pytest.approx(lead, abs=1e-9)

@@ -1,0 +1,169 @@
+"""Every method of the registry through the real command on a tiny model, and its bits counted again from packed arrays."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import harness.weights
+import methods  # noqa: F401  (registers)
+from core.registry import METHODS, QUANTIZERS
+from harness.cli import main
+from harness.config import build_grid, cells_of
+from harness.data import cell_data, solver_calib
+from harness.keys import quantizer_options
+from harness.progress import Progress
+from harness.results import load_results
+from harness.run import open_sessions
+from harness.stages import plan
+from harness.weights import gradients, reads_data
+from quantization.export import packed, packed_alone
+
+NAMES = tuple(name for name in METHODS if not name.startswith("TAQO-oracle"))
+FLAGS = dict(run_type="demo", methods=NAMES, datasets=("mmlu_pro",), eval_size=8, calib_size=40, calib_tokens=2000, avg_bits=(3.75,),
+             quantizer="gptq", device="cpu", threads=1, batch_tokens=600, seeds=(0,), keep_ratio=(0.01, 0.02))
+
+
+def flags(**changes) -> list[str]:
+    out = []
+    for name, value in (FLAGS | changes).items():
+        name = {"methods": "method", "datasets": "dataset", "models": "model"}.get(name, name)
+        out += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return out
+
+
+@pytest.fixture(scope="module")
+def done(tiny_folder, tmp_path_factory):
+    """The grid of every method, run once."""
+    root = tmp_path_factory.mktemp("all")
+    where = dict(models=(str(tiny_folder),), cache_dir=str(root / "cache"), results_dir=str(root / "results"))
+    assert main(flags(**where)) == 0
+    return where
+
+
+@pytest.fixture(scope="module")
+def session(done):
+    grid = build_grid(**(FLAGS | done))
+    return open_sessions(grid, None, lambda text: None)[grid.models[0]]
+
+
+def test_every_method_has_a_result_within_its_budget(done):
+    results = load_results(Path(done["results_dir"]))
+    assert {r["method"]["name"].partition("@")[0] for r in results} == {*NAMES} and all(r["status"] == "ok" for r in results)
+    for result in results:
+        spec = result["method"]
+        if not spec["native"] and spec["quantizer"]:
+            assert 3.74 < result["bits"]["average"] <= 3.75, spec["name"]
+    names = {r["method"]["name"] for r in results}
+    assert {"TaCQ-native@0.01", "TaCQ-native@0.02"} <= names
+
+
+def test_printed_bits_are_those_of_the_packed_arrays(done, session):
+    """Quantize again, pack, count bytes: the table's number to the bit, for every row."""
+    results = {r["method"]["name"]: r for r in load_results(Path(done["results_dir"]))}
+    progress, data = Progress(1, Console(file=io.StringIO())), cell_data(session, "mmlu_pro")
+    weights = sum(rows * cols for rows, cols in session.shapes.values())
+    for cell in cells_of(session.grid):
+        if cell.method.quantizer is None:
+            continue
+        _, made, _, _ = plan(session, cell, data, progress)
+        stored: dict[str, int] = {}
+
+        def count(fqn, arrays, stored=stored):
+            assert all(a.dtype == "uint8" for a in arrays.values())
+            stored[fqn] = 8 * sum(a.nbytes for a in arrays.values())
+
+        if reads_data(cell):
+            needs = QUANTIZERS.get(cell.method.quantizer).needs
+            found = session.originals.solve(
+                made.layers, cell.method.quantizer, model=session.model, blocks=session.blocks, block_of=session.block_of,
+                calib=solver_calib(session, data, cell.seed)[0], options=quantizer_options(session, cell.method),
+                fisher=gradients(session, cell, data, "square", progress) if "fisher" in needs else None,
+                see=lambda fqn, s: count(fqn, packed(s)))
+            whole = {fqn for fqn, s in found.items() if s.layer.bits == 16}  # left as loaded, so no solver saw them
+            stored |= {fqn: 16 * session.shapes[fqn][0] * session.shapes[fqn][1] for fqn in whole}
+        else:
+            for fqn, layer in made.layers.items():
+                count(fqn, packed_alone(session.originals.weights[fqn], layer, cell.method.quantizer))
+        assert set(stored) == set(session.shapes)
+        assert sum(stored.values()) == results[cell.method.name]["bits"]["stored"], cell.method.name
+        assert sum(stored.values()) / weights == pytest.approx(results[cell.method.name]["bits"]["average"], abs=1e-12)
+
+
+def test_one_scoring_serves_several_ratios_and_one_backward_pass_every_kind(tiny_folder, tmp_path, monkeypatch):
+    passes, real = [], harness.weights.gradient_sums
+    monkeypatch.setattr(harness.weights, "gradient_sums", lambda *a: passes.append(a[3]) or real(*a))
+    where = dict(models=(str(tiny_folder),), cache_dir=str(tmp_path / "cache"), results_dir=str(tmp_path / "results"))
+    some = ("TaCQ-native", "TaCQ", "SqueezeLLM", "SqueezeLLM-native")
+    assert main(flags(**where, methods=some, keep_ratio=(0.002, 0.0035, 0.005))) == 0
+    assert passes == [("abs", "square")]
+    kept = [r["bits"]["notes"]["kept"] for r in load_results(tmp_path / "results") if r["method"]["name"].startswith("TaCQ-native@")]
+    weights = sum(r * c for r, c in open_sessions(build_grid(**(FLAGS | where)), None, print)[str(tiny_folder)].shapes.values())
+    assert sorted(kept) == [int(r * weights) for r in (0.002, 0.0035, 0.005)]
+    assert len(list((tmp_path / "cache").glob("*/scores.json"))) == 4  # random, SqueezeLLM, TaCQ common, TaCQ native (another base)
+
+
+def test_general_text_gives_every_data_set_the_same_weights(tiny_folder, tmp_path):
+    """--calib c4: one solving a row, whatever data sets it is asked about; a seed draws other windows."""
+    text = tmp_path / "data" / "c4"
+    text.mkdir(parents=True)
+    import json
+    (text / "train.jsonl").write_text("".join(json.dumps({"text": f"Document {i} tells of {i * 37} ships and the harbour of town {i}. " * 6}) + "\n"
+                                              for i in range(60)))
+    embedded = Path(__file__).resolve().parents[1] / "datasets_local" / "embedded"
+    for name, where in (("trivia_qa", "trivia_qa/rc.nocontext/validation"), ("mmlu_pro", "mmlu_pro/test")):
+        target = tmp_path / "data" / f"{where}.jsonl"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(next(embedded.glob(f"{name}*.jsonl")).read_bytes())
+    root = dict(models=(str(tiny_folder),), cache_dir=str(tmp_path / "cache"), results_dir=str(tmp_path / "results"))
+    given = flags(**root, methods=("TaCQ",), datasets=("trivia_qa", "mmlu_pro"), seeds=(0, 1), calib="c4", calib_window=64,
+                  data_dir=str(tmp_path / "data"), max_new_tokens=3)
+    assert main(given) == 0
+    cells = [r for r in load_results(tmp_path / "results") if r["method"]["name"] == "TaCQ"]
+    found = {(r["dataset"], r["seed"]): r["stages"]["weights"] for r in cells}
+    assert found["trivia_qa", 0] == found["mmlu_pro", 0] != found["mmlu_pro", 1] == found["trivia_qa", 1]
+
+
+BAD = {
+    "wikitext2 with embedded data": (dict(calib="wikitext2"), "wikitext2"),
+    "a misspelt text": (dict(calib="c5"), "c4"),
+    "a share of 1": (dict(calib="mix:1.0"), "mix"),
+    "one token": (dict(calib_tokens=1), "--calib_tokens is 1; it must be at least 2"),
+    "a ratio of 0": (dict(keep_ratio=(0.0,)), "--keep_ratio"),
+    "an unknown quantizer": (dict(quantizer="awq"), "quantizer"),
+    "a group that divides nothing": (dict(group_size=24), "group size 24 does not divide"),
+    "fewer bits than can be": (dict(avg_bits=(2.1,)), "cannot be met"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_clear_error_before_any_heavy_work(what, tiny_folder, tmp_path, capsys, monkeypatch):
+    import harness.session
+
+    monkeypatch.setattr(harness.session, "load_model", lambda *a: pytest.fail("the model was loaded"))
+    changes, message = BAD[what]
+    where = dict(models=(str(tiny_folder),), cache_dir=str(tmp_path / "cache"), results_dir=str(tmp_path / "results"))
+    try:
+        status = main(flags(**where, **({"methods": ("TaCQ",)} | changes)))
+    except SystemExit as stop:  # argparse's own refusal of a choice
+        status = stop.code
+    err = capsys.readouterr().err
+    assert status == 2 and message in err and "Traceback" not in err, err
+    assert not list((tmp_path / "results").glob("*")) if (tmp_path / "results").exists() else True
+
+
+def test_nan_weights_are_found_before_any_score(tiny_folder, tmp_path, capsys):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_folder, broken)
+    tensors = load_file(broken / "model.safetensors")
+    name = next(n for n in tensors if "down_proj" in n)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    where = dict(models=(str(broken),), cache_dir=str(tmp_path / "cache"), results_dir=str(tmp_path / "results"))
+    assert main(flags(**where, methods=("TaCQ",))) == 2
+    assert "hold NaN or infinity" in capsys.readouterr().err and not list((tmp_path / "cache").glob("*/scores.json"))
