@@ -60,7 +60,8 @@ def check_calibration(session: Session, grid: Grid, data: CellData, say) -> None
             raise UserError(f"every calibration document of {found.task} is a single token; give longer documents (--calib, --max_length)")
         if seed == seeds[0]:
             short = "; there are no more (--calib_size)" if tokens < 0.9 * grid.calib_tokens - grid.max_length else ""
-            say(f"{data.task.name}: solvers and gradients read {tokens:,} of {grid.calib_tokens:,} tokens, {len(found.tokens)} documents of {found.task}{short}")
+            say(f"{data.task.name}: solvers and gradients read {tokens:,} of {grid.calib_tokens:,} tokens, "
+                f"{len(found.tokens)} documents of {found.task}{short}")
 
 
 def reads_solver_calib(cell) -> bool:
