@@ -47,6 +47,7 @@ def base(session: Session, cell: Cell) -> dict:
     spec, grid = cell.method, session.grid
     if spec.native and "bits" in spec.options:
         options = {k: spec.options[k] for k in QUANTIZERS.get(spec.quantizer).options if k in spec.options}
+        options |= {"published": True} if grid.published else {}
         return {"bits": spec.options["bits"], "group": spec.options.get("group"), "quantizer": grid.corrupt, "options": options}
     budget = session.budget(cell.avg_bits)
     total = budget.avg_bits * sum(r * c for r, c in session.shapes.values())
@@ -105,9 +106,9 @@ def plan_key(session: Session, cell: Cell, scored: str | None) -> tuple[str, dic
 
 
 def quantizer_options(session: Session, spec: MethodSpec) -> dict:
-    """The options that a row's quantizer reads, and whether it follows the published code's quirks."""
+    """The options that a row's quantizer reads; a native row's follows the published code's quirks if asked, the common grid has none."""
     named = {k: v for k, v in spec.options.items() if k in QUANTIZERS.get(spec.quantizer).options}
-    return named | ({"published": True} if session.grid.published else {})
+    return named | ({"published": True} if session.grid.published and spec.native else {})
 
 
 def weights_key(session: Session, cell: Cell, data: CellData, plan_id: str) -> tuple[str, dict]:

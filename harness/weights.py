@@ -80,9 +80,9 @@ def corrupted(session: Session, cell: Cell, data: CellData, progress: Progress) 
     found, originals = score_params(session, cell)["base"], session.originals
     layers = {fqn: base_layer(found, shape) for fqn, shape in session.shapes.items()}
     if found["quantizer"] == "gptq":
-        options = found["options"] | ({"published": True} if session.grid.published else {})
         originals.solve(layers, "gptq", model=session.model, blocks=session.blocks, block_of=session.block_of,
-                        calib=solver_calib(session, data, cell.seed)[0], options=options, step=progress.stage("the quantized model to compare with"))
+                        calib=solver_calib(session, data, cell.seed)[0], options=found["options"],
+                        step=progress.stage("the quantized model to compare with"))
     else:
         originals.restore()
         originals.write(layers, "rtn", progress.stage("the quantized model to compare with"))

@@ -12,7 +12,7 @@ from core.registry import METHODS, QUANTIZERS
 from harness.cli import main
 from harness.config import build_grid, cells_of
 from harness.data import cell_data, solver_calib
-from harness.keys import quantizer_options
+from harness.keys import plan_key, quantizer_options, samples_key, scores_key, weights_key
 from harness.progress import Progress
 from harness.results import load_results
 from harness.run import open_sessions
@@ -167,3 +167,48 @@ def test_nan_weights_are_found_before_any_score(tiny_folder, tmp_path, capsys):
     where = dict(models=(str(broken),), cache_dir=str(tmp_path / "cache"), results_dir=str(tmp_path / "results"))
     assert main(flags(**where, methods=("TaCQ",))) == 2
     assert "hold NaN or infinity" in capsys.readouterr().err and not list((tmp_path / "cache").glob("*/scores.json"))
+
+
+def digests(done, name: str, **changes) -> dict[str, str]:
+    """Scores, weights and samples of one method's first cell under a changed grid."""
+    grid = build_grid(**(FLAGS | done | {"methods": (name,), "keep_ratio": (0.01,)} | changes))
+    session = open_sessions(grid, None, lambda text: None)[grid.models[0]]
+    data, cell = cell_data(session, "mmlu_pro"), next(c for c in cells_of(grid) if c.method.name == name)
+    scored = scores_key(session, cell, data)[0] if cell.method.scorer else ""
+    return {"scores": scored, "plan": plan_key(session, cell, scored)[0], "weights": weights_key(session, cell, data, "plan")[0],
+            "samples": samples_key(session, cell, data, "plan")[0]}
+
+
+EVERY, SOLVED = {"scores", "plan", "weights", "samples"}, {"weights", "samples"}
+MOVES = {  # method -> field -> (another value, exactly which digests it moves)
+    "TaCQ": {"grad_dtype": ("bf16", {"scores", "plan"}), "loss_mask": ("answer", EVERY), "corrupt": ("rtn", {"scores", "plan"}),
+             "seeds": ((7,), EVERY), "calib_tokens": (900, EVERY), "avg_bits": ((3.76,), {"plan"}), "published": (True, {"scores", "plan"})},
+    "TaCQ-native": {"avg_bits": ((3.9,), set()), "keep_ratio": ((0.02,), {"plan"}), "corrupt": ("rtn", {"scores", "plan"})},
+    "SqueezeLLM-native": {"grad_dtype": ("bf16", SOLVED), "avg_bits": ((4.5,), {"plan"}), "seeds": ((7,), SOLVED)},
+    "GPTQ-native": {"avg_bits": ((3.9,), set()), "seeds": ((7,), SOLVED), "published": (True, SOLVED), "grad_dtype": ("bf16", set())},
+    "SPQR-budget-native": {"avg_bits": ((3.9,), SOLVED)},
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_identity_holds_exactly_what_a_stage_reads(name, done):
+    base = digests(done, name)
+    for field, (value, which) in MOVES[name].items():
+        found = digests(done, name, **{field: value})
+        assert {k for k in base if found[k] != base[k]} == which, field
+
+
+def test_base_level_and_not_the_budget_keys_tacq(done):
+    """3.75 and 3.60 bits stand on the same 3-bit base, 4.75 on another: gradients are never computed again, the comparison only then."""
+    scores = {bits: digests(done, "TaCQ", avg_bits=(bits,))["scores"] for bits in (3.60, 3.75, 4.75)}
+    assert scores[3.60] == scores[3.75] != scores[4.75]
+
+
+@pytest.mark.parametrize("given", (dict(grad_dtype="bf16"), dict(grad_dtype="fp16"), dict(loss_mask="answer"), dict(corrupt="rtn"),
+                                   dict(published=True)))
+def test_the_switches_run(given, tiny_folder, tmp_path):
+    where = dict(models=(str(tiny_folder),), cache_dir=str(tmp_path / "cache"), results_dir=str(tmp_path / "results"))
+    names = ("TaCQ", "TaCQ-native", "SqueezeLLM-native", "SPQR-native") if "published" in given else ("TaCQ", "SqueezeLLM-native")
+    line = flags(**where, methods=names, keep_ratio=(0.01,), **{k: v for k, v in given.items() if k != "published"})
+    assert main(line + (["--published"] if "published" in given else [])) == 0
+    assert {r["status"] for r in load_results(tmp_path / "results")} == {"ok"}

@@ -190,7 +190,7 @@ def keys(tiny: Path, root: Path, method_name="TAQoS", **changes) -> dict[str, st
 
 SCORED, PLANNED, ASKED = {"cell", "scores", "plan"}, {"cell", "plan"}, {"cell", "samples"}
 CHANGES = {  # field of the grid -> another value, and exactly which digests of the TAQoS cell it moves
-    "seeds": ((1,), SCORED | ASKED), "kl_docs": (3, SCORED), "published": (True, SCORED | ASKED), "levels": ((2, 4, 8), PLANNED),
+    "seeds": ((1,), SCORED | ASKED), "kl_docs": (3, SCORED), "published": (True, SCORED), "levels": ((2, 4, 8), PLANNED),
     "group_size": (16, PLANNED),
     "avg_bits": ((5.0,), PLANNED), "tolerance": (0.02, PLANNED), "scoring": ("letter", ASKED), "num_fewshot": (1, ASKED), "batch_size": (2, ASKED),
     "batch_tokens": (500, SCORED | ASKED), "max_length": (40, SCORED | ASKED), "calib_size": (5, SCORED | ASKED), "split_seed": (1, SCORED | ASKED),
