@@ -10,6 +10,13 @@ import torch
 from torch import nn
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a class of its own; the CPU allocator raises a plain RuntimeError."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return where token ids must lie."""
     return model.get_input_embeddings().weight.device

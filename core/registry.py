@@ -161,10 +161,13 @@ def resolve_method(name: str) -> MethodSpec:
     quant = parts[2] if len(parts) == 3 else COMMON
     if quant != COMMON:
         QUANTIZERS.get(quant)
-    return MethodSpec(name, base.name, parts[1], quant, native=exempt)
+    follows = {k: v for k, v in (("bits", "N"), ("ratio", "ratio")) if k in ALLOCATORS.get(parts[1]).options}
+    return MethodSpec(name, base.name, parts[1], quant, native=exempt, options=follows)
 
 
-FOLLOWS = {"N": int, "N-1": lambda bits: max(1, int(bits) - 1), "budget": float}  # options that take their value from the budget
+# options that take their value from the budget; no published code goes above 8 bits, SliM-LLM's not above 7
+FOLLOWS = {"N": lambda bits: min(8, int(bits)), "N-1": lambda bits: min(8, max(1, int(bits) - 1)), "N<8": lambda bits: min(7, max(2, int(bits))),
+           "budget": float}
 
 
 def variants(spec: MethodSpec, common: str, budgets: tuple[float, ...], ratios: tuple[float, ...]) -> list[tuple[MethodSpec, float | None]]:
@@ -181,6 +184,6 @@ def variants(spec: MethodSpec, common: str, budgets: tuple[float, ...], ratios: 
     for bits in budgets if spec.budgeted or follows else (None,):
         followed = {k: FOLLOWS[spec.options[k]](bits) for k in follows}
         for ratio in ratios if by_ratio else (None,):
-            name = f"{spec.name}@{ratio:g}" if by_ratio and len(ratios) > 1 else spec.name
+            name = f"{spec.name}@{ratio:g}" if by_ratio else spec.name
             out.append((replace(spec, name=name, options=spec.options | followed | dict.fromkeys(by_ratio, ratio)), bits))
     return out

@@ -81,6 +81,8 @@ class Grid:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"--{name} is {getattr(self, name)!r}; use one of: {', '.join(allowed)}")
+        if self.loss_mask == "answer" and self.calib in ("c4", "wikitext2"):
+            raise UserError(f"--loss_mask answer has no meaning with --calib {self.calib}, which has no answers; use --calib task or --loss_mask all")
         if not self.keep_ratio or not all(0 < r < 0.5 for r in self.keep_ratio):
             raise UserError(f"--keep_ratio {self.keep_ratio} is out of range; give shares above 0 and below 0.5, such as 0.0035")
         if not 0 < self.tolerance < 1:
@@ -150,12 +152,14 @@ def cells_of(grid: Grid) -> list[Cell]:
 
 def seeded(spec: MethodSpec) -> bool:
     """Whether a method's result depends on the seed: it draws numbers, or calibrates on documents that the seed draws."""
-    if spec.quantizer and set(QUANTIZERS.get(spec.quantizer).needs):
-        return True
-    if spec.scorer is None:
-        return False
-    found = SCORERS.get(spec.scorer)
-    return "seed" in found.params or bool(set(found.needs) & {"gradients", "hessian"})
+    return reads_solver_calib(spec) or (spec.scorer is not None and "seed" in SCORERS.get(spec.scorer).params)
+
+
+def reads_solver_calib(spec: MethodSpec) -> bool:
+    """Whether a method's scorer or quantizer reads gradients or the inputs of linears."""
+    scored = SCORERS.get(spec.scorer).needs if spec.scorer else ()
+    solved = QUANTIZERS.get(spec.quantizer).needs if spec.quantizer else ()
+    return bool(solved) or bool({"gradients", "hessian"} & set(scored))
 
 
 def settings(grid: Grid) -> dict:

@@ -14,6 +14,7 @@ A cell's own key is made of its plan's and its evaluation's inputs, so it is kno
 
 from dataclasses import asdict
 
+from core.digest import digest
 from core.registry import ALLOCATORS, QUANTIZERS, SCORERS, MethodSpec
 from core.types import LayerPlan
 from harness.config import Cell
@@ -33,26 +34,34 @@ def published_quantizer(spec: MethodSpec, published: bool) -> str | None:
 def score_params(session: Session, cell: Cell) -> dict:
     """The config fields that scorers may declare."""
     grid = session.grid
-    compares = "base" in SCORERS.get(cell.method.scorer).params
+    compares = set(SCORERS.get(cell.method.scorer).params) & {"base", "corrupt"}
     return {"seed": cell.seed, "score_docs": grid.score_docs, "kl_docs": grid.kl_docs, "oracle_docs": grid.oracle_docs,
             "oracle_metric": grid.oracle_metric, "batch_tokens": grid.batch_tokens, "published": grid.published,
-            "grad_dtype": grid.grad_dtype, "base": base(session, cell) if compares else None}
+            "grad_dtype": grid.grad_dtype, "base": base(session, cell) if compares else None,
+            "corrupt": corrupting(session, cell) if compares else None,
+            "group_size": session.group_size if "group_size" in SCORERS.get(cell.method.scorer).params else None}
 
 
 def base(session: Session, cell: Cell) -> dict:
-    """How every linear is stored before any weight is kept, and by which quantizer: what TaCQ compares with.
+    """How every linear is stored before any weight is kept.
 
     Common rows: the highest level that the budget affords everywhere, on the common grid.  Native rows: their N bits and group.
     """
-    spec, grid = cell.method, session.grid
+    spec = cell.method
     if spec.native and "bits" in spec.options:
-        options = {k: spec.options[k] for k in QUANTIZERS.get(spec.quantizer).options if k in spec.options}
-        options |= {"published": True} if grid.published else {}
-        return {"bits": spec.options["bits"], "group": spec.options.get("group"), "quantizer": grid.corrupt, "options": options}
+        return {"bits": spec.options["bits"], "group": spec.options.get("group")}
     budget = session.budget(cell.avg_bits)
     total = budget.avg_bits * sum(r * c for r, c in session.shapes.values())
     fits = [b for b in budget.levels if b < 16 and uniform_bits(b, session.shapes, budget) <= total]
-    return {"bits": max(fits, default=min(budget.levels)), "group": budget.group_size, "quantizer": grid.corrupt, "options": {}}
+    return {"bits": max(fits, default=min(budget.levels)), "group": budget.group_size}
+
+
+def corrupting(session: Session, cell: Cell) -> dict:
+    """By which quantizer the model that TaCQ compares with is made; a native row's own search and quirks, if it has any."""
+    spec, name = cell.method, session.grid.corrupt
+    read = QUANTIZERS.get(name)
+    options = {k: v for k, v in spec.options.items() if spec.native and k in read.options}
+    return {"quantizer": [name, read.version], "options": options | ({"published": True} if session.grid.published and spec.native else {})}
 
 
 def base_layer(found: dict, shape: tuple[int, int]) -> LayerPlan:
@@ -63,8 +72,16 @@ def base_layer(found: dict, shape: tuple[int, int]) -> LayerPlan:
 def gradients_key(session: Session, cell: Cell, data: CellData, kind: str) -> tuple[str, dict]:
     """Digest of one kind of gradient sum."""
     grid = session.grid
-    return stage_key("gradients", VERSIONS["gradients"], model=session.ref.key, kind=kind, calib=solver_calib(session, data, cell.seed)[1],
+    calib, tokens = solver_calib(session, data, cell.seed)
+    return stage_key("gradients", VERSIONS["gradients"], model=session.ref.key, kind=kind, calib=tokens, counted=digest(list(calib.loss_mask)),
                      dtype=grid.grad_dtype, machine=session.machine)
+
+
+def corrupted_key(session: Session, cell: Cell, data: CellData) -> tuple[str, dict]:
+    """Digest of the quantized model that TaCQ compares with."""
+    params = score_params(session, cell)
+    return stage_key("corrupted", VERSIONS["weights"], model=session.ref.key, base=params["base"], corrupt=params["corrupt"],
+                     calib=solver_calib(session, data, cell.seed)[1], machine=session.machine)
 
 
 def scores_key(session: Session, cell: Cell, data: CellData) -> tuple[str, dict]:
@@ -76,6 +93,8 @@ def scores_key(session: Session, cell: Cell, data: CellData) -> tuple[str, dict]
         upstream |= {"calib": data.calib_digest, "machine": session.machine}
     if set(spec.needs) & {"gradients", "hessian"}:
         upstream |= {"solver_calib": solver_calib(session, data, cell.seed)[1], "machine": session.machine}
+    if spec.gradients:
+        upstream |= {"gradients": [gradients_key(session, cell, data, kind)[0] for kind in spec.gradients]}
     if "labels" in spec.needs:
         upstream |= {"labels": data.labels_digest, "eval_config": asdict(data.cfg)}
     return stage_key("scores", VERSIONS["scores"], **upstream)

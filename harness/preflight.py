@@ -4,6 +4,7 @@ Also the dry run: what would be computed, what is there already, and roughly how
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -15,10 +16,11 @@ from rich.table import Table
 
 from core.errors import DataError, UserError
 from core.registry import QUANTIZERS, SCORERS
-from harness.config import Grid, cells_of, seeded
-from harness.data import CellData, cell_data, solver_calib
+from harness.config import Grid, cells_of, reads_solver_calib, seeded
+from harness.data import CellData, cell_data, load_general, solver_calib
 from harness.keys import cell_key, scores_key
 from harness.session import Session
+from harness.weights import wanted_kinds
 from quantization.bits import achievable
 
 
@@ -35,6 +37,7 @@ def preflight(grid: Grid, sessions: dict[str, Session], say, weights: bool = Tru
             check_calibration(session, grid, data, say)
         check_disk(session, grid)
         check_memory(session, data)
+    load_general.cache_clear()  # a shard of text is about 1 GB; what was drawn of it is kept
     if weights and len(sessions) == 1:  # several models: each is checked when its turn comes, they need not fit together
         session.check_weights()
 
@@ -42,6 +45,7 @@ def preflight(grid: Grid, sessions: dict[str, Session], say, weights: bool = Tru
 def check_budgets(session: Session, grid: Grid, say) -> None:
     """Every budget lies in what levels and group size can give; says the range."""
     low, high = achievable(session.shapes, session.budget(grid.avg_bits[0]))
+    low = math.ceil(low * 1e4 - 1e-9) / 1e4  # what is printed can be asked for
     say(f"{session.ref.name}: group size {session.group_size}; stored bits a weight can be {low:.4f} to {high:.2f}; asked: "
         + ", ".join(f"{b:g}" for b in grid.avg_bits))
     for bits in grid.avg_bits:
@@ -52,23 +56,16 @@ def check_budgets(session: Session, grid: Grid, say) -> None:
 
 def check_calibration(session: Session, grid: Grid, data: CellData, say) -> None:
     """Draw what solvers and gradients will read, so that too little of it is an error now; says how much of what was asked there is."""
-    seeds = sorted({c.seed for c in cells_of(grid) if c.model == session.label and c.dataset == data.task.name and reads_solver_calib(c)})
+    seeds = sorted({c.seed for c in cells_of(grid) if c.model == session.label and c.dataset == data.task.name and reads_solver_calib(c.method)})
     for seed in seeds:
         found = solver_calib(session, data, seed)[0]
         tokens = sum(map(len, found.tokens))
         if max(map(len, found.tokens)) < 2:
             raise UserError(f"every calibration document of {found.task} is a single token; give longer documents (--calib, --max_length)")
         if seed == seeds[0]:
-            short = "; there are no more (--calib_size)" if tokens < 0.9 * grid.calib_tokens - grid.max_length else ""
+            short = "; that is all there is (--calib_size), so every seed reads the same" if len(found.tokens) >= len(data.calib_docs) else ""
             say(f"{data.task.name}: solvers and gradients read {tokens:,} of {grid.calib_tokens:,} tokens, "
                 f"{len(found.tokens)} documents of {found.task}{short}")
-
-
-def reads_solver_calib(cell) -> bool:
-    """Whether a cell's scorer or quantizer reads gradients or inputs of linears."""
-    scored = SCORERS.get(cell.method.scorer).needs if cell.method.scorer else ()
-    solved = QUANTIZERS.get(cell.method.quantizer).needs if cell.method.quantizer else ()
-    return bool(solved) or bool({"gradients", "hessian"} & set(scored))
 
 
 def check_disjoint(data: CellData) -> None:
@@ -119,18 +116,29 @@ def check_memory(session: Session, data: CellData) -> None:
         total, needed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_estimate(session, data)
     if needed > total:
         raise UserError(f"{session.ref.name} needs about {needed / 1e9:.1f} GB on {session.device}, which has {total / 1e9:.1f} GB; "
-                        "use a smaller model or --batch_tokens, or a larger machine")
+                        "use a smaller model, --batch_tokens or --grad_dtype bf16, or a larger machine")
 
 
 def memory_estimate(session: Session, data: CellData) -> float:
-    """Bytes of weights twice (as loaded and as quantized), one batch's hidden states and logits."""
+    """Bytes of weights twice (as loaded and as quantized), gradients, one batch's hidden states and logits."""
     structure = session.structure
     itemsize = getattr(torch, session.ref.dtype).itemsize
     linears = sum(r * c for r, c in session.shapes.values())
     weights = itemsize * (structure["parameters"] + linears)
     width = max(c for _, c in session.shapes.values())
     blocks = max(session.block_of.values()) + 1
+    weights += gradient_bytes(session)
     return weights + data.cfg.batch_tokens * width * 4 * 4 + data.cfg.batch_tokens * width * blocks * itemsize // 4
+
+
+def gradient_bytes(session: Session) -> int:
+    """Bytes beside the weights while gradients are summed: the model widened to float32 if asked, and float32 sums."""
+    grid, kinds = session.grid, wanted_kinds(session.grid.methods)
+    if not kinds:
+        return 0
+    linears = sum(r * c for r, c in session.shapes.values())
+    wide = session.structure["parameters"] * 4 if grid.grad_dtype == "fp32" else 0
+    return wide + 4 * linears * max(2, len(kinds))  # scores and the quantized model to compare with take a kind's place later
 
 
 def tokens_of(data: CellData) -> int:

@@ -18,8 +18,8 @@ from core.digest import atomic_write, canonical_json, digest, write_json
 from core.errors import UserError
 from core.types import Plan, Sample, Scores
 from evaluation.metrics import by_stratum, summarise
-from harness.config import Cell, settings
-from harness.data import CellData
+from harness.config import Cell, reads_solver_calib, settings
+from harness.data import CellData, solver_calib
 from harness.environment import device_peak_bytes, peak_bytes, versions
 from harness.samples import read_samples
 from harness.session import Session
@@ -29,10 +29,13 @@ PROBE = 64  # positions of a score tensor or mask that a result carries
 
 
 def file_stem(session: Session, cell: Cell, key: str) -> str:
-    """A readable file name that ends in the cell's digest."""
+    """A readable file name that ends in the settings' and the cell's digests.
+
+    fp16 and other rows that do not read a setting have one digest under all of them, and yet stand in every table.
+    """
     bits = f"{cell.avg_bits:g}b" if cell.avg_bits is not None else "own"
     text = f"{session.ref.name}__{cell.dataset}__{cell.method.name}__{bits}__s{cell.seed}"
-    return f"{re.sub(r'[^A-Za-z0-9_.+-]', '-', text)}__{key}"
+    return f"{re.sub(r'[^A-Za-z0-9_.+@-]', '-', text)}__{digest(settings(session.grid))[:6]}__{key}"
 
 
 def hash_sample(made: Plan, scores: Scores | None) -> dict:
@@ -48,7 +51,7 @@ def hash_sample(made: Plan, scores: Scores | None) -> dict:
     return out
 
 
-def document(session: Session, cell: Cell, key: str, data: CellData, made: Plan, found: Scores | None, facts: dict, samples: list[Sample]) -> dict:
+def document(session: Session, cell: Cell, key: str, data: CellData, made: Plan, facts: dict, samples: list[Sample]) -> dict:
     """The result of a finished cell as plain JSON."""
     return _head(session, cell, key) | {
         "status": "ok", "error": None,
@@ -58,10 +61,20 @@ def document(session: Session, cell: Cell, key: str, data: CellData, made: Plan,
         "bits": {"stored": made.stored_bits, "average": made.avg_bits, "whole_model": made.model_avg_bits,
                  "group_size": session.group_size if cell.method.budgeted else None,
                  "per_linear": {fqn: layer.bits for fqn, layer in made.layers.items()}, "notes": made.notes},
-        "probe": hash_sample(made, found), "score_notes": found.notes if found else {},
+        "probe": facts["probe"], "score_notes": facts["score_notes"], "solver_calibration": solver_facts(session, cell, data),
         "metrics": summarise(samples), "strata": by_stratum(samples),
         "seconds": facts["seconds"], "process_peak_bytes": peak_bytes(), "device_peak_bytes": device_peak_bytes(session.device),
     }
+
+
+def solver_facts(session: Session, cell: Cell, data: CellData) -> dict | None:
+    """What solvers and gradients of this row read; None if it has none."""
+    if not reads_solver_calib(cell.method):
+        return None
+    found, tokens = solver_calib(session, data, cell.seed)
+    return {"text": found.task, "documents": len(found.doc_ids), "tokens": sum(map(len, found.tokens)),
+            "asked_tokens": session.grid.calib_tokens, "truncated": found.truncated, "seed": cell.seed, "digest": tokens,
+            "whole_pool": found.task == data.task.name and len(found.doc_ids) >= len(data.calib_docs)}
 
 
 def failed(session: Session, cell: Cell, key: str, error: str, trace: str) -> dict:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from core.errors import UserError
+from core.forward import is_out_of_memory
 from core.types import Plan, Sample
 from evaluation.engine import make_prefix, run_batch
 from harness.config import Cell
@@ -58,13 +59,6 @@ def samples(session: Session, cell: Cell, data: CellData, plan_id: str, made: Pl
                 raise
             shutil.rmtree(session.store.partial(key), ignore_errors=True)
             data = smaller(session, data)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has a class of its own; the CPU allocator raises a plain RuntimeError."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def smaller(session: Session, data: CellData) -> CellData:

@@ -6,6 +6,7 @@ other rows without a budget stand in every table of their model and settings, wi
 Holm-corrected over the rows of a table's column.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +36,9 @@ def tables(folder: Path) -> list[TableData]:
 
 
 def tables_of(folder: Path, results: list[dict]) -> list[TableData]:
-    """The tables of the cells just run, read back from disk."""
-    wanted = {r["cell"] for r in results}
-    return group(load_results(folder, wanted))
+    """The tables of the cells just run, read back from disk; not those of the same cells under other settings."""
+    asked = {digest(json.loads(json.dumps(r["settings"]))) for r in results}
+    return group([r for r in load_results(folder, {r["cell"] for r in results}) if digest(r["settings"]) in asked])
 
 
 def group(results: list[dict]) -> list[TableData]:
@@ -66,6 +67,8 @@ def one_table(members: list[dict], bits: float | None) -> TableData:
             notes.append(f"{dataset}: {len(column) - len(kept)} cells left out, they were asked other documents or in other batches; run them again")
         rows += _column_rows(kept)
         notes += [f"{dataset}: {r['data_note']}" for r in kept[:1] if r["data_note"]]
+        if len({r["seed"] for r in kept if (r.get("solver_calibration") or {}).get("whole_pool")}) > 1:
+            notes.append(f"{dataset}: --calib_tokens took every calibration document, so all seeds read the same ones; their sd says little")
     head = members[0]
     title = f"{head['model']['name']} ({head['model']['dtype']}), {head['run_type']} run, {head['settings']['data_source']} data"
     title += f", at most {bits:g} stored bits a weight" if bits is not None else ""

@@ -6,6 +6,7 @@
 
 import json
 import time
+from contextlib import contextmanager
 
 import torch
 from safetensors import safe_open
@@ -13,11 +14,12 @@ from safetensors.torch import save_file
 
 from core.digest import write_json
 from core.errors import UserError
+from core.forward import is_out_of_memory
 from core.registry import QUANTIZERS, SCORERS, resolve_method
 from core.types import Plan
 from harness.config import Cell
 from harness.data import CellData, solver_calib
-from harness.keys import base_layer, gradients_key, quantizer_options, score_params, weights_key
+from harness.keys import base_layer, corrupted_key, gradients_key, quantizer_options, score_params, weights_key
 from harness.plans import read_plan, write_plan
 from harness.progress import Progress
 from harness.session import Session
@@ -32,6 +34,18 @@ def reads_data(cell: Cell) -> bool:
     return cell.method.quantizer is not None and bool(QUANTIZERS.get(cell.method.quantizer).needs)
 
 
+@contextmanager
+def solver_memory(session: Session, what: str):
+    """Out of memory outside the evaluation is the user's to mend: smaller batches of questions would not help."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory on {session.device} while {what}; lower --calib_tokens or --calib_window, or use --device cpu"
+                        " or --grad_dtype bf16") from None
+
+
 def put_weights(session: Session, cell: Cell, data: CellData, plan_id: str, made: Plan, progress: Progress) -> None:
     """Make the model hold the cell's quantized weights, and store what came out of it."""
     key, identity = weights_key(session, cell, data, plan_id)
@@ -39,9 +53,9 @@ def put_weights(session: Session, cell: Cell, data: CellData, plan_id: str, made
         return
     spec, start = QUANTIZERS.get(cell.method.quantizer), time.perf_counter()
     fisher = gradients(session, cell, data, "square", progress) if "fisher" in spec.needs else None
-    found = session.originals.solve(made.layers, spec.name, model=session.model, blocks=session.blocks, block_of=session.block_of,
-                                    calib=solver_calib(session, data, cell.seed)[0], fisher=fisher,
-                                    options=quantizer_options(session, cell.method), step=progress.stage(f"{cell.method.name}: {spec.name}"))
+    with solver_memory(session, f"{spec.name} solves {cell.method.name}"):
+        found = _solve(session, cell, data, made, fisher, progress)
+    del fisher
     true = make_plan({fqn: s.layer for fqn, s in found.items()}, session.shapes, session.other, made.notes)
     if cell.method.budgeted:
         check_budget(true, session.budget(cell.avg_bits), cell.method.name)
@@ -53,6 +67,12 @@ def put_weights(session: Session, cell: Cell, data: CellData, plan_id: str, made
 
     session.store.put(key, identity, {"model": session.label, "seconds": time.perf_counter() - start}, write)
     session.originals.holds = key
+
+
+def _solve(session: Session, cell: Cell, data: CellData, made: Plan, fisher, progress: Progress):
+    return session.originals.solve(made.layers, cell.method.quantizer, model=session.model, blocks=session.blocks, block_of=session.block_of,
+                                   calib=solver_calib(session, data, cell.seed)[0], fisher=fisher, options=quantizer_options(session, cell.method),
+                                   step=progress.stage(f"{cell.method.name}: {cell.method.quantizer}"))
 
 
 def true_plan(session: Session, cell: Cell, data: CellData, plan_id: str, made: Plan, progress: Progress) -> tuple[str, Plan, dict]:
@@ -76,19 +96,35 @@ def summary(notes: dict[str, dict]) -> dict:
 
 
 def corrupted(session: Session, cell: Cell, data: CellData, progress: Progress) -> dict[str, torch.Tensor]:
-    """ŵ of every linear at the base level by --corrupt, on the CPU in the model's dtype; the model is as loaded afterwards."""
-    found, originals = score_params(session, cell)["base"], session.originals
-    layers = {fqn: base_layer(found, shape) for fqn, shape in session.shapes.items()}
-    if found["quantizer"] == "gptq":
-        originals.solve(layers, "gptq", model=session.model, blocks=session.blocks, block_of=session.block_of,
-                        calib=solver_calib(session, data, cell.seed)[0], options=found["options"],
-                        step=progress.stage("the quantized model to compare with"))
+    """ŵ of every linear at the base level by --corrupt, on the CPU in the model's dtype; from the store, or made and the model restored."""
+    key, identity = corrupted_key(session, cell, data)
+    with session.store.lock(key):
+        entry = session.store.get(key)
+        if entry is None:
+            with solver_memory(session, "the model to compare with is quantized"):
+                values = _corrupt(session, cell, data, progress)
+            entry = session.store.put(key, identity, {"model": session.label}, lambda folder: save_file(values, folder / "weights.safetensors"))
+        return _tensors(entry / "weights.safetensors")
+
+
+def _corrupt(session: Session, cell: Cell, data: CellData, progress: Progress) -> dict[str, torch.Tensor]:
+    params, originals, step = score_params(session, cell), session.originals, progress.stage("the quantized model to compare with")
+    layers = {fqn: base_layer(params["base"], shape) for fqn, shape in session.shapes.items()}
+    name = params["corrupt"]["quantizer"][0]
+    if QUANTIZERS.get(name).needs:
+        originals.solve(layers, name, model=session.model, blocks=session.blocks, block_of=session.block_of,
+                        calib=solver_calib(session, data, cell.seed)[0], options=params["corrupt"]["options"], step=step)
     else:
         originals.restore()
-        originals.write(layers, "rtn", progress.stage("the quantized model to compare with"))
+        originals.write(layers, name, step)
     out = {fqn: lin.weight.detach().to("cpu", copy=True) for fqn, lin in session.linears.items()}
     originals.restore()
     return out
+
+
+def _tensors(path) -> dict[str, torch.Tensor]:
+    with safe_open(path, "pt") as file:
+        return {fqn: file.get_tensor(fqn) for fqn in file.keys()}
 
 
 def gradients(session: Session, cell: Cell, data: CellData, kind: str, progress: Progress) -> dict[str, torch.Tensor]:
@@ -97,18 +133,19 @@ def gradients(session: Session, cell: Cell, data: CellData, kind: str, progress:
     with session.store.lock(key):
         if session.store.get(key) is None:
             _backward(session, cell, data, kind, progress)
-        with safe_open(session.store.path(key) / "gradients.safetensors", "pt") as file:
-            return {fqn: file.get_tensor(fqn) for fqn in file.keys()}
+        return _tensors(session.store.path(key) / "gradients.safetensors")
 
 
 def _backward(session: Session, cell: Cell, data: CellData, kind: str, progress: Progress) -> None:
     if session.grid.eval_only:
         raise UserError(f"--eval_only: the gradients of this cell are not in {session.store.root}; run once without --eval_only")
     session.originals.restore()
-    wanted = tuple(sorted({kind} | wanted_kinds(session.grid.methods)))
+    missing = {k for k in wanted_kinds(session.grid.methods) if session.store.get(gradients_key(session, cell, data, k)[0]) is None}
+    wanted = tuple(sorted({kind} | missing))
     start = time.perf_counter()
-    found = gradient_sums(session.model, session.linears, solver_calib(session, data, cell.seed)[0], wanted,
-                          DTYPES[session.grid.grad_dtype], progress.update)
+    with solver_memory(session, "gradients are computed"):
+        found = gradient_sums(session.model, session.linears, solver_calib(session, data, cell.seed)[0], wanted,
+                              DTYPES[session.grid.grad_dtype], progress.update)
     seconds = time.perf_counter() - start
     for name in wanted:
         key, identity = gradients_key(session, cell, data, name)

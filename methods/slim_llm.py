@@ -17,7 +17,7 @@ from quantization.gptq import factorise
 from quantization.slim_search import group_salience
 
 
-@scorer("SliM-LLM", granularity="group", needs=("hessian",), params=("base",))
+@scorer("SliM-LLM", granularity="group", needs=("hessian",), params=("group_size",))
 def slim_llm(ctx: ScoreContext) -> Scores:
     """Salience summed over each group, float32 [1, in/g]."""
     values: dict[str, torch.Tensor] = {}
@@ -26,12 +26,11 @@ def slim_llm(ctx: ScoreContext) -> Scores:
         if "factor" not in aid.shared:
             aid.shared["factor"] = factorise(aid.hessian, what=fqn)
         weight = torch.where(aid.shared["factor"].dead, 0.0, linear.weight.detach().float())  # a dead input's weight has no salience
-        group = ctx.base(tuple(weight.shape)).group_size
-        values[fqn] = group_salience(weight, aid.shared["factor"].diagonal, group).float().cpu()[None]
+        values[fqn] = group_salience(weight, aid.shared["factor"].diagonal, ctx.param("group_size")).float().cpu()[None]
 
     each_hessian(ctx, see, "saliences")
     return Scores("group", values, "salience")
 
 
 method("SliM-LLM", scorer="SliM-LLM", paper="arXiv:2405.14917")
-method("SliM-LLM-native", allocator="flat", quantizer="slim", native=True, paper="arXiv:2405.14917", bits="N", group=128, form="slim")
+method("SliM-LLM-native", allocator="flat", quantizer="slim", native=True, paper="arXiv:2405.14917", bits="N<8", group=128, form="slim")

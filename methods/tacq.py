@@ -21,7 +21,7 @@ from core.types import ScoreContext, Scores
 
 PAPER = "arXiv:2504.07389"
 GRADIENT = ("grad_dtype",)  # what the gradients depend on beside the documents, which needs=("gradients",) puts in the key
-CORRUPT = (*GRADIENT, "base", "published")  # and the quantized model beside them
+CORRUPT = (*GRADIENT, "base", "corrupt", "published")  # and the quantized model beside them
 
 
 def _operands(weight: torch.Tensor, corrupt: torch.Tensor, published: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,8 +53,9 @@ def _weights(ctx: ScoreContext) -> dict[str, torch.Tensor]:
 
 def _against_corrupt(ctx: ScoreContext, formula, unit: str) -> Scores:
     """A formula of W, G and Wq, linear by linear."""
-    gradient, corrupt, published = ctx.gradients("abs"), ctx.corrupted(), ctx.param("published")
-    return Scores("element", {fqn: formula(w, gradient[fqn], corrupt[fqn], published) for fqn, w in _weights(ctx).items()}, unit)
+    corrupt, published = ctx.corrupted(), ctx.param("published")
+    gradient = ctx.gradients("abs")  # popped one by one: scores take their place, so there is never a second copy
+    return Scores("element", {fqn: formula(w, gradient.pop(fqn), corrupt.pop(fqn), published) for fqn, w in _weights(ctx).items()}, unit)
 
 
 @scorer("TaCQ", granularity="element", needs=("gradients",), params=CORRUPT, gradients=("abs",))
@@ -73,7 +74,7 @@ def quantization_aware(ctx: ScoreContext) -> Scores:
 def magnitude_sharpened(ctx: ScoreContext) -> Scores:
     """|W| · Σ|g|."""
     gradient = ctx.gradients("abs")
-    return Scores("element", {fqn: sharpened(w, gradient[fqn]) for fqn, w in _weights(ctx).items()}, "nats")
+    return Scores("element", {fqn: sharpened(w, gradient.pop(fqn)) for fqn, w in _weights(ctx).items()}, "nats")
 
 
 @scorer("TaCQ-absgrad", granularity="element", needs=("gradients",), params=GRADIENT, gradients=("abs",))

@@ -13,6 +13,7 @@ from torch import nn
 from core.errors import UserError
 from core.registry import QUANTIZERS
 from core.types import Aid, Budget, CalibSet, LayerPlan, Plan, Stored
+from quantization.rtn import sixteen
 from quantization.stream import BlockStream, walk
 
 
@@ -60,7 +61,10 @@ class Originals:
         spec, out = QUANTIZERS.get(quantizer), {}
         self.restore()
         todo = {fqn: self.linears[fqn] for fqn, layer in layers.items() if layer.bits < 16 or layer.group_bits is not None}
-        out |= {fqn: Stored(torch.empty(0), layer) for fqn, layer in layers.items() if fqn not in todo}
+        for fqn in (f for f in layers if f not in todo):
+            self._write(fqn, sixteen(self._on_device(fqn)))
+            self.changed.add(fqn)
+            out[fqn] = Stored(torch.empty(0), layers[fqn])
 
         def solve_one(fqn: str, aid: Aid) -> torch.Tensor:
             given = replace(aid, options=options or {}, fisher=None if fisher is None else fisher[fqn])

@@ -235,6 +235,6 @@ def squeezellm(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
         raise UserError(f"SqueezeLLM got no Fisher information for {aid.fqn}; run it with calibration documents")
     options = {k: v for k, v in aid.options.items() if k in ("magnitude_share", "fisher_share")}
     try:
-        return solve_codebook(weight, aid.fisher, layer, **options)
+        return solve_codebook(weight.cpu(), aid.fisher.cpu(), layer, **options)  # sorting and tables of a row at a time: a CPU's work
     except UserError as error:
         raise UserError(f"{aid.fqn}: {error}") from error

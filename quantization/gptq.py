@@ -19,6 +19,7 @@ from core.types import Aid, LayerPlan, Stored
 from quantization.rtn import fp16_up
 
 DAMPING_TRIES = 8
+LEAST_DAMPING = 1e-6  # of the mean diagonal, from the second try on, when none was asked for
 BLOCK = 128
 PLAIN = (1.0,)
 COARSE = tuple(1 - i / 25 for i in range(16))  # 1.00, 0.96 ... 0.40
@@ -50,7 +51,7 @@ def factorise(hessian: torch.Tensor, percdamp: float = 0.01, what: str = "a line
     alive.diagonal()[dead] = 1.0
     mean = float(alive.diagonal().mean())
     for tries in range(1, DAMPING_TRIES + 1):
-        damp = percdamp * mean * 10 ** (tries - 1)
+        damp = (percdamp if tries == 1 else max(percdamp, LEAST_DAMPING) * 10 ** (tries - 1)) * mean
         damped = alive.clone()
         damped.diagonal().add_(damp)
         upper = _inverse_factor(damped)

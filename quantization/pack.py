@@ -53,12 +53,9 @@ def _arrays(plan: LayerPlan, codes, scale, zero, weight, order=None) -> dict[str
     group = group_of_column(plan, cols, order)
     bits, zero_bits = _bits(plan, cols)
     arrays = {"codes": pack_bits(codes.numpy(), np.tile(bits[group], rows))}
-    if plan.scale_bits == 16:
-        arrays["scale"] = scale.half().numpy().view(np.uint8).ravel()
-        arrays["zero"] = pack_bits(zero.numpy(), np.tile(zero_bits, rows))
-    else:
-        arrays["scale"] = scale.numpy().view(np.uint8).ravel()
-        arrays["zero"] = zero.numpy().view(np.uint8).ravel()
+    arrays["scale"] = (scale.half() if plan.scale_bits == 16 else scale).contiguous().numpy().view(np.uint8).ravel()
+    whole = plan.zero_bits == 32  # a float32 zero point, or minimum
+    arrays["zero"] = zero.contiguous().numpy().view(np.uint8).ravel() if whole else pack_bits(zero.numpy(), np.tile(zero_bits, rows))
     if plan.group_bits is not None:
         arrays["map"] = pack_bits(plan.group_bits.astype(np.int64) - 1, MAP_BITS)
     if plan.ordered:
@@ -78,11 +75,9 @@ def unpack(arrays: dict[str, np.ndarray], plan: LayerPlan, shape, dtype: torch.d
     bits, zero_bits = _bits(plan, cols)
     groups = len(zero_bits)
     codes = torch.tensor(unpack_bits(arrays["codes"], np.tile(bits[group], rows), rows * cols).reshape(shape)).float()
-    if plan.scale_bits == 16:
-        scale = torch.tensor(arrays["scale"].view(np.float16).astype(np.float32)).reshape(rows, groups)
-        zero = torch.tensor(unpack_bits(arrays["zero"], np.tile(zero_bits, rows), rows * groups), dtype=torch.float32).reshape(rows, groups)
-    else:
-        scale, zero = (torch.tensor(arrays[k].view(np.float32).copy()).reshape(rows, groups) for k in ("scale", "zero"))
+    scale = torch.tensor(arrays["scale"].view(np.float16 if plan.scale_bits == 16 else np.float32).astype(np.float32)).reshape(rows, groups)
+    zero = arrays["zero"].view(np.float32) if plan.zero_bits == 32 else unpack_bits(arrays["zero"], np.tile(zero_bits, rows), rows * groups)
+    zero = torch.tensor(zero.astype(np.float32)).reshape(rows, groups)
     scale, zero = scale[:, group], zero[:, group]
     out = (codes * scale + zero if float_zero else (codes - zero) * scale).to(dtype)
     if "kept" in arrays:

@@ -45,7 +45,8 @@ class BlockStream:
     def _record(self, tokens) -> None:
         """Run the model around its blocks, which only note how they are called; keeps what enters the first block."""
         lengths = [len(row) for row in tokens]
-        batches = length_batches(lengths, BATCH_TOKENS)
+        routed = any("expert" in name for name, _ in self.blocks[0].named_modules())  # experts see loose tokens, which could not be told from padding
+        batches = length_batches(lengths, 1 if routed else BATCH_TOKENS)
         self.lengths = [[lengths[i] for i in batch] for batch in batches]
         self.sequences = len(tokens)
         rows = [pad([tokens[i] for i in batch], device_of(self.model), left=False)[0] for batch in batches]
@@ -80,6 +81,8 @@ class BlockStream:
     def _real(self, x: torch.Tensor, batch: int) -> list[torch.Tensor]:
         """The unpadded rows [T, in] of what a linear read, a tensor [B, T, in] or flattened over B and T."""
         lengths = self.lengths[batch]
+        if len(lengths) == 1:
+            return [x.reshape(-1, x.shape[-1])]
         return [row[:length] for row, length in zip(x.reshape(len(lengths), -1, x.shape[-1]), lengths)]
 
     @torch.no_grad()
@@ -174,6 +177,8 @@ def walk(stream: BlockStream, linears: dict[str, nn.Linear], block_of: dict[str,
             found = ready.pop(names[0], None)
             if hessian and found is None:
                 found = stream.hessians(index, {names[0]: inside[names[0]]})[names[0]]
+            if hessian and not found.diagonal().any():  # e.g. an expert that no token reached: nothing is known, so nothing is repaired
+                found.fill_diagonal_(1.0)
             shared: dict = {}
             for fqn in names:
                 aid = Aid(fqn, found, shared, lambda lead=names[0]: stream.inputs(index, lead, inside[lead]))

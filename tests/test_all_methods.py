@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import harness.samples
 import harness.weights
 import methods  # noqa: F401  (registers)
 from core.registry import METHODS, QUANTIZERS
@@ -173,7 +174,7 @@ def digests(done, name: str, **changes) -> dict[str, str]:
     """Scores, weights and samples of one method's first cell under a changed grid."""
     grid = build_grid(**(FLAGS | done | {"methods": (name,), "keep_ratio": (0.01,)} | changes))
     session = open_sessions(grid, None, lambda text: None)[grid.models[0]]
-    data, cell = cell_data(session, "mmlu_pro"), next(c for c in cells_of(grid) if c.method.name == name)
+    data, cell = cell_data(session, "mmlu_pro"), next(c for c in cells_of(grid) if c.method.name.partition("@")[0] == name)
     scored = scores_key(session, cell, data)[0] if cell.method.scorer else ""
     return {"scores": scored, "plan": plan_key(session, cell, scored)[0], "weights": weights_key(session, cell, data, "plan")[0],
             "samples": samples_key(session, cell, data, "plan")[0]}
@@ -181,11 +182,13 @@ def digests(done, name: str, **changes) -> dict[str, str]:
 
 EVERY, SOLVED = {"scores", "plan", "weights", "samples"}, {"weights", "samples"}
 MOVES = {  # method -> field -> (another value, exactly which digests it moves)
-    "TaCQ": {"grad_dtype": ("bf16", {"scores", "plan"}), "loss_mask": ("answer", EVERY), "corrupt": ("rtn", {"scores", "plan"}),
+    "TaCQ": {"grad_dtype": ("bf16", {"scores", "plan"}), "loss_mask": ("answer", {"scores", "plan"}), "corrupt": ("rtn", {"scores", "plan"}),
              "seeds": ((7,), EVERY), "calib_tokens": (900, EVERY), "avg_bits": ((3.76,), {"plan"}), "published": (True, {"scores", "plan"})},
     "TaCQ-native": {"avg_bits": ((3.9,), set()), "keep_ratio": ((0.02,), {"plan"}), "corrupt": ("rtn", {"scores", "plan"})},
     "SqueezeLLM-native": {"grad_dtype": ("bf16", SOLVED), "avg_bits": ((4.5,), {"plan"}), "seeds": ((7,), SOLVED)},
     "GPTQ-native": {"avg_bits": ((3.9,), set()), "seeds": ((7,), SOLVED), "published": (True, SOLVED), "grad_dtype": ("bf16", set())},
+    "SPQR": {"corrupt": ("rtn", set()), "loss_mask": ("answer", set()), "calib_tokens": (900, EVERY), "avg_bits": ((4.75,), {"scores", "plan"})},
+    "SliM-LLM": {"avg_bits": ((4.75,), {"plan"}), "corrupt": ("rtn", set()), "seeds": ((7,), EVERY)},
     "SPQR-budget-native": {"avg_bits": ((3.9,), SOLVED)},
 }
 
@@ -212,3 +215,93 @@ def test_the_switches_run(given, tiny_folder, tmp_path):
     line = flags(**where, methods=names, keep_ratio=(0.01,), **{k: v for k, v in given.items() if k != "published"})
     assert main(line + (["--published"] if "published" in given else [])) == 0
     assert {r["status"] for r in load_results(tmp_path / "results")} == {"ok"}
+
+
+def where_of(tiny_folder, root: Path) -> dict:
+    return dict(models=(str(tiny_folder),), cache_dir=str(root / "cache"), results_dir=str(root / "results"))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted((root / "results").glob("*.jsonl"))}
+
+
+def test_a_solved_row_killed_between_batches_goes_on_to_the_same_bytes(tiny_folder, tmp_path, monkeypatch):
+    """ŵ is solved again from the same documents, so the batches that were missing come out the same."""
+    some = dict(methods=("TaCQ", "SliM-LLM-native"), batch_tokens=200, keep_ratio=(0.01,))
+    assert main(flags(**where_of(tiny_folder, tmp_path / "whole"), **some)) == 0
+    real, calls = harness.samples.run_batch, []
+
+    def stop_later(*args):
+        calls.append(1)
+        if len(calls) in (9, 22):
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(harness.samples, "run_batch", stop_later)
+    line = flags(**where_of(tiny_folder, tmp_path / "killed"), **some)
+    assert main(line) == 130 and main(line) == 130 and main(line) == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole") and len(contents(tmp_path / "whole")) == 5
+
+
+def test_a_finished_solved_grid_loads_no_model_and_eval_only_says_what_is_missing(tiny_folder, tmp_path, monkeypatch, capsys):
+    import harness.session
+
+    some = dict(methods=("TaCQ-native", "SPQR-native"), keep_ratio=(0.01,))
+    assert main(flags(**where_of(tiny_folder, tmp_path), **some)) == 0
+    before = contents(tmp_path)
+    monkeypatch.setattr(harness.session, "load_model", lambda *a: pytest.fail("the model was loaded"))
+    assert main(flags(**where_of(tiny_folder, tmp_path), **some)) == 0 and contents(tmp_path) == before
+    monkeypatch.undo()
+    fresh = where_of(tiny_folder, tmp_path / "fresh")
+    assert main([*flags(**fresh, **some), "--eval_only"]) == 1
+    assert "--eval_only" in capsys.readouterr().err
+
+
+def test_out_of_memory_in_a_solver_is_not_mended_by_smaller_questions(tiny_folder, tmp_path, monkeypatch):
+    calls = []
+
+    def full(*args, **kwargs):
+        calls.append(1)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    from quantization.apply import Originals
+    monkeypatch.setattr(Originals, "solve", full)
+    assert main(flags(**where_of(tiny_folder, tmp_path), methods=("GPTQ-native",))) == 1
+    failed = [r for r in load_results(tmp_path / "results") if r["method"]["name"] == "GPTQ-native"]
+    assert "lower --calib_tokens" in failed[0]["error"] and len(calls) == 3  # uniform, random, GPTQ-native: once each
+    assert not list((tmp_path / "cache").glob("*/batch_tokens.json"))
+
+
+def test_other_settings_and_ratios_make_rows_of_their_own(tiny_folder, tmp_path):
+    """A second run under another setting neither steals fp16 from the first table nor is averaged with its rows."""
+    from harness.tables import tables
+    from harness.views import overview
+
+    where = where_of(tiny_folder, tmp_path)
+    for ratio, mask in ((0.01, "all"), (0.05, "all"), (0.01, "answer")):
+        assert main(flags(**where, methods=("TaCQ-native",), keep_ratio=(ratio,), loss_mask=mask)) == 0
+    found = tables(tmp_path / "results")
+    assert len(found) == 2
+    for table in found:
+        names = overview(table)["method"].tolist()
+        assert names.count("fp16") == 1 and "TaCQ-native@0.01" in names and table.frame["d_loglik"].notna().sum() == len(table.frame) - 1
+    assert sorted(len(t.frame) for t in found) == [4, 5]
+
+
+def test_seeds_that_read_the_same_documents_are_told(tiny_folder, tmp_path, capsys):
+    assert main(flags(**where_of(tiny_folder, tmp_path), methods=("GPTQ-native",), seeds=(0, 1), calib_tokens=60000)) == 0
+    printed = capsys.readouterr()
+    assert "every seed reads the same" in printed.err and "all seeds read the same ones" in " ".join(printed.out.split())
+    assert all(r["solver_calibration"]["whole_pool"] for r in load_results(tmp_path / "results") if r["method"]["name"] == "uniform")
+
+
+@pytest.mark.parametrize("name", ("magnitude+flat+gptq", "TaCQ+global_topk", "SPQR+topk_keep+rtn", "SliM-LLM+balanced"))
+def test_combinations_take_their_options_from_the_grid(name, tiny_folder, tmp_path):
+    assert main(flags(**where_of(tiny_folder, tmp_path), methods=(name,), keep_ratio=(0.01,))) == 0
+
+
+def test_high_budgets_keep_native_rows_within_their_bits(tiny_folder, tmp_path):
+    names = ("GPTQ-native", "SliM-LLM-native", "SPQR-native", "SqueezeLLM-native", "TaCQ-native", "SPQR-budget-native")
+    assert main(flags(**where_of(tiny_folder, tmp_path), methods=names, avg_bits=(9.5,), keep_ratio=(0.01,))) == 0
+    bits = {r["method"]["name"]: r["method"]["options"]["bits"] for r in load_results(tmp_path / "results") if r["method"]["native"]}
+    assert bits["GPTQ-native"] == 8 and bits["SliM-LLM-native"] == 7

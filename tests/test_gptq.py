@@ -117,16 +117,16 @@ def test_beats_round_to_nearest_on_correlated_inputs():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 9), st.integers(2, 40), st.integers(1, 4), st.sampled_from([4, 7, 16, 40]), st.floats(0, 0.4),
-       st.booleans(), st.booleans(), st.booleans(), st.integers(0, 2**31))
-def test_what_is_stored_gives_the_weights_back(rows, cols, bits, group, share, act_order, static, symmetric, seed):
+       st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 2**31))
+def test_what_is_stored_gives_the_weights_back(rows, cols, bits, group, share, act_order, static, symmetric, stored, seed):
     """Packed bytes = counted bits, and unpacked = ŵ, for ragged groups, kept weights, both orders, mixed group bits."""
     weight, hessian = random_case(rows, cols, seed % 1000)
     rng = np.random.default_rng(seed)
-    keep = rng.random((rows, cols)) < share
+    keep = rng.random((rows, cols)) < share * stored  # published kept weights are float32, which nothing stores
     groups = -(-cols // min(group, cols))
     layer = LayerPlan(bits, min(group, cols), keep=keep if keep.any() else None,
                       group_bits=rng.integers(1, 9, groups).astype(np.uint8) if seed % 2 else None)
-    found = solve(weight, hessian, layer, Solver(act_order=act_order, static_groups=static, symmetric=symmetric))
+    found = solve(weight, hessian, layer, Solver(act_order=act_order, static_groups=static, symmetric=symmetric, stored=stored))
     arrays = pack_stored(found)
     assert sum(a.nbytes for a in arrays.values()) * 8 == layer_bits(found.layer, weight.shape)
     assert torch.equal(unpack(arrays, found.layer, weight.shape, torch.float32), found.values)

@@ -235,7 +235,7 @@ def saliency_context(name, model, calib, **params):
     generator = torch.Generator().manual_seed(3)
     noise = {f: 0.1 * torch.randn(lin.weight.shape, generator=generator) for f, lin in ctx.linears.items()}
     corrupt = {f: (lin.weight + noise[f]).to(lin.weight.dtype) for f, lin in ctx.linears.items()}
-    ctx.gradients, ctx.corrupted = sums.__getitem__, lambda: corrupt
+    ctx.gradients, ctx.corrupted = lambda kind: dict(sums[kind]), lambda: dict(corrupt)  # read afresh, as from the store
     return spec, ctx, sums, corrupt
 
 
@@ -274,7 +274,7 @@ def test_published_takes_the_difference_in_fp16(name):
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_what_the_scores_depend_on_is_declared(name):
-    spec, corrupt = SCORERS.get(name), {"base", "published"} if name in ("TaCQ", "TaCQ-QAL") else set()
+    spec, corrupt = SCORERS.get(name), {"base", "corrupt", "published"} if name in ("TaCQ", "TaCQ-QAL") else set()
     assert set(spec.params) == (set() if name == "TaCQ-weight" else {"grad_dtype"} | corrupt)
     assert spec.needs == (() if name == "TaCQ-weight" else ("gradients",))
     kinds = {"TaCQ-weight": (), "TaCQ-fisher": ("square",), "TaCQ-gradient": ("sum",)}

@@ -74,7 +74,7 @@ def calib_set(count: int = 6, seed: int = 0, task: str = "trivia_qa") -> CalibSe
 
 
 PARAMS = dict(seed=0, score_docs=256, kl_docs=64, oracle_docs=4, oracle_metric="task", batch_tokens=4096, published=False, grad_dtype="fp32",
-              base={"bits": 3, "group": 8, "quantizer": "gptq", "options": {}})
+              base={"bits": 3, "group": 8}, corrupt={"quantizer": ["gptq", 1], "options": {}}, group_size=8)
 
 
 def context(model, spec, calib: CalibSet | None = None, tokenizer=None, metric=None, **params) -> ScoreContext:
