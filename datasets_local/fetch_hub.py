@@ -1,9 +1,10 @@
 """Copy TriviaQA, MMLU-Pro and CodeMMLU from the hub into a folder that --data_dir reads.
 
-    python datasets_local/fetch_hub.py DIR [--dataset trivia_qa mmlu_pro code_mmlu]
+    python datasets_local/fetch_hub.py DIR [--dataset trivia_qa mmlu_pro code_mmlu] [--text c4 wikitext2]
 
 Rows are written as they are, in the hub's order; the few CodeMMLU rows without a usable answer key are left out and counted,
-because a local file with such a row is an error.  A machine without the hub then needs DIR only.
+because a local file with such a row is an error.  ``--text`` adds general text for ``--calib``: C4's first train shard (1 GB), WikiText-2's
+train split.  A machine without the hub then needs DIR only.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script, the first entry is this folder and not the repository
     sys.path.insert(0, str(ROOT))
 
+from evaluation.general_text import TEXTS, load_texts
 from evaluation.rows import Row
 from evaluation.tasks import get_task
 
@@ -41,6 +43,18 @@ def fetch(name: str, out: Path) -> list[str]:
     return lines
 
 
+def fetch_text(name: str, out: Path) -> str:
+    """Write one general text below ``out``; returns a line: its path and its documents."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    documents = load_texts(name, "hub")
+    path = out / f"{TEXTS[name].folders[0]}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": documents}), path)
+    return f"{path}: {len(documents)} documents"
+
+
 def is_usable(task, row: Row) -> bool:
     """Whether a local copy of the row would load; only CodeMMLU has rows that would not."""
     return task.name != "code_mmlu" or task.make_doc(row) is not None
@@ -51,9 +65,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dataset", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--text", nargs="*", choices=tuple(TEXTS), default=(), help="general text for --calib, besides the data sets")
     args = parser.parse_args(argv)
     for name in args.dataset:
         print("\n".join(fetch(name, args.folder)))
+    for name in args.text:
+        print(fetch_text(name, args.folder))
     return 0
 
 

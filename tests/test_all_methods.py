@@ -207,6 +207,7 @@ def test_base_level_and_not_the_budget_keys_tacq(done):
     assert scores[3.60] == scores[3.75] != scores[4.75]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", (dict(grad_dtype="bf16"), dict(grad_dtype="fp16"), dict(loss_mask="answer"), dict(corrupt="rtn"),
                                    dict(published=True)))
 def test_the_switches_run(given, tiny_folder, tmp_path):
@@ -225,6 +226,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((root / "results").glob("*.jsonl"))}
 
 
+@pytest.mark.slow
 def test_a_solved_row_killed_between_batches_goes_on_to_the_same_bytes(tiny_folder, tmp_path, monkeypatch):
     """ŵ is solved again from the same documents, so the batches that were missing come out the same."""
     some = dict(methods=("TaCQ", "SliM-LLM-native"), batch_tokens=200, keep_ratio=(0.01,))
@@ -300,6 +302,7 @@ def test_combinations_take_their_options_from_the_grid(name, tiny_folder, tmp_pa
     assert main(flags(**where_of(tiny_folder, tmp_path), methods=(name,), keep_ratio=(0.01,))) == 0
 
 
+@pytest.mark.slow
 def test_high_budgets_keep_native_rows_within_their_bits(tiny_folder, tmp_path):
     names = ("GPTQ-native", "SliM-LLM-native", "SPQR-native", "SqueezeLLM-native", "TaCQ-native", "SPQR-budget-native")
     assert main(flags(**where_of(tiny_folder, tmp_path), methods=names, avg_bits=(9.5,), keep_ratio=(0.01,))) == 0

@@ -468,3 +468,13 @@ def test_real_documents_with_a_real_tokenizer(shared, real_model, task, scoring)
                                budget_tokens=8192, window=128, seed=0, texts=lambda name: load_texts(name, "folder", shared / "datasets"))
     general = [len(t) for i, t in zip(calib.doc_ids, calib.tokens) if i.startswith("c4:")]
     assert general == [128] * 32 and 4096 - 512 < sum(map(len, calib.tokens)) - sum(general) <= 4096
+
+
+def test_fetched_text_is_read_back(tmp_path, monkeypatch):
+    """fetch_hub.py writes general text where --data_dir reads it."""
+    import datasets_local.fetch_hub as fetching
+
+    monkeypatch.setattr(fetching, "load_texts", lambda name, source: [f"{name} one", "two"])
+    for name in ("c4", "wikitext2"):
+        assert "2 documents" in fetching.fetch_text(name, tmp_path)
+        assert load_texts(name, "folder", tmp_path) == [f"{name} one", "two"]
