@@ -83,7 +83,7 @@ def _method_flags(add) -> None:
     add("--oracle_docs", type=int, metavar="N", help="labelled calibration documents that TAQO-oracle reads (32; test 16)")
     add("--oracle_metric", choices=("task", "loglik"), help="what TAQO-oracle measures: the task score, or the smoother gold log-likelihood")
     add("--published", action="store_true", default=None, help="reproduce the published codes' quirks (docs/METHODS.md)")
-    add("--quantizer", choices=("gptq", "rtn"), help="quantizer of every common row (default: gptq)")
+    add("--quantizer", choices=("gptq", "rtn"), help="quantizer of every common row (default: gptq; demo rtn, to stay within minutes)")
     add("--loss_mask", choices=("all", "answer"), help="tokens whose loss a gradient follows: all (as TaCQ published) or the gold answer's")
     add("--grad_dtype", choices=("fp32", "bf16", "fp16"), help="arithmetic of gradients; 16 bits where float32 does not fit (default: fp32)")
     add("--corrupt", choices=("gptq", "rtn"), help="quantized model that TaCQ compares with (default: gptq, as published)")

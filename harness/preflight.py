@@ -177,7 +177,7 @@ def dry_run(grid: Grid, sessions: dict[str, Session], console: Console) -> None:
                           str(cell.seed) if seeded(cell.method) else "-", "cached" if done else "to do", scored, f"{tokens:,}",
                           f"~{seconds:.0f} s", f"~{memory_estimate(session, data) / 1e9:.1f} GB")
     console.print(table)
-    console.print(f"About {total / 60:.1f} minutes of evaluation, scores not counted; nothing was computed.")
+    console.print(f"About {total / 60:.1f} minutes of evaluation, scores and solvers not counted; nothing was computed.")
 
 
 def result_exists(grid: Grid, key: str) -> bool:

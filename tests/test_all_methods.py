@@ -308,3 +308,16 @@ def test_high_budgets_keep_native_rows_within_their_bits(tiny_folder, tmp_path):
     assert main(flags(**where_of(tiny_folder, tmp_path), methods=names, avg_bits=(9.5,), keep_ratio=(0.01,))) == 0
     bits = {r["method"]["name"]: r["method"]["options"]["bits"] for r in load_results(tmp_path / "results") if r["method"]["native"]}
     assert bits["GPTQ-native"] == 8 and bits["SliM-LLM-native"] == 7
+
+
+def test_the_printed_minimum_can_be_asked_for(tiny_folder, tmp_path, capsys):
+    """From the achievable minimum on: every linear at the lowest level, nothing left for kept weights."""
+    import re
+
+    where = where_of(tiny_folder, tmp_path)
+    assert main([*flags(**where, methods=("TaCQ", "SliM-LLM", "GPTQ-native")), "--dry_run"]) == 0
+    least = re.search(r"stored bits a weight can be ([0-9.]+) to", capsys.readouterr().err)[1]
+    assert main(flags(**where, methods=("TaCQ", "SliM-LLM", "GPTQ-native"), avg_bits=(float(least),))) == 0
+    for result in load_results(tmp_path / "results"):
+        if not result["method"]["native"] and result["method"]["quantizer"]:
+            assert float(least) - 0.01 < result["bits"]["average"] <= float(least)
