@@ -58,10 +58,8 @@ def base(session: Session, cell: Cell) -> dict:
 
 def corrupting(session: Session, cell: Cell) -> dict:
     """By which quantizer the model that TaCQ compares with is made; a native row's own search and quirks, if it has any."""
-    spec, name = cell.method, session.grid.corrupt
-    read = QUANTIZERS.get(name)
-    options = {k: v for k, v in spec.options.items() if spec.native and k in read.options}
-    return {"quantizer": [name, read.version], "options": options | ({"published": True} if session.grid.published and spec.native else {})}
+    name = session.grid.corrupt
+    return {"quantizer": [name, QUANTIZERS.get(name).version], "options": quantizer_options(session, cell.method, name)}
 
 
 def base_layer(found: dict, shape: tuple[int, int]) -> LayerPlan:
@@ -87,7 +85,8 @@ def corrupted_key(session: Session, cell: Cell, data: CellData) -> tuple[str, di
 def scores_key(session: Session, cell: Cell, data: CellData) -> tuple[str, dict]:
     """Digest of a cell's scores: only what the scorer reads, never the budget."""
     spec = SCORERS.get(cell.method.scorer)
-    read = {p: score_params(session, cell)[p] for p in spec.params}
+    params = score_params(session, cell)
+    read = {p: params[p] for p in spec.params}
     upstream = {"model": session.ref.key, "scorer": [spec.name, spec.version], "params": read}
     if set(spec.needs) & {"calib", "labels"}:
         upstream |= {"calib": data.calib_digest, "machine": session.machine}
@@ -124,16 +123,16 @@ def plan_key(session: Session, cell: Cell, scored: str | None) -> tuple[str, dic
                      options=options, budget=budget, quantizer=quantizer)
 
 
-def quantizer_options(session: Session, spec: MethodSpec) -> dict:
-    """The options that a row's quantizer reads; a native row's follows the published code's quirks if asked, the common grid has none."""
-    named = {k: v for k, v in spec.options.items() if k in QUANTIZERS.get(spec.quantizer).options}
+def quantizer_options(session: Session, spec: MethodSpec, quantizer: str) -> dict:
+    """The row's options that a quantizer reads; a native row's follows the published code's quirks if asked, the common grid has none."""
+    named = {k: v for k, v in spec.options.items() if k in QUANTIZERS.get(quantizer).options}
     return named | ({"published": True} if session.grid.published and spec.native else {})
 
 
 def weights_key(session: Session, cell: Cell, data: CellData, plan_id: str) -> tuple[str, dict]:
     """Digest of the quantized weights of a row whose quantizer reads data."""
     spec = QUANTIZERS.get(cell.method.quantizer)
-    read = {"calib": solver_calib(session, data, cell.seed)[1], "options": quantizer_options(session, cell.method)}
+    read = {"calib": solver_calib(session, data, cell.seed)[1], "options": quantizer_options(session, cell.method, spec.name)}
     if "fisher" in spec.needs:
         read["fisher"] = gradients_key(session, cell, data, "square")[0]
     return stage_key("weights", VERSIONS["weights"], model=session.ref.key, plan=plan_id, quantizer=[spec.name, spec.version],

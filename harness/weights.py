@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from core.digest import write_json
 from core.errors import UserError
 from core.forward import is_out_of_memory
+from core.model import DTYPES
 from core.registry import QUANTIZERS, SCORERS, resolve_method
 from core.types import Plan
 from harness.config import Cell
@@ -25,8 +26,6 @@ from harness.progress import Progress
 from harness.session import Session
 from methods._gradients import gradient_sums
 from quantization.bits import check_budget, make_plan
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def reads_data(cell: Cell) -> bool:
@@ -71,7 +70,8 @@ def put_weights(session: Session, cell: Cell, data: CellData, plan_id: str, made
 
 def _solve(session: Session, cell: Cell, data: CellData, made: Plan, fisher, progress: Progress):
     return session.originals.solve(made.layers, cell.method.quantizer, model=session.model, blocks=session.blocks, block_of=session.block_of,
-                                   calib=solver_calib(session, data, cell.seed)[0], fisher=fisher, options=quantizer_options(session, cell.method),
+                                   calib=solver_calib(session, data, cell.seed)[0], fisher=fisher,
+                                   options=quantizer_options(session, cell.method, cell.method.quantizer),
                                    step=progress.stage(f"{cell.method.name}: {cell.method.quantizer}"))
 
 
@@ -145,7 +145,7 @@ def _backward(session: Session, cell: Cell, data: CellData, kind: str, progress:
     start = time.perf_counter()
     with solver_memory(session, "gradients are computed"):
         found = gradient_sums(session.model, session.linears, solver_calib(session, data, cell.seed)[0], wanted,
-                              DTYPES[session.grid.grad_dtype], progress.update)
+                              str(DTYPES[session.grid.grad_dtype]).removeprefix("torch."), progress.update)
     seconds = time.perf_counter() - start
     for name in wanted:
         key, identity = gradients_key(session, cell, data, name)

@@ -1,15 +1,23 @@
-"""The Hessians of the full-precision model, block by block, shared by the scorers that read them."""
+"""The factorised Hessians of the full-precision model, block by block, shared by the scorers that read them."""
 
 from collections.abc import Callable
 
-from torch import nn
+import torch
 
 from core.types import Aid, ScoreContext
+from quantization.gptq import Factor, factorise
 from quantization.stream import BlockStream, walk
 
 
-def each_hessian(ctx: ScoreContext, see: Callable[[str, nn.Linear, Aid], None], what: str) -> None:
-    """Call ``see(fqn, linear, Aid)`` for every linear; linears that read the same input share ``aid.shared``.  Weights stay as they are."""
-    stream = BlockStream(ctx.model, ctx.blocks, ctx.solver_calib.tokens)
-    walk(stream, ctx.linears, ctx.block_of, lambda fqn, aid: see(fqn, ctx.linears[fqn], aid), sequential=False,
+def score_each(ctx: ScoreContext, score: Callable[[torch.Tensor, Factor], torch.Tensor], what: str) -> dict[str, torch.Tensor]:
+    """``score(weight float32 [out, in], factor)`` of every linear, on the CPU; one factor for linears that read the same input."""
+    values: dict[str, torch.Tensor] = {}
+
+    def see(fqn: str, aid: Aid) -> None:
+        if "factor" not in aid.shared:
+            aid.shared["factor"] = factorise(aid.hessian, what=fqn)
+        values[fqn] = score(ctx.linears[fqn].weight.detach().float(), aid.shared["factor"]).cpu()
+
+    walk(BlockStream(ctx.model, ctx.blocks, ctx.solver_calib.tokens), ctx.linears, ctx.block_of, see, sequential=False,
          progress=lambda done, total: ctx.progress(what, done, total))
+    return values

@@ -12,24 +12,18 @@ import torch
 
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
-from methods._hessians import each_hessian
-from quantization.gptq import factorise
+from methods._hessians import score_each
 from quantization.slim_search import group_salience
 
 
 @scorer("SliM-LLM", granularity="group", needs=("hessian",), params=("group_size",))
 def slim_llm(ctx: ScoreContext) -> Scores:
     """Salience summed over each group, float32 [1, in/g]."""
-    values: dict[str, torch.Tensor] = {}
+    def score(weight, factor):
+        weight = torch.where(factor.dead, 0.0, weight)  # a dead input's weight has no salience
+        return group_salience(weight, factor.diagonal, ctx.param("group_size")).float()[None]
 
-    def see(fqn, linear, aid):
-        if "factor" not in aid.shared:
-            aid.shared["factor"] = factorise(aid.hessian, what=fqn)
-        weight = torch.where(aid.shared["factor"].dead, 0.0, linear.weight.detach().float())  # a dead input's weight has no salience
-        values[fqn] = group_salience(weight, aid.shared["factor"].diagonal, ctx.param("group_size")).float().cpu()[None]
-
-    each_hessian(ctx, see, "saliences")
-    return Scores("group", values, "salience")
+    return Scores("group", score_each(ctx, score, "saliences"), "salience")
 
 
 method("SliM-LLM", scorer="SliM-LLM", paper="arXiv:2405.14917")

@@ -13,8 +13,7 @@ import torch
 
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
-from methods._hessians import each_hessian
-from quantization.gptq import factorise
+from methods._hessians import score_each
 from quantization.spqr import sensitivity
 
 BILEVEL = {"group": 16, "scale_bits": 3, "zero_bits": 3, "form": "bilevel", "ordered": True}
@@ -23,17 +22,11 @@ BILEVEL = {"group": 16, "scale_bits": 3, "zero_bits": 3, "form": "bilevel", "ord
 @scorer("SPQR", granularity="element", needs=("hessian",), params=("base",))
 def spqr(ctx: ScoreContext) -> Scores:
     """Squared rounding error over the squared pivot, float32 [out, in]."""
-    values: dict[str, torch.Tensor] = {}
-
-    def see(fqn, linear, aid):
-        if "factor" not in aid.shared:
-            aid.shared["factor"] = factorise(aid.hessian, what=fqn)
-        weight, factor = linear.weight.detach().float(), aid.shared["factor"]
+    def score(weight, factor):
         pivots = torch.where(factor.dead, torch.inf, factor.diagonal)  # a weight that never meets an input cannot cost anything
-        values[fqn] = sensitivity(weight, pivots, ctx.base(tuple(weight.shape))).cpu()
+        return sensitivity(weight, pivots, ctx.base(tuple(weight.shape)))
 
-    each_hessian(ctx, see, "sensitivities")
-    return Scores("element", values, "layer loss")
+    return Scores("element", score_each(ctx, score, "sensitivities"), "layer loss")
 
 
 method("SPQR", scorer="SPQR", paper="arXiv:2306.03078")

@@ -61,7 +61,12 @@ def index_bits(keep: np.ndarray) -> tuple[int, str]:
 
 def csr_widths(counts: np.ndarray, cols: int) -> tuple[int, int]:
     """Bits of a row count and of a column number in a CSR index."""
-    return int(counts.max()).bit_length(), max(1, (cols - 1).bit_length())
+    return int(counts.max()).bit_length(), column_number_bits(cols)
+
+
+def column_number_bits(cols: int) -> int:
+    """Bits that number one of ``cols`` columns."""
+    return max(1, (cols - 1).bit_length())
 
 
 def csr_bits(counts: np.ndarray, cols: int) -> int:
@@ -96,7 +101,7 @@ def layer_bits(plan: LayerPlan, shape: tuple[int, int]) -> int:
 
 def order_bits(plan: LayerPlan, cols: int) -> int:
     """Bits of a stored column permutation."""
-    return whole_bytes(cols * max(1, (cols - 1).bit_length())) if plan.ordered else 0
+    return whole_bytes(cols * column_number_bits(cols)) if plan.ordered else 0
 
 
 def _bilevel(plan: LayerPlan, rows: int, cols: int) -> int:

@@ -69,6 +69,12 @@ def _inverse_factor(damped: torch.Tensor) -> torch.Tensor | None:
     return None if failed or not torch.isfinite(upper).all() else upper
 
 
+def relative_error(weight: torch.Tensor, values: torch.Tensor, hessian: torch.Tensor) -> float:
+    """tr((W−Ŵ) H (W−Ŵ)ᵀ) / tr(W H Wᵀ) with the undamped Hessian; 0 for inputs that are always 0."""
+    lost, whole = (float(((d @ hessian) * d).sum(dtype=torch.float64)) for d in (weight - values, weight))
+    return lost / whole if whole else 0.0
+
+
 @dataclass(frozen=True)
 class Solver:
     """How a linear is solved; the defaults are those of the common table."""

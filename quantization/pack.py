@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from core.types import LayerPlan, Stored
-from quantization.bits import MAP_BITS, csr_widths, group_widths, index_bits
+from quantization.bits import MAP_BITS, column_number_bits, csr_widths, group_widths, index_bits
 from quantization.rtn import encode
 
 
@@ -59,7 +59,7 @@ def _arrays(plan: LayerPlan, codes, scale, zero, weight, order=None) -> dict[str
     if plan.group_bits is not None:
         arrays["map"] = pack_bits(plan.group_bits.astype(np.int64) - 1, MAP_BITS)
     if plan.ordered:
-        arrays["order"] = pack_bits(order.numpy(), max(1, (cols - 1).bit_length()))
+        arrays["order"] = pack_bits(order.numpy(), column_number_bits(cols))
     if plan.keep is not None and plan.keep.any():
         arrays |= pack_kept(weight, plan.keep)
     return arrays
@@ -70,7 +70,7 @@ def unpack(arrays: dict[str, np.ndarray], plan: LayerPlan, shape, dtype: torch.d
     rows, cols = shape
     if "weight" in arrays:
         return from16(arrays["weight"], dtype).reshape(shape)
-    order = torch.tensor(unpack_bits(arrays["order"], max(1, (cols - 1).bit_length()), cols)) if plan.ordered else None
+    order = torch.tensor(unpack_bits(arrays["order"], column_number_bits(cols), cols)) if plan.ordered else None
     group = group_of_column(plan, cols, order)
     bits, zero_bits = _bits(plan, cols)
     groups = len(zero_bits)

@@ -31,7 +31,7 @@ from core.errors import UserError
 from core.registry import quantizer
 from core.types import Aid, LayerPlan, Stored
 from quantization.bits import MAP_BITS, group_widths
-from quantization.gptq import Factor, factorise
+from quantization.gptq import Factor, factorise, relative_error
 from quantization.pack import pack_bits, unpack_bits
 from quantization.rtn import fp16_up, spread_groups
 from quantization.slim_search import assign_bits, binary, ends, group_salience, group_slices, search_bits, signs
@@ -81,12 +81,6 @@ def decode(parts: dict[str, torch.Tensor], layer: LayerPlan) -> torch.Tensor:
     single = torch.as_tensor(_column_bits(layer, width) == 1, device=codes.device)
     sign = codes - 1 if layer.scale_bits == 32 else 2 * codes - 1
     return torch.where(single, zero + scale * sign, scale * (codes - zero))
-
-
-def relative_error(weight: torch.Tensor, values: torch.Tensor, hessian: torch.Tensor) -> float:
-    """tr((W−Ŵ) H (W−Ŵ)ᵀ) / tr(W H Wᵀ) with the undamped Hessian; 0 for inputs that are always 0."""
-    lost, whole = (float(((d @ hessian) * d).sum(dtype=torch.float64)) for d in (weight - values, weight))
-    return lost / whole if whole else 0.0
 
 
 def _factors(hessian: torch.Tensor, percdamp: float, published: bool, searched: bool, shared: dict, what: str) -> tuple[Factor, Factor]:

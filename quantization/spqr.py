@@ -23,8 +23,8 @@ import torch
 from core.errors import BudgetError, UserError
 from core.registry import quantizer
 from core.types import Aid, LayerPlan, Stored
-from quantization.bits import BILEVEL_ROWS, group_widths, layer_bits
-from quantization.gptq import Factor, factorise
+from quantization.bits import BILEVEL_ROWS, column_number_bits, group_widths, layer_bits
+from quantization.gptq import Factor, factorise, relative_error
 from quantization.pack import from16, pack_bits, pack_kept, unpack_bits, unpack_mask
 from quantization.rtn import dequantized, spread_groups
 from quantization.spqr_fit import Level, Settings, Solved, solve_columns
@@ -108,15 +108,6 @@ def _stored(solved: Solved, perm: torch.Tensor, layer: LayerPlan) -> Stored:
     return Stored(values, replace(layer, keep=kept.cpu().numpy() if kept.any() else None), parts)
 
 
-def relative_error(weight: torch.Tensor, values: torch.Tensor, hessian: torch.Tensor) -> float:
-    """tr(δ H δᵀ) / tr(W H Wᵀ) with δ = W − Ŵ; 0 where the output is 0 anyway."""
-    def loss(delta):
-        return float((delta @ hessian.float()).mul_(delta).sum(dtype=torch.float64))
-
-    whole = loss(weight.float())
-    return loss(weight.float() - values) / whole if whole else 0.0
-
-
 def pack_spqr(stored: Stored) -> dict[str, np.ndarray]:
     """The arrays that would be stored, all uint8: 8 × their bytes is what the accountant counts."""
     layer, parts = stored.layer, {name: part.cpu() for name, part in stored.parts.items()}
@@ -126,7 +117,7 @@ def pack_spqr(stored: Stored) -> dict[str, np.ndarray]:
               for name, bits in (("codes", layer.bits), ("scale_codes", layer.scale_bits), ("zero_codes", layer.zero_bits))}
     arrays["statistics"] = torch.stack([parts[name] for name in STATISTICS]).half().numpy().view(np.uint8).ravel()
     if layer.ordered:
-        arrays["order"] = pack_bits(parts["perm"].numpy(), _order_width(stored.values.shape[1]))
+        arrays["order"] = pack_bits(parts["perm"].numpy(), column_number_bits(stored.values.shape[1]))
     return arrays if layer.keep is None else arrays | pack_kept(stored.values.cpu(), layer.keep)
 
 
@@ -146,14 +137,10 @@ def unpack_spqr(arrays: dict[str, np.ndarray], layer: LayerPlan, shape: tuple[in
     scale, zero = (spread_groups(t, layer.group_size, cols) for t in decoded)
     out = scale * (numbers("codes", layer.bits, rows, cols).float() - zero)
     if layer.ordered:
-        out = out[:, torch.argsort(numbers("order", _order_width(cols), cols))]
+        out = out[:, torch.argsort(numbers("order", column_number_bits(cols), cols))]
     if "kept" in arrays:
         out[torch.tensor(unpack_mask(arrays, shape))] = from16(arrays["kept"], torch.float32)
     return out
-
-
-def _order_width(cols: int) -> int:
-    return max(1, (cols - 1).bit_length())
 
 
 def bisect_threshold(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, target_bits: float, **settings) -> tuple[float, Stored]:

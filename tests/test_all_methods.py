@@ -79,7 +79,7 @@ def test_printed_bits_are_those_of_the_packed_arrays(done, session):
             needs = QUANTIZERS.get(cell.method.quantizer).needs
             found = session.originals.solve(
                 made.layers, cell.method.quantizer, model=session.model, blocks=session.blocks, block_of=session.block_of,
-                calib=solver_calib(session, data, cell.seed)[0], options=quantizer_options(session, cell.method),
+                calib=solver_calib(session, data, cell.seed)[0], options=quantizer_options(session, cell.method, cell.method.quantizer),
                 fisher=gradients(session, cell, data, "square", progress) if "fisher" in needs else None,
                 see=lambda fqn, s: count(fqn, packed(s)))
             whole = {fqn for fqn, s in found.items() if s.layer.bits == 16}  # left as loaded, so no solver saw them
