@@ -1,5 +1,6 @@
 """Readers for the golden numbers beside the repository; the packing is described in their README files."""
 
+import importlib.util
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,15 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}
 
 
+def golden_io(shared: Path, model: Path):
+    """The reader that lies beside the golden numbers, told where the model is."""
+    spec = importlib.util.spec_from_file_location("golden_io", shared / "golden" / "golden_io.py")
+    reader = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reader)
+    reader.MODEL = str(model)
+    return reader
+
+
 def symmetric(triangle: torch.Tensor) -> torch.Tensor:
     """A full matrix from its row-major upper triangle."""
     n = int((np.sqrt(8 * triangle.numel() + 1) - 1) // 2)
@@ -31,37 +41,15 @@ def symmetric(triangle: torch.Tensor) -> torch.Tensor:
     return full.triu() + full.triu(1).t()
 
 
-def unpacked(raw: torch.Tensor, bits: int, shape) -> torch.Tensor:
-    """Little-endian, element-major codes to uint8."""
-    flags = np.unpackbits(raw.numpy(), count=int(np.prod(shape)) * bits, bitorder="little").reshape(-1, bits)
-    return torch.from_numpy((flags << np.arange(bits)).sum(1).astype(np.uint8).reshape(shape))
-
-
 class Golden:
     """What the published GPTQ and TaCQ codes gave."""
 
     def __init__(self, shared: Path, model: Path):
-        self.folder, self.model = shared / "golden", model
-        self._h = tensors(self.folder / "common" / "hessians.safetensors")
-
-    def cfg(self, method: str) -> dict:
-        return json.loads((self.folder / method / "config.json").read_text())
+        self.folder, self.io = shared / "golden", golden_io(shared, model)
+        self.cfg, self.weight, self.hessian, self.load = self.io.cfg, self.io.weight, self.io.hessian, self.io.load
 
     def extra(self, method: str) -> dict:
         return json.loads((self.folder / method / "extra.json").read_text())
-
-    def weight(self, layer: str) -> torch.Tensor:
-        """float32 [out, in] of the bf16 model."""
-        with safe_open(self.model / "model.safetensors", "pt") as file:
-            return file.get_tensor(f"{layer.removesuffix('.weight')}.weight").float()
-
-    def hessian(self, layer: str) -> torch.Tensor:
-        return symmetric(self._h[f"{layer}.H_triu"])
-
-    def load(self, method: str, case: str, layer: str) -> dict[str, torch.Tensor]:
-        found, bits = tensors(self.folder / method / f"{case}.safetensors"), self.cfg(method)["cases"][case]["bits"]
-        return {"codes": unpacked(found[f"{layer}.codes"], bits, self.weight(layer).shape), "scale": found[f"{layer}.scale"],
-                "zero": found[f"{layer}.zero"].float()}
 
     def tacq(self, bits: int) -> dict[str, dict]:
         """Per layer: weight, keep mask, and for corrupt and masked: scale, zero, values, Hessian where it was kept."""
@@ -76,7 +64,7 @@ class Golden:
         out = {}
         for name in (key.removeprefix("corrupt.") for key in values if key.startswith("corrupt.")):
             rows = values[f"corrupt.{name}"].shape[0]
-            weight = self.weight(name)[:rows]
+            weight = self.weight(name.removesuffix(".weight"))[:rows]
             flat = torch.zeros(weight.numel(), dtype=torch.bool)
             inside = mask[(mask >= starts[name]) & (mask < starts[name] + weight.numel())] - starts[name]
             flat[inside] = True

@@ -1,6 +1,5 @@
 """SliM-LLM: the golden numbers of the published code, the search, the solver's properties, and what is stored."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -17,10 +16,10 @@ from quantization.bits import layer_bits
 from quantization.gptq import factorise
 from quantization.slim import decode, fit, pack_slim, relative_error, solve_slim, unpack_slim
 from quantization.slim_search import assign_bits, group_salience, group_slices, nearest, search_bits
+from tests.goldens import LAYERS, golden_io
 
 CASES = tuple(f"slim_b{bits}_g{size}" for bits in (2, 3) for size in (128, 64))
-NEAR = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj")  # their inputs need one block only
-FAR = ("model.layers.15.mlp.gate_proj", "model.layers.29.self_attn.o_proj")
+NEAR, FAR = LAYERS[:2], LAYERS[2:]  # the inputs of the first two need one block only
 
 
 # ---- golden numbers ------------------------------------------------------------------------------------------------------
@@ -28,10 +27,7 @@ FAR = ("model.layers.15.mlp.gate_proj", "model.layers.29.self_attn.o_proj")
 @pytest.fixture(scope="module")
 def golden(shared, real_model):
     """The reader that lies beside the golden numbers."""
-    spec = importlib.util.spec_from_file_location("golden_io", shared / "golden" / "golden_io.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.MODEL = str(real_model)
+    module = golden_io(shared, real_model)
     module.extra = json.loads((shared / "golden" / "slim_llm" / "extra.json").read_text())
     return module
 

@@ -1,6 +1,5 @@
 """SpQR against the numbers of the published quantizer, and its packing against the accountant."""
 
-import importlib.util
 import json
 import math
 from dataclasses import replace
@@ -20,10 +19,10 @@ from quantization.gptq import factorise
 from quantization.rtn import dequantized
 from quantization.spqr import _prepare, bisect_threshold, pack_spqr, sensitivity, solve_spqr, unpack_spqr
 from quantization.spqr_fit import leave_one_out, minmax, to_codes
+from tests.goldens import LAYERS, golden_io
 
 PLAN = LayerPlan(3, 16, 3, 3, form="bilevel", ordered=True)
-Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
-LAYERS = (Q, DOWN, "model.layers.15.mlp.gate_proj", "model.layers.29.self_attn.o_proj")
+Q, DOWN = LAYERS[:2]
 OUTLIERS = ("spqr_b3_g16_t0.2_pd1_act", "spqr_b3_g16_t0.3_pd1_act")
 CHAOTIC = "spqr_b3_g16_tinf_pd0.01_id"
 FLOOR, FLOOR_ERROR = 0.002, 2e-4  # the published code against itself on another number of threads (golden/common): codes, layer error
@@ -33,11 +32,8 @@ CHAOS_ERROR = 0.008  # the published code against itself with 1e-6 noise on H, w
 class Golden:
     """The golden numbers of one checkout, read once a layer."""
 
-    def __init__(self, folder, model):
-        spec = importlib.util.spec_from_file_location("golden_io", folder / "golden_io.py")
-        self.io = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.io)
-        self.io.MODEL, self.folder, self.inputs = str(model), folder / "spqr", {}
+    def __init__(self, shared, model):
+        self.io, self.folder, self.inputs = golden_io(shared, model), shared / "golden" / "spqr", {}
         self.cases = self.io.cfg("spqr")["cases"]
         self.extra = json.loads((self.folder / "extra.json").read_text())
 
@@ -63,7 +59,7 @@ class Golden:
 
 @pytest.fixture(scope="module")
 def golden(shared, real_model):
-    return Golden(shared / "golden", real_model)
+    return Golden(shared, real_model)
 
 
 def made(rows, cols, seed=0, scale=0.02):
