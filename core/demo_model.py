@@ -27,10 +27,10 @@ def ensure_demo_model(base: Path, say=print) -> Path:
     folder = Path(base) / NAME
     if (folder / "model.safetensors").is_file():
         return folder
-    from filelock import FileLock
+    from core.locks import hold
 
     Path(base).mkdir(parents=True, exist_ok=True)
-    with FileLock(str(Path(base) / f".{NAME}.lock")):  # two first runs: one converts, the other waits
+    with hold(Path(base) / f".{NAME}.lock", NAME):  # two first runs: one converts, the other waits
         if not (folder / "model.safetensors").is_file():
             with tempfile.TemporaryDirectory(prefix=".tmp-", dir=base) as temp:
                 _convert(_fetch(Path(temp), say), Path(temp) / "model", say)

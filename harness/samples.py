@@ -7,12 +7,13 @@ bytes.  An out-of-memory error halves the token budget: a new batch plan, hence 
 
 import json
 import logging
-import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from core.digest import canonical_json
 from core.errors import UserError
 from core.forward import is_out_of_memory
 from core.types import Plan, Sample
@@ -22,12 +23,17 @@ from harness.data import CellData, back_off
 from harness.keys import published_quantizer, samples_key
 from harness.progress import Progress
 from harness.session import Session
-from harness.stages import provenance, write_batch
+from harness.stages import provenance
 from harness.store import Store
 from harness.weights import put_weights, reads_data
 
 log = logging.getLogger(__name__)
 LEAST_TOKENS = 256  # a batch budget below this does not help: one document is then too long for the memory
+
+
+def batch_name(index: int) -> str:
+    """The file of a finished batch."""
+    return f"{index:05d}.jsonl"
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -51,13 +57,13 @@ def samples(session: Session, cell: Cell, data: CellData, plan_id: str, made: Pl
                     seconds = compute(session, cell, data, key, plan_id, made, progress)
                     found = provenance(session, cell, data, made) | {"seconds": seconds}
                     entry = session.store.put(key, identity, found, lambda folder: _collect(session.store, key, data, folder))
-                    shutil.rmtree(session.store.partial(key), ignore_errors=True)
+                    session.store.partial(key).clear()
             meta = json.loads((entry / "meta.json").read_text())
             return key, read_samples(entry / "samples.jsonl"), meta["provenance"]["seconds"], data
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            shutil.rmtree(session.store.partial(key), ignore_errors=True)
+            session.store.partial(key).clear()
             data = smaller(session, data)
 
 
@@ -75,10 +81,8 @@ def smaller(session: Session, data: CellData) -> CellData:
 
 def compute(session: Session, cell: Cell, data: CellData, key: str, plan_id: str, made: Plan, progress: Progress) -> float:
     """Run the batches that are not there yet; returns the seconds spent now."""
-    folder = session.store.partial(key)
-    folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    todo = [i for i in range(len(data.batches)) if not (folder / f"{i:05d}.jsonl").exists()]
+    kept, start = session.store.partial(key), time.perf_counter()
+    todo = [i for i in range(len(data.batches)) if kept.load(batch_name(i)) is None]
     if not todo:
         return 0.0
     if reads_data(cell):
@@ -89,7 +93,8 @@ def compute(session: Session, cell: Cell, data: CellData, key: str, plan_id: str
     for index in todo:
         progress.update(f"{cell.method.name} on {data.task.name}", index, len(data.batches))
         batch = [data.requests[i] for i in data.batches[index]]
-        write_batch(folder / f"{index:05d}.jsonl", run_batch(session.model, session.tokenizer, data.task, batch, data.cfg, prefix))
+        found = run_batch(session.model, session.tokenizer, data.task, batch, data.cfg, prefix)
+        kept.save(batch_name(index), "".join(canonical_json(asdict(s)) + "\n" for s in found).encode())
     progress.update(f"{cell.method.name} on {data.task.name}", len(data.batches), len(data.batches))
     return time.perf_counter() - start
 
@@ -98,6 +103,9 @@ def _collect(store: Store, key: str, data: CellData, folder: Path) -> None:
     """Put the batches' lines back into document order."""
     lines: list[str] = [""] * len(data.requests)
     for index, batch in enumerate(data.batches):
-        for position, line in zip(batch, (store.partial(key) / f"{index:05d}.jsonl").read_text().splitlines(), strict=True):
+        found = store.partial(key).load(batch_name(index))
+        if found is None:
+            raise RuntimeError(f"batch {index} of {key} was damaged while it was in use; run the same command again")
+        for position, line in zip(batch, found.decode().splitlines(), strict=True):
             lines[position] = line
     (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")

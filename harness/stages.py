@@ -11,7 +11,7 @@ from dataclasses import asdict
 import torch
 from safetensors.numpy import load_file, save_file
 
-from core.digest import atomic_write, canonical_json, digest, write_json
+from core.digest import digest, write_json
 from core.errors import UserError
 from core.registry import ALLOCATORS, QUANTIZERS, SCORERS
 from core.types import Budget, Plan, ScoreContext, Scores
@@ -151,8 +151,3 @@ def provenance(session: Session, cell: Cell, data: CellData, made: Plan) -> dict
             "layers": {fqn: layer.bits for fqn, layer in made.layers.items()}, "avg_bits": made.avg_bits,
             "model_avg_bits": made.model_avg_bits, "seed": cell.seed, "versions": versions(), "machine": session.machine,
             "data": {"calibration": data.calib_digest, "evaluation": data.eval_digest}}
-
-
-def write_batch(path, samples) -> None:
-    """One finished batch, one JSON line a document."""
-    atomic_write(path, "".join(canonical_json(asdict(s)) + "\n" for s in samples))

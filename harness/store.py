@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock
-
 from core.digest import digest, file_sha256, write_json
 from core.errors import UserError
+from core.locks import hold
+from harness.partial import Partial
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +73,12 @@ class Store:
         """Hold the key: a second process that wants the same entry waits and then finds it."""
         folder = self.root / ".locks"
         folder.mkdir(exist_ok=True)
-        with FileLock(str(folder / key)):
+        with hold(folder / key):
             yield
 
-    def partial(self, key: str) -> Path:
-        """Folder of finished batches of an entry in the making; survives a kill."""
-        return self.root / ".partial" / key
+    def partial(self, key: str) -> Partial:
+        """What is finished of an entry in the making; survives a kill."""
+        return Partial(self.root / ".partial" / key)
 
 
 def stage_key(stage: str, version: int, **upstream) -> tuple[str, dict]:

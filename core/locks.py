@@ -1,0 +1,57 @@
+"""One worker at a time on a key, across processes and hosts, without flock (which many shared file systems lack).
+
+A lock is a file that exists while it is held, and that its holder touches every LEASE_S / 8 seconds.  A holder
+that died on this host is found by its process number and start time at once; one on another host is given up
+after LEASE_S seconds without a touch, measured on the waiter's own clock.  A lease can therefore be lost by a
+process that was stopped for that long, so nothing may rely on it for correctness: what is locked is written
+atomically under a digest of its content, and the worst that a lost lease costs is work done twice.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import LeaseCompromise, SoftFileLease, Timeout
+
+log = logging.getLogger(__name__)
+LEASE_S = 120.0  # every process on one folder must use the same number
+POLL_S = 0.25  # how often a waiter looks; gentle to a file server
+SAY_AFTER_S = 5.0  # a waiter says what it waits for
+
+
+def _lost(loss: LeaseCompromise) -> None:
+    log.warning("the lock %s was lost (%s): this process stood still for over %.0f s or the file system failed; the work goes on and may be "
+                "done twice, nothing is damaged", loss.lock_file, loss.reason, LEASE_S)
+
+
+def lease(path: Path, seconds: float = LEASE_S) -> SoftFileLease:
+    """The lock at ``path``, not yet held; its folder must exist."""
+    return SoftFileLease(str(path), lease_duration=seconds, heartbeat_interval=seconds / 8, poll_interval=POLL_S, on_compromise=_lost)
+
+
+@contextmanager
+def hold(path: Path, what: str = "", seconds: float = LEASE_S) -> Iterator[None]:
+    """Hold the lock, waiting as long as a living process has it."""
+    lock, start = lease(path, seconds), time.monotonic()
+    try:
+        lock.acquire(timeout=SAY_AFTER_S)
+    except Timeout:
+        log.warning("waiting for %s, which another process is working on", what or path.name)
+        lock.acquire()
+        log.info("waited %.0f s for %s", time.monotonic() - start, what or path.name)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def take(path: Path, seconds: float = LEASE_S) -> SoftFileLease | None:
+    """The lock, held, or None if a living process has it; the caller releases it."""
+    lock = lease(path, seconds)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock

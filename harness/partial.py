@@ -1,0 +1,62 @@
+"""What a stage in the making has finished so far, kept through a kill: ``.partial/<digest>/<name>``.
+
+Every file begins with the sha256 of the rest, so that a truncated or flipped one is noticed, thrown away and
+made again.  Files are written whole (temporary file, fsync, rename).  The folder goes when the stage is stored.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+
+from core.digest import atomic_write, canonical_json
+
+log = logging.getLogger(__name__)
+HEAD = 65  # 64 hex digits and a line feed
+
+
+class Partial:
+    """Finished pieces of one stage, by name."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+
+    def save(self, name: str, data: bytes) -> None:
+        """Keep a piece; it is whole or absent whatever happens."""
+        atomic_write(self.folder / name, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+
+    def load(self, name: str) -> bytes | None:
+        """A piece, or None if it is not there or not what was written."""
+        try:
+            raw = (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        if raw[:HEAD] == hashlib.sha256(raw[HEAD:]).hexdigest().encode() + b"\n":
+            return raw[HEAD:]
+        log.warning("%s is damaged; thrown away and made again", self.folder / name)
+        (self.folder / name).unlink(missing_ok=True)
+        return None
+
+    def save_json(self, name: str, value) -> None:
+        self.save(name, canonical_json(value).encode())
+
+    def load_json(self, name: str):
+        """A piece of plain data, or None."""
+        data = self.load(name)
+        return None if data is None else json.loads(data)
+
+    def save_tensors(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        self.save(name, save({key: t.detach().cpu().contiguous() for key, t in tensors.items()}))
+
+    def load_tensors(self, name: str) -> dict[str, torch.Tensor] | None:
+        """A piece made of tensors, on the CPU, or None."""
+        data = self.load(name)
+        return None if data is None else load(data)
+
+    def clear(self) -> None:
+        """Throw everything away: it is stored elsewhere now, or of no use."""
+        shutil.rmtree(self.folder, ignore_errors=True)
