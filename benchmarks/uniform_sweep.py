@@ -14,8 +14,8 @@ import pandas as pd
 import evaluation.tasks  # noqa: F401  (registers the data sets)
 import methods  # noqa: F401  (registers the methods)
 from harness.config import build_grid, cells_of
+from harness.launch import run_local
 from harness.progress import Progress
-from harness.run import open_sessions, run_grid
 from harness.tables import tables_of
 from harness.views import change, number, percent
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
                       eval_size=args.eval_size)
     grid = replace(grid, methods=("fp16", "uniform"))  # a sweep of the control itself: the random rows would say nothing here
     with Progress(len(cells_of(grid))) as progress:
-        results = run_grid(grid, None, progress, open_sessions(grid, None, progress.say))
+        results = run_local(grid, None, progress, [])
     print(sweep_table(tables_of(args.results_dir, results)))
     return int(any(r["status"] != "ok" for r in results))
 

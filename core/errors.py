@@ -1,8 +1,12 @@
-"""Errors that a user can mend.
+"""Errors that a user can mend, and the storage errors that stop a whole grid.
 
 A ``UserError`` carries one sentence: the thing, the value, what is allowed, the mend.  The command
 line prints it without a traceback and exits with 2; everything else is a defect of ours.
 """
+
+
+import errno
+import re
 
 
 class UserError(Exception):
@@ -15,3 +19,35 @@ class BudgetError(UserError):
 
 class DataError(UserError):
     """Missing or malformed data; names file, row and field."""
+
+
+class StorageError(UserError):
+    """The disk or its permissions; every further cell would fail alike, so the grid stops."""
+
+
+MENDS = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EFBIG: "the file size limit of this shell (ulimit -f) is reached; raise it",
+    errno.EROFS: "the file system is read-only; choose another folder with --cache_dir or --results_dir",
+    errno.EACCES: "permission is denied; choose another folder with --cache_dir or --results_dir, or mend its permissions",
+    errno.EPERM: "permission is denied; choose another folder with --cache_dir or --results_dir, or mend its permissions",
+    errno.EIO: "the file system reports an input/output error; check the disk",
+    errno.ESTALE: "the file server lost the file; check the network file system",
+    errno.ENAMETOOLONG: "the path is too long; choose a shorter --cache_dir or --results_dir",
+}
+
+
+def storage_error(error: BaseException, where) -> StorageError | None:
+    """The one-sentence form of an error that disk or permissions caused, or None if it is of another kind.
+
+    safetensors wraps the operating system's error into text of its own ("... (os error 28)").
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and type(error).__name__ == "SafetensorError":
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else None
+    if number not in MENDS:
+        return None
+    name = getattr(error, "filename", None) or where
+    return StorageError(f"cannot write {str(name)!r}: {MENDS[number]}; nothing is half-written, and the same command goes on from here")

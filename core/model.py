@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from core.checkpoint import check_causal, check_files, check_loaded, check_vocabulary, one_line, unloadable
 from core.digest import file_sha256
 from core.errors import UserError
 from core.registry import did_you_mean
 from core.types import ModelRef
 
-# what from_pretrained raises: missing files, bad JSON, a missing sentencepiece, shapes that do not match
-LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, KeyError)
+# what reading a user's model raises: each family checks its own fields, each file library has errors of its own, some of them bare
+LOAD_ERRORS = Exception
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -26,13 +27,13 @@ def pick_device(name: str) -> torch.device:
     """Return the device called ``name``; "auto" takes CUDA, else the CPU. MPS has no float64, which the statistics need."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     try:
-        if torch.device(name).type not in ("cpu", "cuda"):
-            raise UserError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); use auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"device {name!r} cannot be used here ({one_line(error)}); use auto, cpu, cuda or cuda:N") from None
     return device
 
 
@@ -77,42 +78,47 @@ def _cached_commit(name: str) -> str | None:
 
 def _folder_sha(folder: Path) -> str:
     """sha256 over the names and contents of config, weight and tokenizer files; the folder's own name and place do not count."""
+    check_files(folder)
     kinds = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.bin")
     files = sorted({f for kind in kinds for f in folder.glob(kind) if not f.name.startswith(".")})
-    if not any(f.suffix in (".safetensors", ".bin") for f in files) or not (folder / "config.json").is_file():
-        raise UserError(f"model folder {str(folder)!r} holds no config.json with .safetensors weights; save one with save_pretrained")
     lines = [f"{f.name}:{file_sha256(f)}" for f in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def load_tokenizer(name: str, ref: ModelRef, token: str | None = None):
     """Load the tokenizer at the pinned revision, padding on the left."""
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **_revision(name, ref, token))
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **_revision(name, ref, token))
     except LOAD_ERRORS as error:
-        raise UserError(f"the tokenizer of {name!r} does not load: {str(error).splitlines()[0]}") from None
+        raise unloadable(f"the tokenizer of {name!r} does not load", error, "copy or download its tokenizer files again") from None
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    check_vocabulary(name, tokenizer, config.get_text_config().vocab_size)
     return tokenizer
 
 
 def load_model(name: str, ref: ModelRef, device: torch.device, token: str | None = None) -> nn.Module:
-    """Load the model at the pinned revision, in eval mode, without gradients, remote code off."""
+    """Load the model at the pinned revision, in eval mode, without gradients, remote code and pickles off."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, ref.dtype), trust_remote_code=False, **_revision(name, ref, token))
+        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, ref.dtype), trust_remote_code=False, use_safetensors=True,
+                                                           ignore_mismatched_sizes=True, output_loading_info=True, **_revision(name, ref, token))
+        check_loaded(name, info)  # the library's own complaint about sizes names neither weight nor shape
         model.to(device)
+    except UserError:
+        raise
     except torch.OutOfMemoryError:
         raise UserError(f"model {name!r} does not fit on {device}; use a smaller model, --dtype bf16 or --device cpu") from None
     except LOAD_ERRORS as error:
-        raise UserError(f"model {name!r} does not load: {str(error).splitlines()[0]}") from None
+        raise unloadable(f"model {name!r} does not load", error, "copy or download the whole checkpoint again") from None
     model.eval().requires_grad_(False)
     head = model.get_output_embeddings()
     if isinstance(head, nn.Linear):
@@ -129,9 +135,12 @@ def empty_model(name: str, ref: ModelRef, token: str | None = None) -> nn.Module
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **_revision(name, ref, token))
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, ref.dtype), trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, ref.dtype), trust_remote_code=False)
     except LOAD_ERRORS as error:
-        raise UserError(f"model {name!r} is not a causal LM that transformers knows: {str(error).splitlines()[0]}") from None
+        raise unloadable(f"model {name!r} is not a causal LM that transformers knows", error,
+                         "use a causal LM with the config.json that belongs to it") from None
+    check_causal(name, model)
+    return model
 
 
 def _revision(name: str, ref: ModelRef, token: str | None) -> dict:
@@ -140,9 +149,9 @@ def _revision(name: str, ref: ModelRef, token: str | None) -> dict:
 
 def resolve_model(name: str, presets) -> str:
     """Check a model name early: a folder, a hub id, or an error that suggests the nearest preset."""
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():  # Path("") is the current folder
         return os.path.abspath(name)
-    if "/" not in name or name.startswith((".", "/")):
+    if name.count("/") != 1 or name.startswith((".", "/")):
         hint = did_you_mean(name, list(presets))
         raise UserError(f"unknown model {name!r}{hint}; pass a hub id (owner/name), a local folder, or one of: {', '.join(presets)}")
     return name

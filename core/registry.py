@@ -48,6 +48,8 @@ class Registry:
 
 def _owner(item) -> str:
     fn = getattr(item, "fn", item)
+    if isinstance(item, MethodSpec):
+        return "+".join(part for part in (item.scorer, item.allocator, item.quantizer) if part)
     return f"{getattr(fn, '__module__', '?')}.{getattr(fn, '__qualname__', repr(fn))}"
 
 

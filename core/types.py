@@ -150,6 +150,8 @@ class ScoreContext:
     gradients: Callable[[str], dict[str, torch.Tensor]] | None = None  # "abs" | "square" | "sum" -> Σ over sequences, float32 [out, in]
     corrupted: Callable[[], dict[str, torch.Tensor]] | None = None  # ŵ of every linear at the base level, in the model's dtype
     base: Callable[[tuple[int, int]], LayerPlan] | None = None  # how a linear of that shape is stored at the base level
+    # (name, make) -> make()'s plain data (JSON), made once and kept through a kill; a name is one piece of these scores and a plain file name
+    kept: Callable[[str, Callable[[], Any]], Any] = lambda name, make: make()
 
     def param(self, name: str) -> Any:
         """Return a config field; one that the scorer did not declare is an error (it would not be in its key)."""

@@ -64,7 +64,8 @@ def load_texts(name: str, source: str, data_dir=None, token: str | None = None) 
 
 def _from_folder(name: str, folder: Path) -> tuple[str, list]:
     if not folder.is_dir():
-        raise DataError(f"data folder {str(folder)!r} does not exist; pass --data_dir with a folder that holds {TEXTS[name].folders[0]}.parquet")
+        state = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"data folder {str(folder)!r} {state}; pass --data_dir with a folder that holds {TEXTS[name].folders[0]}.parquet")
     for place in TEXTS[name].folders:
         for suffix in SUFFIXES:
             path = folder / f"{place}{suffix}"

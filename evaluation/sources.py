@@ -32,7 +32,8 @@ def load_rows(dataset: str, source: str, data_dir=None, token: str | None = None
     else:
         raise UserError(f"unknown data source {source!r}; use one of: {', '.join(SOURCES)}")
     if not rows:
-        raise DataError(f"dataset {dataset!r} from source {source!r} has no rows; expected at least one, check the source")
+        where = f"folder {str(data_dir)!r}" if source == "folder" else f"source {source!r}"
+        raise DataError(f"dataset {dataset!r} from {where} has no rows; expected at least one, check the source")
     fields = info.fields | ({"subset": "text"} if info.has_subsets else {})
     for row in rows:
         row.check(fields)
@@ -42,7 +43,8 @@ def load_rows(dataset: str, source: str, data_dir=None, token: str | None = None
 def _from_folder(info: Source, folder: Path) -> list[Row]:
     """Read ``<folder>/<info.folder>.parquet`` or ``.jsonl``; a ``*`` means every subset folder, sorted by name."""
     if not folder.is_dir():
-        raise DataError(f"data folder {str(folder)!r} does not exist; pass --data_dir with a folder in the hub's schema")
+        state = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"data folder {str(folder)!r} {state}; pass --data_dir with a folder in the hub's schema")
     if not info.has_subsets:
         return _from_file(_pick_file(folder / info.folder), info, "folder")
     head, tail = info.folder.split("*")
@@ -114,8 +116,19 @@ def _read_jsonl(path: Path) -> list[dict]:
             raise DataError(f"{path}, row {number}: expected a JSON object, but it does not parse ({error.msg}); correct the row") from None
         if not isinstance(record, dict):
             raise DataError(f"{path}, row {number}: expected a JSON object, but it is {type(record).__name__}; correct the row")
+        if "\\ud" in line and not _is_text(record):
+            raise DataError(f"{path}, row {number}: expected text, but it holds half of a pair such as \\ud800, no character; correct the row")
         records.append(record)
     return records
+
+
+def _is_text(record: dict) -> bool:
+    """Whether every text can be written down; JSON lets half of a surrogate pair through, and tokenizers stop at it."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _from_hub(info: Source, dataset: str, token: str | None) -> list[Row]:

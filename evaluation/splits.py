@@ -34,7 +34,8 @@ def split(docs, n_calib: int, n_eval: int, seed: int, stratified: bool) -> Split
     if len(unique) < len(docs):
         notes.append(f"{len(docs) - len(unique)} exact duplicates dropped")
     if len(unique) < 2:
-        raise DataError(f"{len(unique)} distinct documents cannot be split; at least 2 are needed, one to calibrate and one to evaluate")
+        of = f" of {docs.name}" if getattr(docs, "name", "") else ""
+        raise DataError(f"{len(unique)} distinct documents{of} cannot be split; at least 2 are needed, one to calibrate and one to evaluate")
     if n_calib + n_eval > len(unique):
         asked = f"{n_calib}/{n_eval}"
         n_calib = max(1, len(unique) * n_calib // (n_calib + n_eval))

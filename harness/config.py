@@ -1,9 +1,13 @@
 """Run types and the grid.  Every field of :class:`Grid` is read by somebody (a test holds that)."""
 
+import os
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 from core.errors import UserError
 from core.registry import DATASETS, QUANTIZERS, SCORERS, MethodSpec, did_you_mean, resolve_method, variants
+from evaluation.calibration import parse_calib
+from quantization.bnb import functional
 
 BRIEF_MODELS = ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2-7B-Instruct",
                 "google/gemma-2-9b-it", "meta-llama/Llama-3.1-8B-Instruct")
@@ -13,6 +17,10 @@ BRIEF_METHODS = ("TAQ", "TAQO", "TAQoS")
 CONTROLS = ("fp16", "uniform", "random")  # every table carries them
 AUTO_GROUPS = (128, 96, 64, 32)
 COMMON_QUANTIZERS = ("gptq", "rtn")
+MAX_THREADS = 1024  # OpenMP ends the process without a word when it cannot start a thread
+MAX_SEED = 2**63 - 1  # what torch's generators take
+LEAST = {"calib_size": 1, "eval_size": 1, "score_docs": 1, "kl_docs": 1, "oracle_docs": 1, "calib_tokens": 2, "calib_window": 2, "num_fewshot": 0,
+         "max_length": 8, "max_new_tokens": 1, "batch_tokens": 64, "batch_size": 1, "threads": 0}
 
 
 @dataclass(frozen=True)
@@ -68,15 +76,18 @@ class Grid:
     eval_only: bool = field(default=False, metadata={"runtime": True})
 
     def __post_init__(self):
-        checks = {"calib_size": 1, "eval_size": 1, "score_docs": 1, "kl_docs": 1, "oracle_docs": 1, "calib_tokens": 2, "calib_window": 2,
-                  "batch_tokens": 64, "threads": 0}
-        for name, least in checks.items():
-            if getattr(self, name) < least:
+        _check_axes(self)
+        for name, least in LEAST.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.threads > MAX_THREADS:
+            raise UserError(f"--threads is {self.threads}; give 0 (all cores) to {MAX_THREADS}")
         if self.group_size is not None and self.group_size < 8:
             raise UserError(f"--group_size is {self.group_size}; give 8 or more input columns, or leave it out for the largest that fits")
-        if min((*self.seeds, self.split_seed)) < 0:
-            raise UserError(f"--seeds {self.seeds} and --split_seed {self.split_seed} must not be negative")
+        for name, seed in (*(("seeds", s) for s in self.seeds), ("split_seed", self.split_seed)):
+            if not 0 <= seed <= MAX_SEED:
+                raise UserError(f"--{name} {seed} is out of range; give whole numbers from 0 to {MAX_SEED}")
+        parse_calib(self.calib)
         choices = {"loss_mask": ("all", "answer"), "grad_dtype": ("fp32", "bf16", "fp16"), "corrupt": ("gptq", "rtn"), "quantizer": COMMON_QUANTIZERS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -95,6 +106,19 @@ class Grid:
                 raise UserError(f"--avg_bits {bits} is out of range; give stored bits a weight between 2 and 16, such as 4.25")
         if self.data_source == "folder" and not self.data_dir:
             raise UserError("--data_source folder needs --data_dir with the data sets in the hub's layout")
+        if self.data_source != "folder" and self.data_dir:
+            raise UserError(f"--data_dir {self.data_dir!r} is not read with --data_source {self.data_source}; leave one of the two out")
+
+
+def _check_axes(grid: Grid) -> None:
+    """Each axis names at least one value, and none twice: the same cell would stand in the table twice."""
+    for name, flag in (("models", "model"), ("datasets", "dataset"), ("avg_bits", "avg_bits"), ("seeds", "seeds"), ("keep_ratio", "keep_ratio")):
+        values = getattr(grid, name)
+        if not values:
+            raise UserError(f"--{flag} is empty; name at least one")
+        twice = [v for i, v in enumerate(values) if v in values[:i]]
+        if twice:
+            raise UserError(f"--{flag} names {twice[0]!r} twice; name each once")
 
 
 PRESETS = {
@@ -119,7 +143,22 @@ def build_grid(run_type: str, **given) -> Grid:
     grid = Grid(**(base | given))
     for name in grid.datasets:
         DATASETS.get(name)
-    return replace(grid, methods=with_controls(grid.methods))
+    grid = replace(grid, methods=with_controls(grid.methods))
+    if any(str(resolve_method(name).quantizer).startswith("bnb-") for name in grid.methods):
+        functional()  # a package that is not there must not show after hours, at the first bnb row
+    for flag in ("results_dir", "cache_dir"):
+        check_folder(f"--{flag}", getattr(grid, flag))
+    return grid
+
+
+def check_folder(flag: str, name: str) -> None:
+    """Refuse a folder that cannot be written before any work: a file of that name, or one on the way, or no right to write."""
+    path = Path(name)
+    there = next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
+    if not there.is_dir():
+        raise UserError(f"{flag} {name!r} cannot be a folder, because {str(there)!r} is a file; give another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {name!r} cannot be written, because {str(there)!r} is read-only for you; give another folder")
 
 
 def with_controls(methods: tuple[str, ...]) -> tuple[str, ...]:

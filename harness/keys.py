@@ -154,3 +154,13 @@ def cell_key(session: Session, cell: Cell, data: CellData) -> str:
     """Digest of a whole cell, known before anything is computed: its plan's and its evaluation's inputs."""
     scored = scores_key(session, cell, data)[0] if cell.method.scorer else None
     return samples_key(session, cell, data, f"{cell.method.name}:{plan_key(session, cell, scored)[0]}")[0]
+
+
+def upstream_keys(session: Session, cell: Cell, data: CellData) -> list[str]:
+    """Digests of what a cell's scores are made of, and of the scores: what another process may be making just now."""
+    spec = SCORERS.get(cell.method.scorer) if cell.method.scorer else None
+    kinds = set(spec.gradients) if spec else set()
+    if cell.method.quantizer and "fisher" in QUANTIZERS.get(cell.method.quantizer).needs:
+        kinds.add("square")
+    found = [gradients_key(session, cell, data, kind)[0] for kind in sorted(kinds)]
+    return found + ([scores_key(session, cell, data)[0]] if spec else [])

@@ -3,29 +3,30 @@
 Also the dry run: what would be computed, what is there already, and roughly how long it takes.
 """
 
-import json
 import math
-import os
 import shutil
-import time
-from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from core.errors import DataError, UserError
 from core.registry import QUANTIZERS, SCORERS
 from harness.config import Grid, cells_of, reads_solver_calib, seeded
+from harness.cost import Costs
 from harness.data import CellData, cell_data, load_general, solver_calib
-from harness.keys import cell_key, scores_key
+from harness.estimate import Parts, memory
+from harness.keys import scores_key
+from harness.limits import check_fits, cpu_limit
 from harness.session import Session
-from harness.weights import wanted_kinds
+from harness.sizes import finished, stored
 from quantization.bits import achievable
 
 
-def preflight(grid: Grid, sessions: dict[str, Session], say, weights: bool = True) -> None:
-    """Check everything that can be checked before heavy work; raise one clear error at the first that fails."""
+def preflight(grid: Grid, sessions: dict[str, Session], say, weights: bool = True, limit: int | None = None, workers: int = 1) -> None:
+    """Check everything that can be checked before heavy work; raise one clear error at the first that fails.
+
+    limit: bytes of memory that a worker may use, if less than there is; workers: processes that share this machine's memory, 0 if they run elsewhere.
+    """
     for session in sessions.values():
         budgeted = any(c.method.budgeted for c in cells_of(grid) if c.model == session.label)
         if budgeted:
@@ -36,7 +37,7 @@ def preflight(grid: Grid, sessions: dict[str, Session], say, weights: bool = Tru
             describe(data, say)
             check_calibration(session, grid, data, say)
         check_disk(session, grid)
-        check_memory(session, data)
+    check_fits(grid, sessions, limit, workers)
     load_general.cache_clear()  # a shard of text is about 1 GB; what was drawn of it is kept
     if weights and len(sessions) == 1:  # several models: each is checked when its turn comes, they need not fit together
         session.check_weights()
@@ -107,80 +108,45 @@ def element_entries(session: Session, grid: Grid) -> int:
     return len(found)
 
 
-def check_memory(session: Session, data: CellData) -> None:
-    """Refuse a model that cannot fit, with the numbers."""
-    if session.device.type == "cuda":
-        total = torch.cuda.get_device_properties(session.device).total_memory
-        needed = memory_estimate(session, data) - sum(r * c for r, c in session.shapes.values()) * getattr(torch, session.ref.dtype).itemsize
-    else:
-        total, needed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_estimate(session, data)
-    if needed > total:
-        raise UserError(f"{session.ref.name} needs about {needed / 1e9:.1f} GB on {session.device}, which has {total / 1e9:.1f} GB; "
-                        "use a smaller model, --batch_tokens or --grad_dtype bf16, or a larger machine")
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f}"
 
 
-def memory_estimate(session: Session, data: CellData) -> float:
-    """Bytes of weights twice (as loaded and as quantized), gradients, one batch's hidden states and logits."""
-    structure = session.structure
-    itemsize = getattr(torch, session.ref.dtype).itemsize
-    linears = sum(r * c for r, c in session.shapes.values())
-    weights = itemsize * (structure["parameters"] + linears)
-    width = max(c for _, c in session.shapes.values())
-    blocks = max(session.block_of.values()) + 1
-    weights += gradient_bytes(session)
-    return weights + data.cfg.batch_tokens * width * 4 * 4 + data.cfg.batch_tokens * width * blocks * itemsize // 4
+def dry_run(grid: Grid, sessions: dict[str, Session], console: Console, limit: int | None = None, workers: int = 1) -> None:
+    """Print every cell: whether it is done, whether its scores are there, and about how much time and memory (GB) it takes.
 
-
-def gradient_bytes(session: Session) -> int:
-    """Bytes beside the weights while gradients are summed: the model widened to float32 if asked, and float32 sums."""
-    grid, kinds = session.grid, wanted_kinds(session.grid.methods)
-    if not kinds:
-        return 0
-    linears = sum(r * c for r, c in session.shapes.values())
-    wide = session.structure["parameters"] * 4 if grid.grad_dtype == "fp32" else 0
-    return wide + 4 * linears * max(2, len(kinds))  # scores and the quantized model to compare with take a kind's place later
-
-
-def tokens_of(data: CellData) -> int:
-    """Tokens that one evaluation runs: contexts, continuations, generated."""
-    made = data.cfg.max_new_tokens * len(data.requests) if data.task.kind == "generate" else 0
-    return made + sum(len(r.context) + sum(map(len, r.continuations)) + len(r.gold) for r in data.requests)
-
-
-def flops(session: Session) -> float:
-    """Matrix-multiply operations a second in the model's dtype, from a probe of half a second."""
-    a = torch.randn(512, 1024, device=session.device).to(getattr(torch, session.ref.dtype))
-    b = torch.randn(1024, 1024, device=session.device).to(a.dtype)
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < 0.5:
-        a @ b
-        count += 1
-        if session.device.type == "cuda":
-            torch.cuda.synchronize()
-    return count * 2 * 512 * 1024 * 1024 / (time.perf_counter() - start)
-
-
-def dry_run(grid: Grid, sessions: dict[str, Session], console: Console) -> None:
-    """Print every cell: whether it is done, whether its scores are there, tokens, estimated time and memory."""
-    table = Table("model", "data set", "method", "bits", "seed", "state", "scores", "tokens", "time", "memory", title="Dry run")
+    limit: bytes of memory that a worker may use, the machine's if None; workers: how many cells run at a time.
+    """
+    table = Table("model", "data set", "method", "bits", "seed", "state", "scores", "time", "weights", "activations", "scores + solver", "memory",
+                  title="Dry run (memory in GB)")
     total = 0.0
     for name, session in sessions.items():
-        speed = flops(session) / 3  # what a whole model reaches of a bare matrix product, roughly
+        costs = Costs(session)
         for cell in (c for c in cells_of(grid) if c.model == name):
             data = cell_data(session, cell.dataset)
-            done = result_exists(grid, cell_key(session, cell, data))
-            scored = "-" if not cell.method.scorer else "cached" if session.store.get(scores_key(session, cell, data)[0]) else "to do"
-            tokens = tokens_of(data)
-            seconds = 0.0 if done else 2 * session.structure["parameters"] * tokens / speed
+            seconds = costs.seconds(cell, data)
             total += seconds
+            done = finished(session, cell, data)
+            scored = "-" if not cell.method.scorer else "cached" if stored(session, scores_key(session, cell, data)[0]) else "to do"
             table.add_row(session.ref.name, cell.dataset, cell.method.name, "own" if cell.avg_bits is None else f"{cell.avg_bits:g}",
-                          str(cell.seed) if seeded(cell.method) else "-", "cached" if done else "to do", scored, f"{tokens:,}",
-                          f"~{seconds:.0f} s", f"~{memory_estimate(session, data) / 1e9:.1f} GB")
+                          str(cell.seed) if seeded(cell.method) else "-", "cached" if done else "to do", scored, duration(seconds),
+                          *(["-"] * 4 if done else memory_columns(session, memory(session, cell, data))))
     console.print(table)
-    console.print(f"About {total / 60:.1f} minutes of evaluation, scores and solvers not counted; nothing was computed.")
+    console.print(f"About {duration(total / workers).lstrip('~')} of work" + (f", shared by {workers} workers" if workers > 1 else "")
+                  + f", models to be loaded not counted; {cpu_limit(limit)[0] / 1e9:.1f} GB are {cpu_limit(limit)[1]}; nothing was computed.")
 
 
-def result_exists(grid: Grid, key: str) -> bool:
-    """Whether a finished result of this very cell lies in the results folder."""
-    found = list(Path(grid.results_dir).glob(f"*__{key}.json"))
-    return any(json.loads(f.read_text()).get("status") == "ok" for f in found)
+def memory_columns(session: Session, stages: list[Parts]) -> list[str]:
+    """Weights (as loaded, and the linears once more), activations, scores and solver, all, at the stage that takes the most."""
+    top = max(stages, key=lambda stage: stage.total)
+    device = max(stage.device for stage in stages)
+    whole = gigabytes(top.total) if session.device.type != "cuda" else f"{gigabytes(device)} + {gigabytes(max(s.host for s in stages))} CPU"
+    return [gigabytes(top.weights + top.originals), gigabytes(top.activations), gigabytes(top.scores + top.solver), f"~{whole}"]
+
+
+def duration(seconds: float) -> str:
+    """Seconds, from two minutes on minutes, from two hours on hours."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"~{seconds / size:.1f} {unit}"
+    return f"~{seconds:.0f} s"

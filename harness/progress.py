@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,6 +14,7 @@ class Progress:
 
     def __init__(self, cells: int, console: Console | None = None):
         self.console = console or Console(stderr=True, highlight=False)
+        self.watchers: list[Callable[[str, int, int], None]] = []  # who else wants to know (harness/board.py)
         self.cells, self.done, self.start = cells, 0, time.monotonic()
         self.bars = RichProgress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                                  TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=True,
@@ -29,6 +31,8 @@ class Progress:
 
     def update(self, what: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` steps of a stage are finished."""
+        for watcher in self.watchers:
+            watcher(what, done, total)
         task = self.bars.tasks[self.stage_bar]
         if task.description != what:
             self.bars.reset(self.stage_bar, description=what, total=total, visible=True)

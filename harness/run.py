@@ -1,63 +1,169 @@
-"""Run the grid: preflight, then cell by cell; a failed cell is recorded and the rest goes on."""
+"""Run the grid cell by cell, after the preflight (harness/preflight.py); a failed cell is recorded and the rest goes on.
+
+Several processes may run one grid, on one machine or on several: a cell is claimed by a lock before it is begun,
+and one that another process has, or that waits for scores another process is making, is put off to the end.
+"""
 
 import logging
+import time
 import traceback
 from pathlib import Path
 
 from core.digest import digest
-from core.errors import UserError
+from core.errors import StorageError, UserError, storage_error
+from harness.board import Post, part_name, results_folder
 from harness.config import Cell, Grid, cells_of
 from harness.data import CellData, cell_data
-from harness.keys import cell_key
-from harness.preflight import preflight
+from harness.keys import cell_key, upstream_keys
 from harness.progress import Progress
 from harness.results import document, failed, file_stem, hash_sample, write_result
 from harness.samples import samples
 from harness.session import Session
-from harness.stages import plan
+from harness.stages import plan, scores
 from harness.store import Store
 from harness.weights import reads_data, true_plan
 
 log = logging.getLogger(__name__)
+LOOK_S = 1.0  # how often a process that is out of work looks whether another has finished or died
 
 
 def open_sessions(grid: Grid, token: str | None, say) -> dict[str, Session]:
     """One session a model; a name that cannot be used is an error before any work."""
     store = Store(Path(grid.cache_dir))
+    store.sweep()
     return {name: Session(name, grid, store, token, say) for name in grid.models}
 
 
-def run_grid(grid: Grid, token: str | None, progress: Progress, sessions: dict[str, Session]) -> list[dict]:
-    """Run every cell; returns the results, failed ones with status "error"."""
-    preflight(grid, sessions, progress.say)
-    results, folder = [], Path(grid.results_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+def run_grid(grid: Grid, progress: Progress, sessions: dict[str, Session], post: Post | None = None,
+             groups: list[list[int]] = ()) -> list[dict]:
+    """Run every cell, or find it finished by another process; returns the results, failed ones with status "error".
+
+    groups: cells by number whose scores are made first, one of each group (harness/tasks.py); several workers share them.
+    """
+    found: dict[int, dict] = {}
+    folder = results_folder(grid)
+    cells = cells_of(grid)
     for name in grid.models:
         session = sessions[name]
-        for cell in (c for c in cells_of(grid) if c.model == name):
-            results.append(run_cell(session, cell, folder, progress))
+        for index, group in enumerate(groups):
+            if cells[group[0]].model == name:
+                claim_scores(session, [cells[i] for i in group], progress, post, part_name("scores", index))
+        todo = [i for i, cell in enumerate(cells) if cell.model == name]
+        patient = True
+        while todo:
+            left = [i for i in todo if not _try(session, cells[i], i, folder, progress, post, found, patient)]
+            if left == todo:
+                progress.update(f"waiting for other processes: {len(left)} cells", 0, 1)
+                time.sleep(LOOK_S)
+            patient = left != todo  # after a round without work, wait inside a cell: that is where a dead owner's lock is found out
+            todo = left
         session.release()
-    return results
+    return [found[i] for i in sorted(found)]
+
+
+def _try(session: Session, cell: Cell, index: int, folder: Path, progress: Progress, post: Post | None, found: dict, patient: bool) -> bool:
+    """Run a cell unless another process has it or (patient) is making what it needs; whether it is done."""
+    try:
+        if patient and any(session.store.busy(key) for key in upstream_keys(session, cell, cell_data(session, cell.dataset))):
+            return False
+        lock = session.store.take(claim(session, cell))
+    except UserError:  # what is wrong will be wrong again in run_cell, which writes it down
+        lock = None
+    else:
+        if lock is None:
+            return False
+    try:
+        found[index] = run_part(session, cell, part_name("cell", index), folder, progress, post)
+    finally:
+        if lock is not None:
+            lock.release()
+    return True
+
+
+def claim(session: Session, cell: Cell) -> str:
+    """The name of the lock that says who runs a cell."""
+    return f"cell-{cell_key(session, cell, cell_data(session, cell.dataset))}"
+
+
+def run_part(session: Session, cell: Cell, part: str, folder: Path, progress: Progress, post: Post | None) -> dict:
+    """Run one cell and put up on the board what became of it."""
+    if post is None:
+        return run_cell(session, cell, folder, progress)
+    post.start(part)
+    try:
+        content = run_cell(session, cell, folder, progress)
+    except BaseException as error:  # the disk, Ctrl-C or a pre-emption: the cell can go on later
+        post.finish("waiting", reason=_why(error))
+        raise
+    if content["status"] == "ok":
+        post.finish("done", cell=content["cell"], file=content["stem"])
+    else:
+        post.finish("failed", cell=content["cell"], file=content["stem"], error=content["error"])
+    return content
+
+
+def _why(error: BaseException) -> str:
+    """Why a part stopped half-way, in words; submitit ends a job that it has put back into the queue by SystemExit."""
+    if isinstance(error, SystemExit):
+        return "pre-empted or out of time; queued again"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+
+
+def claim_scores(session: Session, cells: list[Cell], progress: Progress, post: Post | None, part: str, wait: bool = False) -> None:
+    """Make the scores of some cells, unless another process does; an error is left to the cells, which write it down."""
+    try:
+        keyed = [(cell, cell_data(session, cell.dataset)) for cell in cells]
+        lock = session.store.take("group-" + digest([cell_key(session, *both) for both in keyed]))
+        if lock is None and not wait:
+            return
+    except UserError:
+        return
+    if post:
+        post.start(part)
+    try:
+        for cell, data in keyed:
+            scores(session, cell, data, progress)
+    except StorageError:
+        raise
+    except Exception as error:
+        if storage_error(error, session.store.root):
+            raise
+        log.warning("scores of %s on %s failed: %s", cell.method.name, cell.dataset, error)
+        if post:
+            post.finish("failed", error=str(error))
+    except BaseException as error:
+        if post:
+            post.finish("waiting", reason=_why(error))
+        raise
+    finally:
+        if lock is not None:
+            lock.release()
+    if post:
+        post.finish("done")
 
 
 def run_cell(session: Session, cell: Cell, folder: Path, progress: Progress) -> dict:
-    """Run one cell through its stages and write its result; an error is written down, not raised."""
-    data, label = cell_data(session, cell.dataset), f"{cell.method.name} on {cell.dataset}"
+    """Run one cell through its stages and write its result; an error is written down, not raised, unless the disk refuses."""
+    label = f"{cell.method.name} on {cell.dataset}"
     key = digest([session.ref.key, cell.method.name, cell.dataset, cell.avg_bits, cell.seed])  # if even its own key cannot be made
     try:
+        data = cell_data(session, cell.dataset)
         key = cell_key(session, cell, data)
         content, found = compute_cell(session, cell, key, data, progress)
     except Exception as error:  # recorded with its traceback; the grid goes on and the exit code tells
+        stop = error if isinstance(error, StorageError) else storage_error(error, session.store.root)
+        if stop:
+            raise stop from error
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         content = failed(session, cell, key, text, traceback.format_exc())
         write_result(folder, file_stem(session, cell, key), content, None)
         progress.cell_done(f"FAILED  {label}: {text}")
-        return content
+        return content | {"stem": file_stem(session, cell, key)}
     write_result(folder, file_stem(session, cell, key), content, found)
     metrics = content["metrics"]
     progress.cell_done(f"{label}: accuracy {metrics['accuracy']['value']:.3f}, gold log-likelihood {metrics['gold_loglik']['value']:.3f} "
                        f"nats/token at {content['bits']['average']:.3f} bits")
-    return content
+    return content | {"stem": file_stem(session, cell, key)}
 
 
 def compute_cell(session: Session, cell: Cell, cell_id: str, data: CellData, progress: Progress):

@@ -2,7 +2,8 @@
 
 Batches are fixed before the first one.  Each finished batch is a file under ``.partial/<digest>``, so a
 killed run loses the batch in flight and no more, and the resumed run replays whole batches to the same
-bytes.  An out-of-memory error halves the token budget: a new batch plan, hence a new digest.
+bytes.  The solved weights are kept as long (harness/pieces.py).  An out-of-memory error halves the token
+budget: a new batch plan, hence a new digest.
 """
 
 import json
@@ -20,7 +21,7 @@ from core.types import Plan, Sample
 from evaluation.engine import make_prefix, run_batch
 from harness.config import Cell
 from harness.data import CellData, back_off
-from harness.keys import published_quantizer, samples_key
+from harness.keys import published_quantizer, samples_key, weights_key
 from harness.progress import Progress
 from harness.session import Session
 from harness.stages import provenance
@@ -58,6 +59,8 @@ def samples(session: Session, cell: Cell, data: CellData, plan_id: str, made: Pl
                     found = provenance(session, cell, data, made) | {"seconds": seconds}
                     entry = session.store.put(key, identity, found, lambda folder: _collect(session.store, key, data, folder))
                     session.store.partial(key).clear()
+                    if reads_data(cell):  # the solved blocks were there for a kill in the evaluation
+                        session.store.partial(weights_key(session, cell, data, plan_id)[0]).clear()
             meta = json.loads((entry / "meta.json").read_text())
             return key, read_samples(entry / "samples.jsonl"), meta["provenance"]["seconds"], data
         except (MemoryError, RuntimeError) as error:

@@ -75,11 +75,12 @@ class Session:
         self.say(f"Loading {self.ref.name} ({self.ref.dtype}, {self.device})")
         model = load_model(self.where, self.ref, self.device, self.token)
         key, identity = stage_key("finite", 1, model=self.ref.key)
-        if self.store.get(key) is None:
-            broken = [fqn for fqn, lin in find_linears(model)[0].items() if not torch.isfinite(lin.weight).all()]
-            if broken:
-                raise UserError(f"weights of {broken[0]} in {self.ref.name} hold NaN or infinity ({len(broken)} linears); repair the checkpoint")
-            self.store.put(key, identity, {"model": self.label}, lambda folder: write_json(folder / "finite.json", True))
+        with self.store.lock(key):
+            if self.store.get(key) is None:
+                broken = [fqn for fqn, lin in find_linears(model)[0].items() if not torch.isfinite(lin.weight).all()]
+                if broken:
+                    raise UserError(f"weights of {broken[0]} in {self.ref.name} hold NaN or infinity ({len(broken)} linears); repair the checkpoint")
+                self.store.put(key, identity, {"model": self.label}, lambda folder: write_json(folder / "finite.json", True))
         return model
 
     def check_weights(self) -> None:
@@ -110,19 +111,23 @@ class Session:
     def structure(self) -> dict:
         """Shapes, blocks and whole-model counts, from the model's configuration alone (no weights), stored by fingerprint."""
         key, identity = stage_key("structure", 2, model=self.ref.key)
-        entry = self.store.get(key)
-        if entry is None:
-            model = empty_model(self.where, self.ref, self.token)
-            linears, block_of = find_linears(model)
-            left_out = uncovered(linears, find_blocks(model)[1])
-            if left_out:
-                raise UserError(f"{self.ref.name} has {len(left_out)} weight matrices in its blocks that are not nn.Linear (first: {left_out[0]}); "
-                                "they would stay unquantized, so its bits could not be compared; use a model with plain linears")
-            bits, values = other_bits(model, linears)
-            content = {"shapes": {f: list(lin.weight.shape) for f, lin in linears.items()}, "block_of": block_of, "other": [bits, values],
-                       "parameters": sum(p.numel() for p in model.parameters())}
-            entry = self.store.put(key, identity, {"model": self.label}, lambda folder: write_json(folder / "structure.json", content))
+        with self.store.lock(key):
+            entry = self.store.get(key)
+            if entry is None:
+                content = self._structure()
+                entry = self.store.put(key, identity, {"model": self.label}, lambda folder: write_json(folder / "structure.json", content))
         return json.loads((entry / "structure.json").read_text())
+
+    def _structure(self) -> dict:
+        model = empty_model(self.where, self.ref, self.token)
+        linears, block_of = find_linears(model)
+        left_out = uncovered(linears, find_blocks(model)[1])
+        if left_out:
+            raise UserError(f"{self.ref.name} has {len(left_out)} weight matrices in its blocks that are not nn.Linear (first: {left_out[0]}); "
+                            "they would stay unquantized, so its bits could not be compared; use a model with plain linears")
+        bits, values = other_bits(model, linears)
+        return {"shapes": {f: list(lin.weight.shape) for f, lin in linears.items()}, "block_of": block_of, "other": [bits, values],
+                "parameters": sum(p.numel() for p in model.parameters())}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:

@@ -21,6 +21,7 @@ from harness.config import Cell, settings
 from harness.data import CellData, labelled_requests, solver_calib
 from harness.environment import versions
 from harness.keys import VERSIONS, base_layer, distortion_quantizer, plan_key, plan_options, score_params, scores_key
+from harness.pieces import KeptValues
 from harness.plans import plan_digest, read_plan, write_plan
 from harness.progress import Progress
 from harness.session import Session
@@ -57,8 +58,9 @@ def scores(session: Session, cell: Cell, data: CellData, progress: Progress) -> 
         if entry is None:
             refuse_if_eval_only(session, "scores", key)
             start = time.perf_counter()
-            found = run_scorer(session, spec, cell, data, progress)
-            seconds = time.perf_counter() - start
+            kept = KeptValues(session.store.partial(key))
+            found = run_scorer(session, spec, cell, data, progress, kept)
+            seconds = time.perf_counter() - start + kept.spent
             values = {fqn: t.float().cpu().contiguous().numpy() for fqn, t in found.values.items()}
             head = {"granularity": found.granularity, "unit": found.unit, "levels": found.levels, "notes": found.notes}
 
@@ -68,6 +70,7 @@ def scores(session: Session, cell: Cell, data: CellData, progress: Progress) -> 
 
             entry = session.store.put(key, identity, {"model": session.label, "dataset": data.task.name, "seconds": seconds}, write)
             del found, values, write  # read back below: what is used is what is stored
+            session.store.partial(key).clear()
     head = json.loads((entry / "scores.json").read_text())
     values = {fqn: torch.from_numpy(a) for fqn, a in load_file(entry / "scores.safetensors").items()}
     levels = tuple(head["levels"]) if head["levels"] else None
@@ -75,7 +78,7 @@ def scores(session: Session, cell: Cell, data: CellData, progress: Progress) -> 
     return key, Scores(head["granularity"], values, head["unit"], levels, head["notes"]), seconds
 
 
-def run_scorer(session: Session, spec, cell: Cell, data: CellData, progress: Progress) -> Scores:
+def run_scorer(session: Session, spec, cell: Cell, data: CellData, progress: Progress, kept: KeptValues) -> Scores:
     """Call a scorer on the weights as loaded and check what it gives back."""
     session.originals.restore()
     asked: dict[int, tuple] = {}
@@ -92,7 +95,8 @@ def run_scorer(session: Session, spec, cell: Cell, data: CellData, progress: Pro
                        solver_calib(session, data, cell.seed)[0] if reads & {"gradients", "hessian"} else None,
                        (lambda kind: gradients(session, cell, data, kind, progress)) if "gradients" in reads else None,
                        (lambda: corrupted(session, cell, data, progress)) if "base" in spec.params else None,
-                       (lambda shape: base_layer(params["base"], shape)) if "base" in spec.params else None)
+                       (lambda shape: base_layer(params["base"], shape)) if "base" in spec.params else None,
+                       kept)
     found = spec.fn(ctx)
     session.originals.restore()
     check_scores(found, spec, session.shapes)

@@ -40,18 +40,37 @@ class GradientSums:
     skipped: int  # documents without a token to predict
 
 
+class Snapshots:
+    """Where the sums so far outlive a kill.  This one forgets; the harness hands over one that does not.
+
+    sums: fqn -> kind -> float32 [out, in] on the CPU; a tied weight stands under its first name alone.
+    """
+
+    def resume(self, sums: dict[str, dict[str, torch.Tensor]]) -> tuple[int, list[float]]:
+        """Fill ``sums``, which are zeros; returns how many documents are in them, and their losses."""
+        return 0, []
+
+    def after(self, done: int, losses: list[float], sums: dict[str, dict[str, torch.Tensor]]) -> None:
+        """``done`` documents are in the sums now: keep them if it is time."""
+
+
 def gradient_sums(model: nn.Module, linears: dict[str, nn.Linear], calib: CalibSet, kinds: tuple[str, ...] = KINDS,
-                  grad_dtype: str = "float32", progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> GradientSums:
+                  grad_dtype: str = "float32", progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+                  snapshots: Snapshots | None = None) -> GradientSums:
     """Sum the gradients of the linears' weights over ``calib``; the model is left as it was found."""
-    todo = _check(linears, calib, kinds, grad_dtype)
-    losses, doc = [], next(iter(todo))
+    todo, snapshots = _check(linears, calib, kinds, grad_dtype), snapshots or Snapshots()
+    doc = next(iter(todo))
     try:
         with ExitStack() as state:
             state.enter_context(_ready(model, [lin.weight for lin in linears.values()], DTYPES[grad_dtype]))
             buffers = state.enter_context(_streamed(linears, kinds))
-            for done, (doc, rows) in enumerate(todo.items()):
+            first = {id(lin.weight): fqn for fqn, lin in reversed(linears.items())}
+            so_far = {fqn: buffers[weight] for weight, fqn in first.items()}
+            start, losses = snapshots.resume(so_far)
+            for done, (doc, rows) in list(enumerate(todo.items()))[start:]:
                 progress("gradients", done, len(todo))
                 losses.append(_backward(model, calib, doc, rows, grad_dtype))
+                snapshots.after(done + 1, losses, so_far)
     except torch.OutOfMemoryError:
         raise UserError(f"the gradients of document {calib.doc_ids[doc]!r} ({len(calib.tokens[doc])} tokens) in {grad_dtype} do not fit on "
                         f"{device_of(model)}; use --grad_dtype bf16, shorter prompts or --device cpu") from None

@@ -39,6 +39,17 @@ def taqo(ctx: ScoreContext) -> Scores:
     return Scores("layer", ctx.spread(norms), "norm", notes={"activation_norm": norms})
 
 
+def without(ctx: ScoreContext, block: int, quantizer: str) -> tuple[float, float]:
+    """The task metric with one block at 4 bits; the model is as it was afterwards."""
+    inside = [fqn for fqn, b in ctx.block_of.items() if b == block]
+    originals = Originals({fqn: ctx.linears[fqn] for fqn in inside})  # a copy of one block, not of the model
+    try:
+        originals.write({fqn: PROBE for fqn in inside}, quantizer)
+        return ctx.task_metric(ctx.model, ctx.param("oracle_docs"))
+    finally:
+        originals.restore()
+
+
 @scorer("TAQO-oracle", granularity="layer", needs=("calib", "labels"), params=("oracle_docs", "oracle_metric", "published"),
         version=2)
 def taqo_oracle(ctx: ScoreContext) -> Scores:
@@ -47,17 +58,11 @@ def taqo_oracle(ctx: ScoreContext) -> Scores:
         raise UserError("TAQO-oracle needs the task metric of labelled calibration documents; run it through the harness")
     pick = {"task": 0, "loglik": 1}[ctx.param("oracle_metric")]
     quantizer = "rtn-float-padded" if ctx.param("published") else "rtn-float"
-    full = ctx.task_metric(ctx.model, ctx.param("oracle_docs"))[pick]
+    full = ctx.kept("full", lambda: ctx.task_metric(ctx.model, ctx.param("oracle_docs"))[pick])
     drops = []
     for block in range(len(ctx.blocks)):
         ctx.progress("oracle, one block at 4 bits", block, len(ctx.blocks))
-        inside = [fqn for fqn, b in ctx.block_of.items() if b == block]
-        originals = Originals({fqn: ctx.linears[fqn] for fqn in inside})  # a copy of one block, not of the model
-        try:
-            originals.write({fqn: PROBE for fqn in inside}, quantizer)
-            drops.append(max(0.0, full - ctx.task_metric(ctx.model, ctx.param("oracle_docs"))[pick]))
-        finally:
-            originals.restore()
+        drops.append(max(0.0, full - ctx.kept(f"block-{block}", lambda: without(ctx, block, quantizer)[pick])))
     ties = len(drops) - len(set(drops))
     # a drop below one document cannot be seen: half a document is added to all, so that "not seen" does not mean "free to ruin"
     unseen = 0.5 / ctx.param("oracle_docs") if pick == 0 else 0.0

@@ -68,11 +68,11 @@ def batch_kl(ctx: ScoreContext, batch: list[int], step: torch.Tensor) -> torch.T
 def taqos(ctx: ScoreContext) -> Scores:
     """Mean KL in nats under a 4-bit step of uniform noise at one block."""
     chosen = prompts(ctx, "kl_docs")
-    step = steps(ctx, chosen)
+    step = torch.tensor(ctx.kept("step", lambda: steps(ctx, chosen).tolist()), dtype=torch.float64)
     total, todo = torch.zeros(len(ctx.blocks), dtype=torch.float64), batches(ctx, chosen)
     for done, batch in enumerate(todo):
         ctx.progress("KL under noise", done, len(todo))
-        total += batch_kl(ctx, batch, step)
+        total += torch.tensor(ctx.kept(f"kl-{done}", lambda: batch_kl(ctx, batch, step).tolist()), dtype=torch.float64)
     kl = (total / len(chosen)).tolist()
     # the KL of two nearly equal float32 distributions can round to -1e-9: it is zero
     return Scores("layer", ctx.spread([max(0.0, k) for k in kl]), "nats", notes={"kl": kl, "step": step.tolist()})

@@ -5,7 +5,7 @@ previous plan, so the order of cells cannot matter.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -15,6 +15,19 @@ from core.registry import QUANTIZERS
 from core.types import Aid, Budget, CalibSet, LayerPlan, Plan, Stored
 from quantization.rtn import sixteen
 from quantization.stream import BlockStream, walk
+
+
+class Keeper:
+    """Where the finished blocks of a solve outlive a kill.  This one forgets; the harness hands over one that does not.
+
+    A block is its linears by name; ``values`` are the weights as the model holds them, in its own dtype, ``parts`` are left out.
+    """
+
+    def load(self, block: int) -> dict[str, Stored] | None:
+        """A finished block, or None: it must be solved."""
+
+    def save(self, block: int, found: dict[str, Stored]) -> None:
+        """Keep a finished block."""
 
 
 class Originals:
@@ -52,11 +65,12 @@ class Originals:
     @torch.no_grad()
     def solve(self, layers: dict[str, LayerPlan], quantizer: str, *, model, blocks, block_of: dict[str, int], calib: CalibSet | None = None,
               fisher: dict[str, torch.Tensor] | None = None, options: dict | None = None, step=lambda done, total: None,
-              see: Callable[[str, Stored], None] = lambda fqn, found: None) -> dict[str, Stored]:
+              see: Callable[[str, Stored], None] = lambda fqn, found: None, keeper: Keeper | None = None) -> dict[str, Stored]:
         """Quantize the linears named by a quantizer that reads data; returns what came out, without the weights (``see`` gets all of it).
 
         Always from the weights as loaded; linears at 16 bits and those not named are as loaded.  Quantizers that
-        need a Hessian see the inputs that the blocks before, already quantized, give.
+        need a Hessian see the inputs that the blocks before, already quantized, give.  Blocks that ``keeper`` has are
+        taken from it (``see`` hears nothing of them), all others are handed to it.
         """
         spec, out = QUANTIZERS.get(quantizer), {}
         self.restore()
@@ -76,12 +90,12 @@ class Originals:
             out[fqn] = replace(found, values=torch.empty(0), parts={})
             return found.values.to(self.linears[fqn].weight.dtype)
 
+        pieces = _Pieces(self, todo, block_of, keeper or Keeper(), out)
         if set(spec.needs) & {"hessian", "inputs"}:
-            walk(BlockStream(model, blocks, calib.tokens), todo, block_of, solve_one, sequential=spec.sequential, progress=step)
+            walk(BlockStream(model, blocks, calib.tokens), todo, block_of, solve_one, sequential=spec.sequential, progress=step,
+                 resume=pieces.resume, after=pieces.after)
         else:
-            for done, fqn in enumerate(todo, 1):
-                self._write(fqn, solve_one(fqn, Aid(fqn)))
-                step(done, len(todo))
+            pieces.each_alone(solve_one, step)
         return {fqn: out[fqn] for fqn in layers}
 
     def _on_device(self, fqn: str) -> torch.Tensor:
@@ -89,6 +103,49 @@ class Originals:
 
     def _write(self, fqn: str, value: torch.Tensor) -> None:
         self.linears[fqn].weight.data.copy_(value)
+
+
+@dataclass
+class _Pieces:
+    """The blocks of one solve on their way from and to a keeper."""
+
+    originals: Originals
+    todo: dict[str, nn.Linear]
+    block_of: dict[str, int]
+    keeper: Keeper
+    out: dict[str, Stored]  # filled here and by the solve
+
+    def _inside(self, block: int) -> list[str]:
+        return [fqn for fqn in self.todo if self.block_of[fqn] == block]
+
+    def resume(self, block: int) -> bool:
+        """Put a block that was solved before into the model; whether it was."""
+        found = self.keeper.load(block)
+        if found is None:
+            return False
+        for fqn in self._inside(block):
+            self.originals._write(fqn, found[fqn].values)
+            self.originals.changed.add(fqn)
+            self.out[fqn] = replace(found[fqn], values=torch.empty(0))
+        return True
+
+    def after(self, block: int) -> None:
+        """Keep a block as the model holds it now."""
+        self.keeper.save(block, {fqn: replace(self.out[fqn], values=self.todo[fqn].weight.detach()) for fqn in self._inside(block)})
+
+    def each_alone(self, solve_one: Callable[[str, Aid], torch.Tensor], step) -> None:
+        """Solve linears that read no inputs, block by block so that a kill loses one block."""
+        done = 0
+        for block in sorted({self.block_of[fqn] for fqn in self.todo}):
+            if self.resume(block):
+                done += len(self._inside(block))
+                step(done, len(self.todo))
+                continue
+            for fqn in self._inside(block):
+                self.originals._write(fqn, solve_one(fqn, Aid(fqn)))
+                done += 1
+                step(done, len(self.todo))
+            self.after(block)
 
 
 @torch.no_grad()

@@ -160,37 +160,51 @@ class BlockStream:
 
 
 def walk(stream: BlockStream, linears: dict[str, nn.Linear], block_of: dict[str, int], solve_one: Callable[[str, Aid], torch.Tensor | None],
-         *, sequential: bool = True, hessian: bool = True, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+         *, sequential: bool = True, hessian: bool = True, progress: Callable[[int, int], None] = lambda done, total: None,
+         resume: Callable[[int], bool] = lambda block: False, after: Callable[[int], None] = lambda block: None) -> None:
     """Call ``solve_one(fqn, Aid)`` for every linear in running order and put the weight that it returns into the model.
 
     sequential: a linear's Hessian reflects the linears of its own block that were quantized before it; otherwise all
     Hessians of a block come from the block as it stood.  A returned None leaves the weight alone.
+    resume: puts a block's finished weights into the model, if there are any, and says so; such a block is only run.
+    It is asked when the block's turn comes, so that the blocks before it run as they did the first time.
+    after: called with every block that was solved, when its weights are in the model.
     """
     done = 0
     for index in range(len(stream.blocks)):
         inside = {fqn: lin for fqn, lin in linears.items() if block_of[fqn] == index}
-        groups = stream.groups(index, inside)
-        first = {names[0]: inside[names[0]] for names in groups}
-        ready = stream.hessians(index, first) if hessian and not sequential else {}
-        results: dict[str, torch.Tensor] = {}
-        for names in groups:
-            found = ready.pop(names[0], None)
-            if hessian and found is None:
-                found = stream.hessians(index, {names[0]: inside[names[0]]})[names[0]]
-            if hessian and not found.diagonal().any():  # e.g. an expert that no token reached: nothing is known, so nothing is repaired
-                found.fill_diagonal_(1.0)
-            shared: dict = {}
-            for fqn in names:
-                aid = Aid(fqn, found, shared, lambda lead=names[0]: stream.inputs(index, lead, inside[lead]))
-                value = solve_one(fqn, aid)
-                if value is not None:
-                    results[fqn] = value
-                done += 1
-                progress(done, len(linears))
-            if sequential:
-                _write(inside, results)
-        _write(inside, results)
+        if inside and resume(index):
+            progress(done + len(inside), len(linears))
+        elif inside:
+            _solve_block(stream, index, inside, solve_one, sequential, hessian, lambda n, before=done: progress(before + n, len(linears)))
+            after(index)
+        done += len(inside)
         stream.advance(index)
+
+
+def _solve_block(stream: BlockStream, index: int, inside: dict[str, nn.Linear], solve_one, sequential: bool, hessian: bool, progress) -> None:
+    groups = stream.groups(index, inside)
+    first = {names[0]: inside[names[0]] for names in groups}
+    ready = stream.hessians(index, first) if hessian and not sequential else {}
+    results: dict[str, torch.Tensor] = {}
+    done = 0
+    for names in groups:
+        found = ready.pop(names[0], None)
+        if hessian and found is None:
+            found = stream.hessians(index, {names[0]: inside[names[0]]})[names[0]]
+        if hessian and not found.diagonal().any():  # e.g. an expert that no token reached: nothing is known, so nothing is repaired
+            found.fill_diagonal_(1.0)
+        shared: dict = {}
+        for fqn in names:
+            aid = Aid(fqn, found, shared, lambda lead=names[0]: stream.inputs(index, lead, inside[lead]))
+            value = solve_one(fqn, aid)
+            if value is not None:
+                results[fqn] = value
+            done += 1
+            progress(done)
+        if sequential:
+            _write(inside, results)
+    _write(inside, results)
 
 
 @torch.no_grad()

@@ -126,50 +126,6 @@ def test_general_text_gives_every_data_set_the_same_weights(tiny_folder, tmp_pat
     assert found["trivia_qa", 0] == found["mmlu_pro", 0] != found["mmlu_pro", 1] == found["trivia_qa", 1]
 
 
-BAD = {
-    "wikitext2 with embedded data": (dict(calib="wikitext2"), "wikitext2"),
-    "a misspelt text": (dict(calib="c5"), "c4"),
-    "a share of 1": (dict(calib="mix:1.0"), "mix"),
-    "one token": (dict(calib_tokens=1), "--calib_tokens is 1; it must be at least 2"),
-    "a ratio of 0": (dict(keep_ratio=(0.0,)), "--keep_ratio"),
-    "an unknown quantizer": (dict(quantizer="awq"), "quantizer"),
-    "a group that divides nothing": (dict(group_size=24), "group size 24 does not divide"),
-    "fewer bits than can be": (dict(avg_bits=(2.1,)), "cannot be met"),
-}
-
-
-@pytest.mark.parametrize("what", BAD)
-def test_bad_input_is_one_clear_error_before_any_heavy_work(what, tiny_folder, tmp_path, capsys, monkeypatch):
-    import harness.session
-
-    monkeypatch.setattr(harness.session, "load_model", lambda *a: pytest.fail("the model was loaded"))
-    changes, message = BAD[what]
-    where = dict(models=(str(tiny_folder),), cache_dir=str(tmp_path / "cache"), results_dir=str(tmp_path / "results"))
-    try:
-        status = main(flags(**where, **({"methods": ("TaCQ",)} | changes)))
-    except SystemExit as stop:  # argparse's own refusal of a choice
-        status = stop.code
-    err = capsys.readouterr().err
-    assert status == 2 and message in err and "Traceback" not in err, err
-    assert not list((tmp_path / "results").glob("*")) if (tmp_path / "results").exists() else True
-
-
-def test_nan_weights_are_found_before_any_score(tiny_folder, tmp_path, capsys):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    broken = tmp_path / "broken"
-    shutil.copytree(tiny_folder, broken)
-    tensors = load_file(broken / "model.safetensors")
-    name = next(n for n in tensors if "down_proj" in n)
-    tensors[name][0, 0] = float("nan")
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    where = dict(models=(str(broken),), cache_dir=str(tmp_path / "cache"), results_dir=str(tmp_path / "results"))
-    assert main(flags(**where, methods=("TaCQ",))) == 2
-    assert "hold NaN or infinity" in capsys.readouterr().err and not list((tmp_path / "cache").glob("*/scores.json"))
-
-
 def digests(done, name: str, **changes) -> dict[str, str]:
     """Scores, weights and samples of one method's first cell under a changed grid."""
     grid = build_grid(**(FLAGS | done | {"methods": (name,), "keep_ratio": (0.01,)} | changes))

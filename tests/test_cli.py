@@ -1,4 +1,4 @@
-"""The command line: a page of help that teaches, and one sentence for everything that cannot be used."""
+"""The command line: a page of help that teaches, and the presets of the brief.  Unusable input is in test_bad_input.py."""
 
 import os
 import subprocess
@@ -13,66 +13,6 @@ from harness.cli import build_parser, main
 from harness.config import build_grid
 
 REPO = Path(__file__).resolve().parents[1]
-ROWS = ('{"question_id": 1, "question": "q?", "options": ["a", "b"], "answer": "A", "answer_index": 0, "category": "c", "src": "", '
-        '"cot_content": ""}\n')
-
-
-def refused(capsys, *flags: str) -> str:
-    """Run; the exit status must be 2 with one line and no traceback. Returns the line."""
-    assert main(list(flags)) == 2
-    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(err) == 1 and "Traceback" not in err[0]
-    return err[0]
-
-
-@pytest.mark.parametrize(("flags", "says"), [
-    (["--run_type", "tset"], "unknown run type 'tset' (did you mean 'test'?); use one of: demo, test, full"),
-    (["--method", "TAQos_"], "unknown method 'TAQos_' (did you mean 'TAQoS'?)"),
-    (["--dataset", "triviaqa"], "unknown dataset 'triviaqa' (did you mean 'trivia_qa'?)"),
-    (["--model", "smollm2-135"], "unknown model 'smollm2-135' (did you mean 'smollm2-135m'?)"),
-    (["--avg_bits", "0.5"], "--avg_bits 0.5 is out of range"),
-    (["--levels", "4", "7"], "--levels (4, 7) are not usable; give at least two of 2 3 4 5 6 8 16"),
-    (["--eval_size", "0"], "--eval_size is 0; it must be at least 1"),
-    (["--data_source", "folder"], "--data_source folder needs --data_dir"),
-    (["--plugin", "nowhere.py"], "plugin 'nowhere.py' is not a file"),
-    (["--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
-])
-def test_bad_flags(capsys, tmp_path, tiny_folder, flags, says):
-    base = ["--cache_dir", str(tmp_path / "c"), "--results_dir", str(tmp_path / "r")]
-    base += [] if "--model" in flags else ["--model", str(tiny_folder)]
-    assert says in refused(capsys, *base, *flags)
-    assert not (tmp_path / "r").exists()
-
-
-@pytest.mark.parametrize(("avg_bits", "extra", "says"), [
-    ("2.1", (), "cannot be met on tiny-llama with levels"), ("4.5", ("--group_size", "48"), "group size 48 does not divide the input width of"),
-    ("4.25", ("--data_dir", "EMPTY"), "mmlu_pro"), ("4.25", ("--data_dir", "BAD"), "row 2"), ("4.25", ("--num_fewshot", "500"), "num_fewshot is 500"),
-])
-def test_bad_data_and_budgets(capsys, tmp_path, tiny_folder, avg_bits, extra, says):
-    for name, text in (("EMPTY", None), ("BAD", ROWS + ROWS.replace('"question"', '"quesion"').replace(": 1", ": 2"))):
-        (tmp_path / name / "mmlu_pro").mkdir(parents=True)
-        if text:
-            (tmp_path / name / "mmlu_pro" / "test.jsonl").write_text(text)
-    extra = [str(tmp_path / e) if e in ("EMPTY", "BAD") else e for e in extra]
-    line = refused(capsys, "--model", str(tiny_folder), "--dataset", "mmlu_pro", "--avg_bits", avg_bits, "--threads", "1", *extra,
-                   "--cache_dir", str(tmp_path / "c"), "--results_dir", str(tmp_path / "r"))
-    assert says in line and not (tmp_path / "r").exists()
-
-
-def test_nan_in_weights_is_refused_before_any_work(capsys, tmp_path, tiny_folder):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from tests.tiny import byte_tokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
-    with torch.no_grad():
-        model.model.layers[3].mlp.up_proj.weight[0, 0] = float("nan")
-    model.save_pretrained(tmp_path / "nan")
-    byte_tokenizer().save_pretrained(tmp_path / "nan")
-    line = refused(capsys, "--model", str(tmp_path / "nan"), "--dataset", "mmlu_pro", "--avg_bits", "4.75", "--threads", "1",
-                   "--cache_dir", str(tmp_path / "c"), "--results_dir", str(tmp_path / "r"))
-    assert "weights of model.layers.3.mlp.up_proj in nan hold NaN or infinity" in line
 
 
 def test_help_names_every_flag_method_and_exit_status(capsys):
@@ -82,17 +22,6 @@ def test_help_names_every_flag_method_and_exit_status(capsys):
         assert word in text, word
     assert main(["--list"]) == 0
     assert "knapsack" in capsys.readouterr().out
-
-
-def test_a_misspelt_hub_model_suggests_the_nearest_preset(capsys, tmp_path, monkeypatch):
-    from huggingface_hub import HfApi
-
-    def offline(*_, **__):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(HfApi, "model_info", offline)
-    line = refused(capsys, "--model", "Qwen/Qwen2.5-3B-Instuct", "--cache_dir", str(tmp_path / "c"), "--results_dir", str(tmp_path / "r"))
-    assert "(did you mean 'Qwen/Qwen2.5-3B-Instruct'?)" in line
 
 
 def test_presets_are_those_of_the_brief():

@@ -33,11 +33,11 @@ class Doc:
 
 
 class DocList(list):
-    """Documents plus what was left out of them and why."""
+    """Documents of the task ``name``, plus what was left out of them and why."""
 
-    def __init__(self, docs=(), notes: tuple[str, ...] = ()):
+    def __init__(self, docs=(), notes: tuple[str, ...] = (), name: str = ""):
         super().__init__(docs)
-        self.notes = tuple(notes)
+        self.notes, self.name = tuple(notes), name
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,13 @@ class Task:
             if doc is None:
                 lost += 1
                 continue
+            if not doc.question.strip() and row.source != "hub":  # nobody can mend a row of the hub
+                raise row.error("question", "a non-empty text")
             if doc.doc_id in seen:
                 raise row.error(self.id_field, f"a unique id, not that of row {seen[doc.doc_id]} ({doc.doc_id!r})")
             seen[doc.doc_id] = row.number
             docs.append(doc)
-        return DocList(docs, (f"{lost} of {len(rows)} rows dropped ({self.dropped})",) if lost else ())
+        return DocList(docs, (f"{lost} of {len(rows)} rows dropped ({self.dropped})",) if lost else (), self.name)
 
     id_field = "question_id"
 

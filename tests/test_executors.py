@@ -1,0 +1,213 @@
+"""Processes, debug, what is handed to sbatch, and what --status makes of it; a real cluster is in tests/cluster."""
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from harness.board import Board, Post, find_run, runs
+from harness.cluster import Options, job_states, parse_bytes, parse_minutes
+from harness.status import parts
+from tests.test_grid import files, run
+
+BITS = ("mmlu_pro",)
+
+
+@pytest.fixture(scope="module")
+def local(tiny_folder, tmp_path_factory):
+    """The grid run by this process alone."""
+    root = tmp_path_factory.mktemp("local")
+    assert run(tiny_folder, root, "--method", "TAQ", "TAQoS", datasets=BITS) == 0
+    assert not (root / "results" / ".runs").exists(), "a finished run leaves no notice board"
+    return root
+
+
+def test_two_processes_share_a_grid(local, tiny_folder, tmp_path, capsys):
+    assert run(tiny_folder, tmp_path, "--method", "TAQ", "TAQoS", "--executor", "process", "--max_parallel", "2", datasets=BITS) == 0
+    assert "5 of 5 cells" in capsys.readouterr().out
+    assert files(tmp_path / "results", "*.jsonl") == files(local / "results", "*.jsonl")
+    lines = [json.loads(line) for p in (tmp_path / "cache" / "journal").iterdir() for line in p.read_text().splitlines()]
+    assert max(Counter(line["key"] for line in lines).values()) == 1
+    assert not (tmp_path / "results" / ".runs").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_by_the_others(local, tiny_folder, tmp_path, capsys):
+    """One of two workers dies by SIGKILL in the middle; the other one takes its cell over."""
+    import threading
+
+    done: list[int] = []
+    asked = ("--method", "TAQ", "TAQoS", "--executor", "process")
+    thread = threading.Thread(target=lambda: done.append(run(tiny_folder, tmp_path, *asked, datasets=BITS)))
+    thread.start()
+    victim = None
+    while thread.is_alive() and victim is None:
+        time.sleep(0.05)
+        for path in (tmp_path / "results").glob(".runs/*/state/cell-*.json"):
+            state = json.loads(path.read_text())
+            if state["state"] == "running":
+                victim = int(state["worker"].split("-")[-2])
+    os.kill(victim, signal.SIGKILL)
+    thread.join()
+    assert done == [0] and files(tmp_path / "results", "*.jsonl") == files(local / "results", "*.jsonl")
+
+
+def test_debug_runs_the_parts_in_this_process(local, tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pdb.post_mortem", lambda: pytest.fail("a part failed"))
+    assert run(tiny_folder, tmp_path, "--method", "TAQ", "--executor", "debug", datasets=BITS) == 0
+    mine = files(tmp_path / "results", "*.jsonl")
+    assert mine and mine.items() <= files(local / "results", "*.jsonl").items()
+
+
+def test_status_and_collect_of_a_run_that_was_interrupted(tiny_folder, tmp_path, monkeypatch, capsys):
+    import harness.samples
+    from harness.cli import main
+
+    real = harness.samples.run_batch
+
+    def stop(*args):
+        if list((tmp_path / "results").glob("*fp16*.json")):
+            raise KeyboardInterrupt
+        return real(*args)
+
+    where = ["--results_dir", str(tmp_path / "results")]
+    monkeypatch.setattr(harness.samples, "run_batch", stop)
+    assert run(tiny_folder, tmp_path, "--method", "fp16", datasets=BITS) == 130
+    monkeypatch.setattr(harness.samples, "run_batch", real)
+    assert main([*where, "--status"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "3 cells: 1 done, 0 running, 2 failed, 0 waiting" in shown and "interrupted" in shown
+    assert main([*where, "--collect"]) == 1
+    shown = capsys.readouterr().out
+    assert "1 of 3 cells" in shown and "failed: uniform on mmlu_pro" in shown and "fp16" in shown
+    assert main([*where, "--status", "20200101-000000-0000"]) == 2 and "no run '20200101-000000-0000'" in capsys.readouterr().err
+    assert run(tiny_folder, tmp_path, "--method", "fp16", datasets=BITS) == 0  # the same command: it takes the interrupted run's board down
+    assert not (tmp_path / "results" / ".runs").exists()
+    capsys.readouterr()
+    assert main([*where, "--status"]) == 2 and "no run is recorded in" in capsys.readouterr().err
+
+
+def fake_slurm(folder: Path, monkeypatch, squeue: str = "", sacct: str = "exit 1", refuse: str = "") -> Path:
+    """Programs named like SLURM's: sbatch keeps what it is given, squeue and sacct say what they are told."""
+    keep = f'n=$(($(ls {folder}/*.sh 2>/dev/null | wc -l) + 70)); cp "$1" {folder}/$n.sh; echo "Submitted batch job $n"'
+    sbatch = f'echo "{refuse}" >&2; exit 1' if refuse else keep
+    for name, text in (("sbatch", sbatch), ("srun", "true"), ("squeue", squeue), ("sacct", sacct), ("scancel", f'echo "$@" > {folder}/cancelled')):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+@pytest.fixture
+def bin_folder(tmp_path) -> Path:
+    (tmp_path / "bin").mkdir()
+    return tmp_path / "bin"
+
+
+def test_what_sbatch_is_given(tiny_folder, tmp_path, bin_folder, monkeypatch, capsys):
+    """Two arrays: scores and cells without any, then the cells that wait for them; every flag arrives."""
+    fake_slurm(bin_folder, monkeypatch, squeue='printf "70_0|PENDING|Priority\\n71_0|PENDING|Dependency\\n"')
+    assert run(tiny_folder, tmp_path, "--method", "TAQ", "TAQoS", "--executor", "slurm", "--partition", "gpu", "--gpus_per_task", "1",
+               "--cpus_per_task", "3",
+               "--time", "1-12:30:00", "--mem", "24G", "--max_parallel", "5", "--setup", "module load cuda", "--setup", "ulimit -c 0",
+               "--sbatch", "account=lab", "qos=low", "exclusive", "--hf_token", "hf_secret", datasets=BITS) == 0
+    first, second = (bin_folder / "70.sh").read_text(), (bin_folder / "71.sh").read_text()
+    for text in (first, second):
+        for line in ("--partition=gpu", "--gpus-per-node=1", "--cpus-per-task=3", "--time=2190", "--mem=24576M", "--account=lab", "--qos=low",
+                     "--exclusive", "--requeue", "--signal=USR2@90", "--open-mode=append"):
+            assert f"#SBATCH {line}\n" in text, line
+        assert "\nmodule load cuda\nulimit -c 0\n" in text and "export PYTHONPATH=" in text and "hf_secret" not in text
+    assert "#SBATCH --array=0-4%5" in first and "dependency" not in first  # the scores of random, TAQ and TAQoS; fp16 and uniform
+    assert "#SBATCH --array=0-2%3" in second and "#SBATCH --dependency=afterany:70\n" in second
+    board = find_run(str(tmp_path / "results"), None)
+    assert not any(b"hf_secret" in p.read_bytes() for p in board.folder.rglob("*") if p.is_file())
+    assert board.grid().threads == 1 and board.run["memory"] == 24 * 2**30  # --threads was given; else --cpus_per_task
+
+
+def test_what_sbatch_refuses(tiny_folder, tmp_path, bin_folder, monkeypatch, capsys):
+    fake_slurm(bin_folder, monkeypatch, refuse="sbatch: error: Batch job submission failed: Invalid account specified")
+    assert run(tiny_folder, tmp_path, "--executor", "slurm", datasets=BITS) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "SLURM did not take the scores: Batch job submission failed: Invalid account" in errors[0]
+    assert not (tmp_path / "results" / ".runs").exists()
+
+
+def test_without_slurm(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert run(tiny_folder, tmp_path, "--executor", "slurm", datasets=BITS) == 2
+    assert "is not on this machine's path" in capsys.readouterr().err and not (tmp_path / "results" / ".runs").exists()
+
+
+@pytest.mark.parametrize(("squeue", "sacct", "found"), [
+    ('printf "7_0|RUNNING|None\\n7_1|PENDING|Resources\\n"', "exit 1", {"7_0": ("RUNNING", ""), "7_1": ("PENDING", "Resources")}),
+    ('printf "7_0|RUNNING|None\\n"', 'printf "7_0|PENDING|None\\n7_1|CANCELLED by 0|None\\n"', {"7_0": ("RUNNING", ""), "7_1": ("CANCELLED", "")}),
+    ('echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1', "exit 1", {}),
+    ('echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1', 'printf "7_0|OUT_OF_MEMORY|None\\n"', {"7_0": ("OUT_OF_MEMORY", "")}),
+])
+def test_states_from_squeue_then_sacct(bin_folder, monkeypatch, squeue, sacct, found):
+    fake_slurm(bin_folder, monkeypatch, squeue, sacct)
+    assert job_states(["7_0", "7_1"]) == found
+
+
+def test_a_queue_that_does_not_answer_is_an_error_and_not_a_dead_job(bin_folder, monkeypatch):
+    fake_slurm(bin_folder, monkeypatch, 'echo "squeue: fatal: Could not establish a configuration source" >&2; exit 1')
+    with pytest.raises(UserError, match=r"squeue fails here .*configuration source.*; ask on a machine of the jobs' cluster"):
+        job_states(["7_0"])
+
+
+@pytest.mark.parametrize(("job", "said", "state", "why"), [
+    (("PENDING", "Resources"), None, "waiting", "Resources"),
+    (("PENDING", "BeginTime"), {"state": "waiting", "reason": "pre-empted"}, "waiting", "BeginTime, pre-empted"),
+    (("RUNNING", ""), None, "running", "starting"),
+    (("FAILED", "NonZeroExitCode"), {"state": "running", "what": "x 1/2", "worker": "w"}, "failed", "SLURM: FAILED (NonZeroExitCode)"),
+    (("OUT_OF_MEMORY", ""), None, "failed", "SLURM: OUT_OF_MEMORY"), (("TIMEOUT", ""), None, "failed", "SLURM: TIMEOUT"),
+    (("CANCELLED", ""), None, "failed", "SLURM: CANCELLED"), (("NODE_FAIL", ""), None, "failed", "SLURM: NODE_FAIL"),
+    (("COMPLETED", ""), None, "failed", "pre-empted or out of time too often"),
+    (("COMPLETED", ""), {"state": "done"}, "done", ""), (("RUNNING", ""), {"state": "failed", "error": "boom"}, "failed", "boom"),
+    (None, None, "failed", "never started, and no job of this run is left"),
+])
+def test_what_a_cell_is_said_to_be(tiny_grid_board, monkeypatch, job, said, state, why):
+    monkeypatch.setattr("harness.status.job_states", lambda numbers: {"7_0": job} if job else {})
+    tiny_grid_board.write_jobs({"cell-0": "7_0"})
+    if said:
+        tiny_grid_board.set("cell-0", said.pop("state"), **said)
+    found = next(p for p in parts(tiny_grid_board) if p.name == "cell-0")
+    assert (found.state, why in found.reason) == (state, True), found.reason
+
+
+@pytest.fixture
+def tiny_grid_board(tmp_path) -> Board:
+    from harness.config import build_grid
+
+    return Board.new(build_grid("demo", datasets=BITS, results_dir=str(tmp_path / "results")), "slurm", [], [])
+
+
+def test_a_worker_is_alive_as_long_as_its_lease(tiny_grid_board):
+    post = Post(tiny_grid_board, "all")
+    (name,) = tiny_grid_board.workers()
+    assert tiny_grid_board.alive(name)
+    post.close()
+    assert tiny_grid_board.workers() == [] and not tiny_grid_board.alive(name)
+    assert [b.id for b in runs(str(tiny_grid_board.folder.parents[1]))] == [tiny_grid_board.id]
+
+
+@pytest.mark.parametrize(("text", "minutes"), [("90", 90), ("2:30:00", 150), ("1-12:00:00", 2160), ("1-12", 2160), ("0:00:30", 1), ("5:30", 6)])
+def test_times(text, minutes):
+    assert parse_minutes(text) == minutes
+
+
+@pytest.mark.parametrize(("text", "size"), [("16", 16 * 2**30), ("16GB", 16 * 2**30), ("500M", 500 * 2**20), ("1.5T", 1536 * 2**30)])
+def test_sizes(text, size):
+    assert parse_bytes(text) == size
+
+
+def test_a_cpu_jobs_threads_are_its_cores():
+    base = Options(executor="slurm")
+    assert base.threads == 4 and replace(base, cpus_per_task=8).threads == 8 and Options().threads == 0
+    assert Options(executor="process", max_parallel=1).threads == len(os.sched_getaffinity(0))
