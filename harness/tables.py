@@ -2,8 +2,7 @@
 
 A table holds the cells that may be compared: same model, same settings, same budget.  fp16, native and
 other rows without a budget stand in every table of their model and settings, with their own bits.
-Δ columns are paired with full precision, document by document; p values (exact McNemar) are
-Holm-corrected over the rows of a table's column.
+What is computed of each data set's rows is in harness/column.py; a table also knows which of its cells are missing.
 """
 
 import json
@@ -14,11 +13,8 @@ import pandas as pd
 
 from core.digest import digest
 from core.errors import UserError
-from evaluation.stats import compare, holm
-from harness.config import CONTROLS
-from harness.results import load_results, load_samples
-
-ROW_ORDER = {name: i for i, name in enumerate(CONTROLS)}
+from harness.column import Documents, column, dataset_order
+from harness.results import load_results
 
 
 @dataclass(frozen=True)
@@ -26,8 +22,21 @@ class TableData:
     """One table: its title, a row a cell, and what must be said below it."""
 
     title: str
-    frame: pd.DataFrame  # columns of COLUMNS, one row a (method, seed, dataset)
-    notes: tuple[str, ...]
+    frame: pd.DataFrame  # one row a (method, seed, dataset), numbers unrounded
+    said: tuple[str, ...]  # about data sets and bits
+    about: dict  # model, machine, run type, settings, budget
+    facts: dict[str, dict]  # by data set: documents, sizes of Holm's families, power, accuracy by category
+    missing: tuple[dict, ...]  # cells that have no result or failed
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The data sets that have rows, in the table's order."""
+        return tuple(self.frame["dataset"].unique()) if len(self.frame) else ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must be said below the table: the cells that it lacks, then the rest."""
+        return (*_missing_lines(self.missing, len(self.frame) + len(self.missing)), *self.said)
 
 
 def tables(folder: Path) -> list[TableData]:
@@ -44,29 +53,35 @@ def tables_of(folder: Path, results: list[dict]) -> list[TableData]:
 def group(results: list[dict]) -> list[TableData]:
     """Sort cells into the tables in which they may be compared."""
     groups: dict[str, list[dict]] = {}
+    documents = Documents()
     for result in results:
         key = digest([result["model"]["revision"], result["model"]["dtype"], result["machine"], result["settings"]])
         groups.setdefault(key, []).append(result)
     out = []
     for members in sorted(groups.values(), key=lambda g: -max(r["modified"] for r in g)):
         budgets = sorted({r["avg_bits"] for r in members if r["avg_bits"] is not None}) or [None]
-        out += [one_table([r for r in members if r["avg_bits"] in (bits, None)], bits) for bits in budgets]
+        out += [one_table([r for r in members if r["avg_bits"] in (bits, None)], bits, documents) for bits in budgets]
     return out
 
 
-def one_table(members: list[dict], bits: float | None) -> TableData:
+def one_table(members: list[dict], bits: float | None, documents: Documents) -> TableData:
     """Compare the cells of one (model, settings, budget)."""
-    fine = [r for r in members if r["status"] == "ok"]
-    notes = [f"FAILED: {r['method']['name']} on {r['dataset']}: {r['error']}" for r in members if r["status"] != "ok"]
-    rows = []
-    for dataset in sorted({r["dataset"] for r in fine}, key=_dataset_order):
-        column = [r for r in fine if r["dataset"] == dataset]
-        newest = max(column, key=lambda r: r["modified"])["stages"]["evaluation"]
-        kept = [r for r in column if r["stages"]["evaluation"] == newest]
-        if len(kept) < len(column):
-            notes.append(f"{dataset}: {len(column) - len(kept)} cells left out, they were asked other documents or in other batches; run them again")
-        rows += _column_rows(kept)
-        notes += [f"{dataset}: {r['data_note']}" for r in kept[:1] if r["data_note"]]
+    absent, fine = missing(members), [r for r in members if r["status"] == "ok"]
+    rows, facts, notes = [], {}, []
+    for dataset in sorted({r["dataset"] for r in fine}, key=dataset_order):
+        cells = [r for r in fine if r["dataset"] == dataset]
+        newest = max(cells, key=lambda r: r["modified"])["stages"]["evaluation"]
+        kept = [r for r in cells if r["stages"]["evaluation"] == newest]
+        if len(kept) < len(cells):
+            notes.append(f"{dataset}: {len(cells) - len(kept)} cells left out, they were asked other documents or in other batches; run them again")
+        kept, twice = _newest_of_each(kept)
+        notes += [f"{dataset}: an older cell of {name} left out; it differs in what the settings do not say, such as the version that made it"
+                  for name in twice]
+        found, facts[dataset], said = column(kept, documents)
+        rows += found
+        notes += said + [f"{dataset}: {r['data_note']}" for r in kept[:1] if r["data_note"]]
+        lacks = [name for name in ("fp16", "uniform") if name not in {r["method"]["name"] for r in kept}]
+        notes += [f"{dataset}: {name} has no result, so nothing is compared with it" for name in lacks]
         if len({r["seed"] for r in kept if (r.get("solver_calibration") or {}).get("whole_pool")}) > 1:
             notes.append(f"{dataset}: --calib_tokens took every calibration document, so all seeds read the same ones; their sd says little")
     head = members[0]
@@ -75,54 +90,47 @@ def one_table(members: list[dict], bits: float | None) -> TableData:
     frame = pd.DataFrame(rows)
     if len(frame):
         frame = frame.sort_values(["dataset_order", "order", "method", "seed"], kind="stable").drop(columns=["dataset_order", "order"])
-    return TableData(title, frame.reset_index(drop=True), tuple(notes))
+    about = {key: head[key] for key in ("model", "machine", "run_type", "settings")} | {"avg_bits": bits}
+    return TableData(title, frame.reset_index(drop=True), tuple(notes), about, facts, tuple(absent))
 
 
-def _dataset_order(name: str) -> tuple[int, str]:
-    known = ("trivia_qa", "mmlu_pro", "code_mmlu")
-    return (known.index(name) if name in known else len(known), name)
+def _newest_of_each(cells: list[dict]) -> tuple[list[dict], list[str]]:
+    """One cell for each method and seed, and the names of those that had more."""
+    newest: dict[tuple[str, int], dict] = {}
+    for cell in sorted(cells, key=lambda r: r["modified"]):
+        newest[cell["method"]["name"], cell["seed"]] = cell
+    kept = {cell["file"] for cell in newest.values()}
+    return [c for c in cells if c["file"] in kept], sorted({c["method"]["name"] for c in cells if c["file"] not in kept})
 
 
-def _column_rows(cells: list[dict]) -> list[dict]:
-    """Rows of one data set, each compared with its full-precision cell."""
-    full = next((r for r in cells if r["method"]["name"] == "fp16"), None)
-    even = {r["seed"]: load_samples(r) for r in cells if r["method"]["name"] == "uniform"}
-    base, rows = load_samples(full) if full else None, []
-    for cell in cells:
-        mine, control = load_samples(cell), cell["method"]["name"] in ("fp16", "uniform")
-        row = _row(cell, compare(base, mine) if base and cell is not full else None)
-        against = even.get(cell["seed"], next(iter(even.values()), None))  # uniform calibrated by the same seed, where there is one
-        rival = compare(against, mine)["gold_loglik"] if against and not control else {}
-        rows.append(row | {"u_loglik": rival.get("value"), "u_loglik_low": rival.get("low"), "u_loglik_high": rival.get("high")})
-    tested = [r for r in rows if r["p"] is not None]
-    for row, p in zip(tested, holm([r["p"] for r in tested])):
-        row["p"] = p
-    return rows
+def missing(members: list[dict]) -> list[dict]:
+    """The cells of a table that have no result: every (method, seed) that it knows, on every data set that it knows; failed ones say why."""
+    datasets = sorted({r["dataset"] for r in members}, key=dataset_order)
+    there = {(r["method"]["name"], r["seed"], r["dataset"]): r for r in members}
+    out = []
+    for method, seed in dict.fromkeys((r["method"]["name"], r["seed"]) for r in members):
+        for dataset in datasets:
+            cell = there.get((method, seed, dataset))
+            if cell is None or cell["status"] != "ok":
+                out.append({"method": method, "seed": seed, "dataset": dataset, "error": cell["error"] if cell else None})
+    return out
 
 
-def _row(cell: dict, paired: dict | None) -> dict:
-    m, name = cell["metrics"], cell["method"]["name"]
-
-    def part(metric, key):
-        return None if m[metric] is None else m[metric][key]
-
-    row = {"dataset": cell["dataset"], "method": name, "seed": cell["seed"],
-           "bits": cell["bits"]["average"], "model_bits": cell["bits"]["whole_model"], "n": m["n"],
-           "accuracy": part("accuracy", "value"), "accuracy_low": part("accuracy", "low"), "accuracy_high": part("accuracy", "high"),
-           "f1": part("f1", "value"), "loglik": part("gold_loglik", "value"), "parse_fail": part("parse_fail", "value"),
-           "truncated": part("truncated", "value"), "scoring": cell["scoring"],
-           "budgeted": cell["avg_bits"] is not None and not cell["method"]["native"],
-           "order": ROW_ORDER.get(name, 20 if cell["method"]["native"] else 10),
-           "dataset_order": _dataset_order(cell["dataset"])}
-    for metric, short in (("accuracy", "d_accuracy"), ("gold_loglik", "d_loglik")):
-        found = paired[metric] if paired else {}
-        row |= {short: found.get("value"), f"{short}_low": found.get("low"), f"{short}_high": found.get("high")}
-    flips = paired["flips"] if paired else {}
-    return row | {"p": paired["mcnemar_p"] if paired else None, "kl": paired["kl"]["value"] if paired and paired["kl"] else None,
-                  "lost": flips.get("right_to_wrong"), "gained": flips.get("wrong_to_right")}
+def _missing_lines(found: tuple[dict, ...], cells: int) -> list[str]:
+    """What is missing in words: one line a method that has no result somewhere, one a failed cell."""
+    lines = [f"FAILED: {m['method']} on {m['dataset']}, seed {m['seed']}: {m['error']}" for m in found if m["error"] is not None]
+    absent: dict[tuple[str, tuple], list[str]] = {}
+    for method, seed in dict.fromkeys((m["method"], m["seed"]) for m in found if m["error"] is None):
+        where = tuple(m["dataset"] for m in found if (m["method"], m["seed"]) == (method, seed) and m["error"] is None)
+        absent.setdefault((method, where), []).append(str(seed))
+    if absent:
+        count = sum(m["error"] is None for m in found)
+        lines.append(f"incomplete: {count} of the {cells} cells of this table have no result (not finished, or never asked for)")
+    return lines + [f"no result: {method} on {', '.join(where)}, seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+                    for (method, where), seeds in absent.items()]
 
 
-def require_rows(found: list[TableData], folder: Path) -> list[TableData]:
+def require_rows(found: list, folder: Path) -> list:
     """No data is said, never shown as an empty table."""
     if not found:
         raise UserError(f"no data: {str(folder)!r} holds no results; run run_taq_icml.py first or pass --results_dir")

@@ -9,9 +9,10 @@ from rich.console import Console
 
 from core.errors import UserError
 from harness.cli import main
-from harness.render import FORMATS, show, text
+from harness.figures import mean_sd
+from harness.render import FORMATS, sheets_of, show, text
 from harness.tables import require_rows, tables
-from harness.views import mean_sd, overview, verdict
+from harness.views import overview, verdict
 from print_results import main as print_main
 
 
@@ -52,17 +53,32 @@ def test_accuracy_is_recomputed_from_the_documents(folder):
 def test_every_format(folder, kind, capsys):
     assert print_main(["--results_dir", str(folder), "--format", kind, "--details"]) == 0
     out = capsys.readouterr().out
-    assert "uniform" in out and ("ΔLL" in out or kind in ("csv", "latex"))
+    assert "uniform" in out and ("ΔLL" in out or kind in ("csv", "json", "latex"))
     if kind == "latex":
-        assert out.count(r"\begin{tabular}") == 2 * 3 and r"$\Delta$LL" in out and r"mmlu\_pro" in out
+        assert out.count(r"\begin{tabular}") == sum(len(sheets_of(t, True)) for t in tables(folder)) and r"$\Delta$LL" in out and r"mmlu\_pro" in out
     if kind == "csv":
         assert len(out.splitlines()) == 1 + sum(len(t.frame) for t in tables(folder))
+    if kind == "json":
+        assert [len(t["rows"]) for t in json.loads(out)["tables"]] == [len(t.frame) for t in tables(folder)]
 
 
 def test_terminal_table_shows_no_ellipsis(folder):
     out = io.StringIO()
     show(tables(folder), Console(file=out, width=140), details=True)
     assert "…" not in out.getvalue()
+
+
+def test_a_narrow_terminal_gets_more_tables_and_no_broken_cell(folder):
+    """At 100 columns no line is longer and every cell stands whole on a line of its table."""
+    out = io.StringIO()
+    show(tables(folder), Console(file=out, width=100), details=True)
+    printed = out.getvalue().splitlines()
+    assert max(map(len, printed)) <= 100 and sum("(continued)" in line for line in printed) > 0
+    rows = [line for line in printed if line.startswith("│")]
+    for table in tables(folder):
+        for part in sheets_of(table, True):
+            for name in part.frame.columns:
+                assert all(any(f" {cell}" in row for row in rows) for cell in part.frame[name])
 
 
 def test_tampered_or_foreign_files_are_named(folder, tmp_path):
