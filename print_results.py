@@ -8,6 +8,7 @@ from pathlib import Path
 EPILOG = """examples:
   python print_results.py --details                                                      intervals, p values, flips, KL, categories
   python print_results.py --dataset mmlu_pro --avg_bits 2.25 --sort -loglik              one data set, the best first
+  python print_results.py --html report.html                                             every figure, one page to keep or to send
   python print_results.py --format latex > table.tex                                     for a paper
   python print_results.py --compare uniform TaCQ --dataset trivia_qa --avg_bits 2.25     two cells, down to the questions that flipped
 """
@@ -24,6 +25,7 @@ def build_parser(formats, sorts):
     parser.add_argument("--format", choices=formats, default="terminal", help="how to print (default: terminal)")
     parser.add_argument("--details", action="store_true",
                         help="add the tables of each data set: intervals, p values, flips, KL, categories (csv and json hold the numbers anyway)")
+    parser.add_argument("--html", metavar="FILE", help="write the report, one self-contained page with every figure, instead of printing")
     parser.add_argument("--sort", metavar="COLUMN", help=f"order rows by {', '.join(sorts)} (its mean over the data sets); -COLUMN: largest first")
     cells = parser.add_argument_group("filters", "p values, families and marks are those of the whole table, whatever rows are shown")
     for name, of in (("model", str), ("dataset", str), ("avg_bits", float), ("run_type", str), ("method", str), ("seed", int)):
@@ -77,6 +79,11 @@ def _print(args) -> int:
             show_story(found, plain_console(), args.all)
         else:
             sys.stdout.write(story_text(found, args.format, args.all))
+        return 0
+    if args.html:
+        from harness.report.page import write
+
+        print(write(args.results_dir, args.html, results))
         return 0
     if args.all:
         raise UserError("--all lists the questions that flipped between two cells; give --compare A B with it")

@@ -32,15 +32,15 @@ def lease(path: Path, seconds: float = LEASE_S) -> SoftFileLease:
 
 
 @contextmanager
-def hold(path: Path, what: str = "", seconds: float = LEASE_S) -> Iterator[None]:
+def hold(path: Path, what: str, seconds: float = LEASE_S) -> Iterator[None]:
     """Hold the lock, waiting as long as a living process has it."""
     lock, start = lease(path, seconds), time.monotonic()
     try:
         lock.acquire(timeout=SAY_AFTER_S)
     except Timeout:
-        log.warning("waiting for %s, which another process is working on", what or path.name)
+        log.warning("waiting for %s, which another process is working on", what)
         lock.acquire()
-        log.info("waited %.0f s for %s", time.monotonic() - start, what or path.name)
+        log.info("waited %.0f s for %s", time.monotonic() - start, what)
     try:
         yield
     finally:

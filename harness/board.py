@@ -126,7 +126,8 @@ class Board:
         for name in (f"{job}_0_log.err", f"{job}_0_log.out"):
             path = self.folder / "jobs" / name
             if job and path.exists():
-                found = [line.rstrip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+                found = [line.rstrip() for line in path.read_text(errors="replace").splitlines()
+                         if line.strip() and not line.startswith("submitit INFO")]
                 if found:
                     return found[-lines:]
         return []

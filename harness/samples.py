@@ -52,7 +52,7 @@ def samples(session: Session, cell: Cell, data: CellData, plan_id: str, made: Pl
     while True:
         key, identity = samples_key(session, cell, data, plan_id)
         try:
-            with session.store.lock(key):
+            with session.store.lock(key, identity["stage"]):
                 entry = session.store.get(key)
                 if entry is None:
                     seconds = compute(session, cell, data, key, plan_id, made, progress)

@@ -75,7 +75,7 @@ class Session:
         self.say(f"Loading {self.ref.name} ({self.ref.dtype}, {self.device})")
         model = load_model(self.where, self.ref, self.device, self.token)
         key, identity = stage_key("finite", 1, model=self.ref.key)
-        with self.store.lock(key):
+        with self.store.lock(key, identity["stage"]):
             if self.store.get(key) is None:
                 broken = [fqn for fqn, lin in find_linears(model)[0].items() if not torch.isfinite(lin.weight).all()]
                 if broken:
@@ -111,7 +111,7 @@ class Session:
     def structure(self) -> dict:
         """Shapes, blocks and whole-model counts, from the model's configuration alone (no weights), stored by fingerprint."""
         key, identity = stage_key("structure", 2, model=self.ref.key)
-        with self.store.lock(key):
+        with self.store.lock(key, identity["stage"]):
             entry = self.store.get(key)
             if entry is None:
                 content = self._structure()

@@ -41,7 +41,7 @@ def distortion(session: Session, budget: Budget, quantizer: str, progress: Progr
     quant = QUANTIZERS.get(quantizer)
     key, identity = stage_key("distortion", VERSIONS["distortion"], model=session.ref.key, levels=budget.levels,
                               group_size=budget.group_size, quantizer=[quant.name, quant.version])
-    with session.store.lock(key):
+    with session.store.lock(key, identity["stage"]):
         entry = session.store.get(key)
         if entry is None:
             table = distortion_table(session.originals.weights, budget, quantizer, progress.stage("weight errors at each level"), session.device)
@@ -53,7 +53,7 @@ def scores(session: Session, cell: Cell, data: CellData, progress: Progress) -> 
     """Digest, scores, and the seconds they took when they were computed."""
     key, identity = scores_key(session, cell, data)
     spec = SCORERS.get(cell.method.scorer)
-    with session.store.lock(key):
+    with session.store.lock(key, identity["stage"]):
         entry = session.store.get(key)
         if entry is None:
             refuse_if_eval_only(session, "scores", key)
@@ -129,7 +129,7 @@ def plan(session: Session, cell: Cell, data: CellData, progress: Progress) -> tu
         facts["scores"], found, facts["score_seconds"] = scores(session, cell, data, progress)
     quant, options = distortion_quantizer(spec, session.grid.published), plan_options(session, spec)
     key, identity = plan_key(session, cell, facts["scores"])
-    with session.store.lock(key):
+    with session.store.lock(key, identity["stage"]):
         entry = session.store.get(key)
         if entry is None:
             refuse_if_eval_only(session, "plan", key)

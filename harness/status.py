@@ -50,6 +50,8 @@ def _part(board: Board, name: str, job: str | None, queue: dict, living: dict[st
     found = board.state(name)
     if found and found["state"] == "elsewhere":
         return _elsewhere(board, name, found)
+    if kind == "scores" and board.run["executor"] == "slurm" and not job and not found:
+        return Part(name, label, "done", "no cell of this run needs it", None, None)
     state, reason = _judge(board, found, queue.get(job) if job else None, living)
     seconds = None
     if found and "since" in found:
@@ -117,7 +119,7 @@ def show_status(board: Board, console: Console) -> None:
     for part in found:
         if part.state in ("running", "failed"):
             why = Text(part.reason)
-            for line in board.log_tail(part.job):
+            for line in board.log_tail(part.job, 1 if part.state == "running" else 3):
                 why.append(f"\n  {line[:160]}", style="dim")
             _row(table, part.label, part, "-" if part.seconds is None else clock(part.seconds), part.job or "-", why)
     for reason in dict.fromkeys(p.reason for p in found if p.state == "waiting"):  # hundreds may wait for the same thing

@@ -109,9 +109,9 @@ class Store:
             out.write(line + "\n")
 
     @contextmanager
-    def lock(self, key: str):
-        """Hold the key: a second process that wants the same entry waits and then finds it."""
-        with hold(self._lock_path(key)):
+    def lock(self, key: str, what: str):
+        """Hold the key: a second process that wants the same entry waits, for ``what`` as it says, and then finds it."""
+        with hold(self._lock_path(key), f"the {what} {key}"):
             yield
 
     def take(self, key: str):

@@ -57,7 +57,7 @@ def put_weights(session: Session, cell: Cell, data: CellData, plan_id: str, made
     if session.originals.holds == key and (entry := session.store.get(key)):
         _keep_again(session, key, entry)
         return
-    with session.store.lock(key):  # a second process that needs the same weights waits, and then loads the pieces
+    with session.store.lock(key, "weights"):  # a second process that needs the same weights waits, and then loads the pieces
         spec, start, keeper = QUANTIZERS.get(cell.method.quantizer), time.perf_counter(), SolvedBlocks(session.store.partial(key))
         fisher = gradients(session, cell, data, "square", progress) if "fisher" in spec.needs else None
         with solver_memory(session, f"{spec.name} solves {cell.method.name}"):
@@ -118,7 +118,7 @@ def summary(notes: dict[str, dict]) -> dict:
 def corrupted(session: Session, cell: Cell, data: CellData, progress: Progress) -> dict[str, torch.Tensor]:
     """ŵ of every linear at the base level by --corrupt, on the CPU in the model's dtype; from the store, or made and the model restored."""
     key, identity = corrupted_key(session, cell, data)
-    with session.store.lock(key):
+    with session.store.lock(key, "quantized model"):
         entry = session.store.get(key)
         if entry is None:
             with solver_memory(session, "the model to compare with is quantized"):
@@ -151,10 +151,10 @@ def _tensors(path) -> dict[str, torch.Tensor]:
 def gradients(session: Session, cell: Cell, data: CellData, kind: str, progress: Progress) -> dict[str, torch.Tensor]:
     """One kind of gradient sum of every linear, from the store or from one backward pass that fills every kind the grid needs."""
     key = gradients_key(session, cell, data, kind)[0]
-    with session.store.lock(key):
+    with session.store.lock(key, "gradients"):
         if session.store.get(key) is None:
             common = gradients_key(session, cell, data, KINDS[0])[0]  # a pass fills several kinds: one place for its snapshots, one process at it
-            with session.store.lock(f"{common}-pass"):
+            with session.store.lock(f"{common}-pass", "backward pass"):
                 if session.store.get(key) is None:
                     _backward(session, cell, data, kind, progress, session.store.partial(common))
         return _tensors(session.store.path(key) / "gradients.safetensors")

@@ -46,6 +46,7 @@ def work(board: Board, part: str) -> int:
     from harness.progress import Progress
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("submitit").propagate = False  # it has a handler of its own
     os.chdir(board.run["cwd"])
     for path in board.run["plugins"]:
         methods.load_plugin(path)
@@ -84,5 +85,5 @@ def _work(board: Board, grid: Grid, part: str, progress, post: Post) -> int:
     if kind == "scores":
         claim_scores(session, mine, progress, post, part, wait=True)
         return 0
-    with session.store.lock(claim(session, mine[0])):
+    with session.store.lock(claim(session, mine[0]), "cell"):
         return int(run_part(session, mine[0], part, results_folder(grid), progress, post)["status"] != "ok")

@@ -49,7 +49,7 @@ def test_a_lock_of_a_dead_process_on_this_host_is_taken_at_once(tmp_path):
     process.kill()
     process.wait()
     start = time.monotonic()
-    with hold(tmp_path / "key"):
+    with hold(tmp_path / "key", "it"):
         assert time.monotonic() - start < 5
 
 
@@ -81,13 +81,13 @@ def test_locks_work_where_flock_does_not(tmp_path, monkeypatch):
 
     for name in ("flock", "lockf", "fcntl"):
         monkeypatch.setattr(fcntl, name, refuse)
-    with hold(tmp_path / "key"):
+    with hold(tmp_path / "key", "it"):
         assert take(tmp_path / "key") is None
     assert take(tmp_path / "key") is not None
 
 
 def test_a_released_lock_leaves_no_file(tmp_path):
-    with hold(tmp_path / "key"):
+    with hold(tmp_path / "key", "it"):
         pass
     assert list(tmp_path.iterdir()) == []
 
