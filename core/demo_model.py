@@ -30,7 +30,7 @@ def ensure_demo_model(base: Path, say=print) -> Path:
     from core.locks import hold
 
     Path(base).mkdir(parents=True, exist_ok=True)
-    with hold(Path(base) / f".{NAME}.lock", NAME):  # two first runs: one converts, the other waits
+    with hold(Path(base) / f".{NAME}.lease", NAME):  # two first runs: one converts, the other waits
         if not (folder / "model.safetensors").is_file():
             with tempfile.TemporaryDirectory(prefix=".tmp-", dir=base) as temp:
                 _convert(_fetch(Path(temp), say), Path(temp) / "model", say)

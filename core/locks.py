@@ -8,6 +8,7 @@ atomically under a digest of its content, and the worst that a lost lease costs 
 """
 
 import logging
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,16 +32,37 @@ def lease(path: Path, seconds: float = LEASE_S) -> SoftFileLease:
     return SoftFileLease(str(path), lease_duration=seconds, heartbeat_interval=seconds / 8, poll_interval=POLL_S, on_compromise=_lost)
 
 
+def idle(path: Path) -> float | None:
+    """Seconds since a lock was last touched, by the file system's own clock; None if nobody has it."""
+    probe = path.with_name(f".now-{secrets.token_hex(8)}")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _unwedge(path: Path) -> None:
+    """Remove a lock whose holder was killed between making the file and signing it; nobody else would ever."""
+    try:
+        if path.stat().st_size == 0 and (idle(path) or 0.0) > 2 * LEASE_S:
+            path.unlink(missing_ok=True)
+    except FileNotFoundError:  # it was released just now
+        return
+
+
 @contextmanager
 def hold(path: Path, what: str, seconds: float = LEASE_S) -> Iterator[None]:
     """Hold the lock, waiting as long as a living process has it."""
     lock, start = lease(path, seconds), time.monotonic()
-    try:
-        lock.acquire(timeout=SAY_AFTER_S)
-    except Timeout:
-        log.warning("waiting for %s, which another process is working on", what)
-        lock.acquire()
-        log.info("waited %.0f s for %s", time.monotonic() - start, what)
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=SAY_AFTER_S if time.monotonic() - start < SAY_AFTER_S else LEASE_S)
+        except Timeout:
+            log.warning("waiting for %s, which another process is working on (%.0f s so far)", what, time.monotonic() - start)
+            _unwedge(path)
     try:
         yield
     finally:
@@ -53,5 +75,6 @@ def take(path: Path, seconds: float = LEASE_S) -> SoftFileLease | None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        _unwedge(path)
         return None
     return lock

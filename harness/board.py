@@ -21,7 +21,7 @@ from pathlib import Path
 
 from core.digest import digest, write_json
 from core.errors import UserError, storage_error
-from core.locks import LEASE_S, take
+from core.locks import LEASE_S, idle, take
 from harness.config import Cell, Grid, cells_of, settings
 
 RUNS = ".runs"
@@ -108,14 +108,7 @@ class Board:
         if (lock := take(path)) is not None:  # its owner died on this host
             lock.release()
             return False
-        probe = self.folder / "alive" / f".now-{secrets.token_hex(4)}"
-        try:
-            probe.touch()
-            return probe.stat().st_mtime - path.stat().st_mtime < 2 * LEASE_S
-        except FileNotFoundError:  # it has just ended
-            return False
-        finally:
-            probe.unlink(missing_ok=True)
+        return (idle(path) or 0.0) < 2 * LEASE_S
 
     def workers(self) -> list[str]:
         """Names of the workers that have not ended in good order."""

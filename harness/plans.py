@@ -40,5 +40,6 @@ def read_plan(folder) -> Plan:
             keep = np.zeros(p["shape"], dtype=bool)
             keep.flat[kept[fqn]] = True
         bits = None if p["group_bits"] is None else np.array(p["group_bits"], dtype=np.uint8)
-        layers[fqn] = LayerPlan(p["bits"], p["group_size"], p["scale_bits"], p["zero_bits"], bits, keep, p["form"], p["ordered"])
+        forms = {name: p[name] for name in ("form", "ordered") if name in p}  # a plan stored before there were forms has neither
+        layers[fqn] = LayerPlan(p["bits"], p["group_size"], p["scale_bits"], p["zero_bits"], bits, keep, **forms)
     return Plan(layers, head["stored_bits"], head["avg_bits"], head["model_avg_bits"], head["notes"])

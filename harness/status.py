@@ -128,7 +128,8 @@ def show_status(board: Board, console: Console) -> None:
         _row(table, label, waiting[0], "-", waiting[0].job or "-", Text(reason))
     if table.row_count:
         console.print(table)
-    console.print(f"logs: {board.folder / 'jobs'}")
+    logs = board.folder / "jobs"
+    console.print(f"logs: {logs.relative_to(Path.cwd()) if logs.is_relative_to(Path.cwd()) else logs}", soft_wrap=True)
 
 
 def _row(table: Table, label: str, part: Part, *rest) -> None:

@@ -120,10 +120,10 @@ class Store:
 
     def busy(self, key: str) -> bool:
         """Whether an entry is not there and somebody seems to be making it; a guess, for choosing what to do next."""
-        return not self.path(key).is_dir() and (self.root / ".locks" / key).exists()
+        return not self.path(key).is_dir() and (self.root / ".leases" / key).exists()
 
     def _lock_path(self, key: str) -> Path:
-        folder = self.root / ".locks"
+        folder = self.root / ".leases"
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:

@@ -162,7 +162,7 @@ def test_two_processes_do_not_solve_the_same_weights_twice(tiny_folder, tmp_path
     first, second = (Bench(tiny_folder, tmp_path, "uniform") for _ in range(2))
     taken, (plan_id, _, _, _) = [], plan(*first.given, first.progress)
     key, real = weights_key(*first.given, plan_id)[0], SolvedBlocks.save
-    path = tmp_path / "cache" / ".locks" / key
+    path = tmp_path / "cache" / ".leases" / key
     monkeypatch.setattr(SolvedBlocks, "save", lambda *args: taken.append(take(path)) or real(*args))
     assert first.put() == key and taken == [None] * BLOCKS
     lock = take(path)

@@ -175,6 +175,17 @@ def test_plan_survives_the_store(done):
     assert any((p.parent / "keep.safetensors").exists() for p in (done / "cache").glob("*/plan.json"))
 
 
+def test_a_plan_stored_before_there_were_forms_is_the_same_plan(done, tmp_path):
+    """A cache outlives the version that wrote it; nothing may be computed twice for a field that was not there yet."""
+    entry = next((done / "cache").glob("*/plan.json")).parent
+    shutil.copytree(entry, tmp_path / "old")
+    plain = json.loads((tmp_path / "old" / "plan.json").read_text())
+    for layer in plain["layers"].values():
+        del layer["form"], layer["ordered"]
+    (tmp_path / "old" / "plan.json").write_text(json.dumps(plain))
+    assert plan_digest(read_plan(tmp_path / "old")) == plan_digest(read_plan(entry))
+
+
 def keys(tiny: Path, root: Path, method_name="TAQoS", **changes) -> dict[str, str]:
     """Every digest of a cell under a changed grid."""
     base = dict(models=(str(tiny),), methods=(method_name,), datasets=("mmlu_pro",), calib_size=6, eval_size=12, device="cpu", threads=1,

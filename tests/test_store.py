@@ -86,6 +86,17 @@ def test_locks_work_where_flock_does_not(tmp_path, monkeypatch):
     assert take(tmp_path / "key") is not None
 
 
+def test_a_lock_that_was_never_signed_does_not_wedge_the_grid(tmp_path):
+    """Its maker was killed between making the file and writing into it; filelock leaves such a file alone for ever."""
+    (tmp_path / "key").touch()
+    assert take(tmp_path / "key") is None and take(tmp_path / "key") is None  # a young one may be about to be signed
+    os.utime(tmp_path / "key", (0, 0))
+    assert take(tmp_path / "key") is None  # given up now
+    with hold(tmp_path / "key", "it"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_released_lock_leaves_no_file(tmp_path):
     with hold(tmp_path / "key", "it"):
         pass
