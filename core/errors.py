@@ -35,19 +35,27 @@ MENDS = {
     errno.EIO: "the file system reports an input/output error; check the disk",
     errno.ESTALE: "the file server lost the file; check the network file system",
     errno.ENAMETOOLONG: "the path is too long; choose a shorter --cache_dir or --results_dir",
+    errno.EMFILE: "too many files are open; raise this shell's limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine; run fewer programs at a time",
 }
+READ_MENDS = dict.fromkeys((errno.EACCES, errno.EPERM), "permission is denied; give the user who runs this the right to read it")
+SAFE = {"write": "nothing is half-written", "read": "nothing is thrown away"}
 
 
-def storage_error(error: BaseException, where) -> StorageError | None:
+def storage_error(error: BaseException, where, doing: str = "write") -> StorageError | None:
     """The one-sentence form of an error that disk or permissions caused, or None if it is of another kind.
 
-    safetensors wraps the operating system's error into text of its own ("... (os error 28)").
+    safetensors wraps the operating system's error into text of its own ("... (os error 28)").  Who says that it was
+    ``doing`` a "read" knows that the error came from its file, so there any error of the operating system counts.
     """
     number = error.errno if isinstance(error, OSError) else None
     if number is None and type(error).__name__ == "SafetensorError":
         found = re.search(r"os error (\d+)", str(error))
         number = int(found[1]) if found else None
-    if number not in MENDS:
+    mend = MENDS.get(number)
+    if doing == "read" and isinstance(error, OSError):
+        mend = READ_MENDS.get(number) or mend or f"{error.strerror or error}; check the file system"
+    if mend is None:
         return None
     name = getattr(error, "filename", None) or where
-    return StorageError(f"cannot write {str(name)!r}: {MENDS[number]}; nothing is half-written, and the same command goes on from here")
+    return StorageError(f"cannot {doing} {str(name)!r}: {mend}; {SAFE[doing]}, and the same command goes on from here")

@@ -8,6 +8,7 @@ atomically under a digest of its content, and the worst that a lost lease costs 
 """
 
 import logging
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -44,12 +45,17 @@ def idle(path: Path) -> float | None:
         probe.unlink(missing_ok=True)
 
 
-def _unwedge(path: Path) -> None:
+def _unwedge(path: Path, seconds: float) -> None:
     """Remove a lock whose holder was killed between making the file and signing it; nobody else would ever."""
     try:
-        if path.stat().st_size == 0 and (idle(path) or 0.0) > 2 * LEASE_S:
-            path.unlink(missing_ok=True)
-    except FileNotFoundError:  # it was released just now
+        if path.stat().st_size or (idle(path) or 0.0) < 2 * seconds:
+            return
+        aside = path.with_name(f".unsigned-{secrets.token_hex(8)}")
+        path.rename(aside)
+        if aside.stat().st_size:  # it was signed in this very moment: put it back, unless somebody has the lock by now
+            os.link(aside, path)
+        aside.unlink()
+    except (FileNotFoundError, FileExistsError):  # it was released, or another waiter was first
         return
 
 
@@ -62,19 +68,23 @@ def hold(path: Path, what: str, seconds: float = LEASE_S) -> Iterator[None]:
             lock.acquire(timeout=SAY_AFTER_S if time.monotonic() - start < SAY_AFTER_S else LEASE_S)
         except Timeout:
             log.warning("waiting for %s, which another process is working on (%.0f s so far)", what, time.monotonic() - start)
-            _unwedge(path)
+            _unwedge(path, seconds)
     try:
         yield
     finally:
         lock.release()
 
 
-def take(path: Path, seconds: float = LEASE_S) -> SoftFileLease | None:
-    """The lock, held, or None if a living process has it; the caller releases it."""
-    lock = lease(path, seconds)
+def take(path: Path, seconds: float = LEASE_S, lock: SoftFileLease | None = None) -> SoftFileLease | None:
+    """The lock, held, or None if a living process has it; the caller releases it.
+
+    Who asks again and again gives the same ``lock`` (from :func:`lease`) each time: it is what watches whether a holder on
+    another host still lives.
+    """
+    lock = lock or lease(path, seconds)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _unwedge(path)
+        _unwedge(path, seconds)
         return None
     return lock

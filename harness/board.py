@@ -3,7 +3,7 @@
 ``run.json``            the grid as asked, its cells, who runs it and how; written once
 ``jobs.json``           which job does which part, once jobs are submitted
 ``state/<part>.json``   what is known of one part: ``cell-12`` or ``scores-3``
-``alive/<worker>``      a lease (core/locks.py) that a worker holds as long as it lives
+``alive/<worker>``      a lease (core/locks.py) that a worker, and who launched it, holds as long as it lives
 ``jobs/``               what submitit keeps: its pickles (of this folder's name and a part, never data) and the logs
 
 A run's id is new every time, since a cluster that was reset gives out old job numbers again.
@@ -19,12 +19,13 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
 
-from core.digest import digest, write_json
+from core.digest import write_json
 from core.errors import UserError, storage_error
 from core.locks import LEASE_S, idle, take
-from harness.config import Cell, Grid, cells_of, settings
+from harness.config import Grid, cells_of
 
 RUNS = ".runs"
+LAUNCHER = "launcher"
 EVERYTHING = "all"  # the part of a worker that does whatever nobody else does
 UPDATE_S = 5.0  # a running part's state is written at most this often
 SCHEMA = 1
@@ -35,12 +36,18 @@ def part_name(kind: str, index: int) -> str:
     return f"{kind}-{index}"
 
 
+def process_name(what: str) -> str:
+    """The name under which this process holds a lease."""
+    return f"{socket.gethostname()}-{os.getpid()}-{what}"
+
+
 class Board:
     """One run's folder."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self._run: dict | None = None
+        self._lease = None
 
     @classmethod
     def new(cls, grid: Grid, executor: str, groups: list[list[int]], plugins: list[str], memory: int | None = None,
@@ -53,6 +60,8 @@ class Board:
         try:
             for name in ("state", "alive"):
                 (board.folder / name).mkdir(parents=True)
+            # before anybody can see the run: one that has no worker yet is not one that nobody works on
+            board._lease = take(board.folder / "alive" / process_name(LAUNCHER))
             write_json(board.folder / "run.json", {
                 "schema": SCHEMA, "id": stamp, "executor": executor, "host": socket.gethostname(), "cwd": os.getcwd(), "started": time.time(),
                 "plugins": plugins, "memory": memory, "grid": asdict(grid), "cells": cells, "identities": list(identities), "scores": groups})
@@ -108,11 +117,23 @@ class Board:
         if (lock := take(path)) is not None:  # its owner died on this host
             lock.release()
             return False
-        return (idle(path) or 0.0) < 2 * LEASE_S
+        age = idle(path)
+        return age is not None and age < 2 * LEASE_S
+
+    def close(self) -> None:
+        """Who launched the run is done with it."""
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
 
     def workers(self) -> list[str]:
         """Names of the workers that have not ended in good order."""
         return sorted(p.name for p in (self.folder / "alive").glob("*") if not p.name.startswith(".") and ".break." not in p.name)
+
+    def last_words(self) -> str:
+        """What a worker said that ended before it had taken up any part."""
+        found = sorted((self.folder / "state").glob("end-*.json"), key=lambda p: p.stat().st_mtime)
+        return json.loads(found[-1].read_text())["error"] if found else ""
 
     def log_tail(self, job: str | None, lines: int = 3) -> list[str]:
         """The last lines of a job's log."""
@@ -127,6 +148,7 @@ class Board:
 
     def remove(self) -> None:
         """Forget the run; its results stay."""
+        self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
             self.folder.parent.rmdir()
@@ -144,15 +166,17 @@ def results_folder(grid: Grid) -> Path:
     return folder
 
 
-def identity(grid: Grid, cell: Cell, model_key: str, executor: str) -> str:
-    """What makes a cell the same in two runs of one executor, before it is known on which machine it will run."""
-    asked = [grid.device, grid.dtype, grid.threads]
-    return digest([settings(grid), asked, executor, model_key, cell.method.name, cell.dataset, cell.avg_bits, cell.seed])
-
-
 def runs(results_dir: str) -> list[Board]:
-    """All runs of a results folder, oldest first."""
-    return [Board(p.parent) for p in sorted((Path(results_dir).absolute() / RUNS).glob("*/run.json"))]
+    """All runs of a results folder that can be read, oldest first; one may be taken down at any moment."""
+    found = []
+    for path in sorted((Path(results_dir).absolute() / RUNS).glob("*/run.json")):
+        board = Board(path.parent)
+        try:
+            board.run  # noqa: B018  (read now, kept for later)
+        except UserError:
+            continue
+        found.append(board)
+    return found
 
 
 def find_run(results_dir: str, name: str | None) -> Board:
@@ -180,7 +204,7 @@ class Post:
     """Puts one worker's progress on the board; the throttle keeps a file server calm."""
 
     def __init__(self, board: Board, part: str, job: str | None = None):
-        worker = f"{socket.gethostname()}-{os.getpid()}-{part}"
+        worker = process_name(part)
         self.board, self.part, self.since, self.last = board, None, 0.0, 0.0
         self.who = {"worker": worker, "job": job, "host": socket.gethostname()}
         self.lease = take(board.folder / "alive" / worker)

@@ -35,6 +35,7 @@ def _main(argv: list[str]) -> int:
     import evaluation.tasks  # noqa: F401  (registers the data sets)
     import methods
     from harness.config import build_grid
+    from harness.launch import for_workers
 
     early = Parser(add_help=False, allow_abbrev=False)  # plugins first: --help and the checks must know their methods
     early.add_argument("--plugin", action="append", default=[])
@@ -50,25 +51,23 @@ def _main(argv: list[str]) -> int:
     for name in ("status", "collect", "cancel"):
         args.pop(name)
     plugins, token = [os.path.abspath(p) for p in args.pop("plugin")], args.pop("hf_token") or os.environ.get("HF_TOKEN")
-    dry, eval_only, wait, options = args.pop("dry_run"), args.pop("eval_only"), args.pop("wait"), job_options(args)
+    dry, eval_only, options = args.pop("dry_run"), args.pop("eval_only"), job_options(args)
     lists = {k: tuple(args.pop(k)) for k in ("models", "methods", "datasets", "avg_bits", "seeds", "levels", "keep_ratio") if args.get(k)}
-    grid = build_grid(args.pop("run_type"), **args, **lists, eval_only=eval_only or None)
+    grid = for_workers(build_grid(args.pop("run_type"), **args, **lists, eval_only=eval_only or None), options)
     if dry:
         return show_dry_run(grid, token, options)
     if options.executor == "local":
         return run_here(grid, token, plugins)
-    return run_jobs(grid, token, options, plugins, wait)
+    return run_jobs(grid, token, options, plugins)
 
 
 def job_options(args: dict):
     """Take the executor's flags out of the parsed ones."""
-    from harness.cluster import Options, parse_bytes, parse_minutes
+    from dataclasses import fields
 
-    mem = args.pop("mem")
-    return Options(executor=args.pop("executor"), max_parallel=args.pop("max_parallel"), partition=args.pop("partition"),
-                   gpus_per_task=args.pop("gpus_per_task"), cpus_per_task=args.pop("cpus_per_task"), time=parse_minutes(args.pop("time")),
-                   mem=parse_bytes(mem) if mem is not None else None, setup=tuple(args.pop("setup")), sbatch=tuple(args.pop("sbatch")),
-                   max_requeues=args.pop("max_requeues"))
+    from harness.cluster import Options
+
+    return Options(**{f.name: tuple(value) if isinstance(value := args.pop(f.name), list) else value for f in fields(Options)})
 
 
 def show_dry_run(grid, token: str | None, options) -> int:
@@ -80,8 +79,8 @@ def show_dry_run(grid, token: str | None, options) -> int:
 
     with Progress(len(cells_of(grid))) as progress:
         sessions = open_sessions(grid, token, progress.say)
-        preflight(grid, sessions, progress.say, weights=False, limit=options.mem, workers=options.sharing)
-    dry_run(grid, sessions, plain_console(), limit=options.mem, workers=options.workers)
+        preflight(grid, sessions, progress.say, weights=False, limit=options.mem_bytes, workers=options.sharing, gpus=options.gpus)
+    dry_run(grid, sessions, plain_console(), limit=options.mem_bytes, workers=options.workers, sharing=options.sharing)
     return 0
 
 
@@ -102,7 +101,7 @@ def run_here(grid, token: str | None, plugins: list[str]) -> int:
     return 1 if bad else 0
 
 
-def run_jobs(grid, token: str | None, options, plugins: list[str], wait: bool) -> int:
+def run_jobs(grid, token: str | None, options, plugins: list[str]) -> int:
     """Hand the grid to its executor; wait for processes, and for a cluster if asked, then print the tables."""
     from harness.config import cells_of
     from harness.launch import follow, launch
@@ -113,7 +112,7 @@ def run_jobs(grid, token: str | None, options, plugins: list[str], wait: bool) -
         os.environ["HF_TOKEN"] = token  # jobs inherit the environment; it is never written down
     with Progress(len(cells_of(grid))) as progress:
         board, jobs = launch(grid, token, options, plugins, progress.say)
-        if options.executor == "slurm" and not wait:
+        if options.executor == "slurm" and not options.wait:
             where = "" if grid.results_dir == "results" else f" --results_dir {grid.results_dir}"
             for flag, what in (("status", "where it stands"), ("collect", "its tables"), ("cancel", "stop it")):
                 progress.say(f"  python run_taq_icml.py{where} --{flag} {board.id}    # {what}")

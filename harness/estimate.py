@@ -2,6 +2,7 @@
 
 A cell goes through stages, and what one stage holds is gone in the next, so every stage is counted by itself:
 
+    loading     the weights come to the CPU first            all weights, once, whatever the device
     prompts     a scorer reads calibration prompts           weights + a batch of hidden states (kept of every block for TAQoS)
     gradients   one backward pass a document                 weights widened (--grad_dtype) + float32 sums, one set a kind
     Hessians    a scorer or solver reads inputs of linears   weights + Hessian and factor of the widest linear + hidden states
@@ -38,7 +39,7 @@ class Parts:
 
     name: str
     weights: int = 0  # device: the model as loaded, or widened for gradients
-    originals: int = 0  # CPU: the linears as loaded, once more
+    originals: int = 0  # CPU: the linears as loaded, once more; all weights on their way to the device
     activations: int = 0  # device: hidden states, key-value cache, logits
     scores: int = 0  # CPU: numbers a weight: gradient sums, element scores, the quantized model to compare with, masks
     solver: int = 0  # device: Hessians, factors, working copies, hidden states of the calibration documents
@@ -103,7 +104,8 @@ def kinds_to_make(session: Session, cell: Cell, data: CellData, spec: ScorerSpec
 
 def memory(session: Session, cell: Cell, data: CellData) -> list[Parts]:
     """The stages that a cell still has before it; the evaluation is always the last of them."""
-    d, method, found = dims(session), cell.method, []
+    d, method = dims(session), cell.method
+    found = [Parts("weights are loaded", originals=d.parameters * d.itemsize)]
     base = {"weights": d.parameters * d.itemsize, "originals": d.linears * d.itemsize, "context": CONTEXT if session.device.type == "cuda" else 0}
     spec = SCORERS.get(method.scorer) if method.scorer else None
     scored = scores_key(session, cell, data)[0] if spec else None

@@ -125,15 +125,15 @@ def _job_flags(add) -> None:
         "job arrays on a cluster (default: local)")
     add("--max_parallel", type=int, metavar="N", help="processes, or jobs of an array, at a time (default: 2 processes, 64 jobs)")
     add("--partition", metavar="P", help="SLURM partition")
-    add("--gpus_per_task", type=int, default=0, metavar="N", help="GPUs of a job (default: 0)")
+    add("--gpus_per_task", type=int, metavar="N", help="GPUs of a job (default: 0)")
     add("--cpus_per_task", type=int, metavar="N", help="CPU cores of a job or process, and its threads unless --threads says otherwise (default: 4, "
         "or the machine's cores shared out)")
-    add("--time", default="4:00:00", metavar="T", help="time limit of a job: minutes, H:MM:SS or D-HH:MM:SS; one that needs more is queued again "
+    add("--time", metavar="T", help="time limit of a job: minutes, H:MM:SS or D-HH:MM:SS; one that needs more is queued again "
         "and goes on (default: 4:00:00)")
     add("--mem", metavar="SIZE", help="memory of a job, such as 64G; cells that cannot fit into it are refused before anything starts")
     add("--setup", action="append", default=[], metavar="LINE", help="shell line before the work, such as 'module load cuda'; repeatable")
     add("--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="more for sbatch, such as account=lab qos=low")
-    add("--max_requeues", type=int, default=20, metavar="N", help="how often a job that runs out of time is queued again (default: 20)")
+    add("--max_requeues", type=int, metavar="N", help="how often a job that runs out of time is queued again (default: 20)")
     add("--wait", action="store_true", help="stay until a cluster's jobs have ended, then print the tables; Ctrl-C leaves them running")
     for name, what in (("status", "show the latest run, or RUN: done, running, failed, waiting, reasons, the logs' last lines"),
                        ("collect", "print the tables of the latest run, or RUN, and what is missing"),

@@ -3,15 +3,21 @@
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 
+from core.digest import digest, file_sha256
 from core.errors import UserError
-from harness.board import EVERYTHING, Board, Post, forget_like, identity, part_name, runs
-from harness.cluster import Options, cancel, submit_processes, submit_slurm
-from harness.config import Grid, cells_of
+from harness.board import EVERYTHING, Board, Post, forget_like, part_name, runs
+from harness.cluster import Options, submit_processes, submit_slurm
+from harness.config import Cell, Grid, cells_of, settings
+from harness.data import cell_data
+from harness.keys import cell_key
 from harness.limits import cpu_limit
 from harness.preflight import preflight
 from harness.progress import Progress
+from harness.results import read_if_whole
 from harness.run import open_sessions, run_grid
+from harness.session import Session
 from harness.status import parts
 from harness.tasks import score_groups
 from harness.worker import Job
@@ -31,43 +37,74 @@ def run_local(grid: Grid, token: str | None, progress: Progress, plugins: list[s
         results = run_grid(grid, progress, sessions, post)
     finally:
         post.close()
+        board.close()
     if all(r["status"] == "ok" for r in results):
         board.remove()
         forget_like(grid)  # of a twin that was killed: its cells are done now
     return results
 
 
+def for_workers(grid: Grid, options: Options) -> Grid:
+    """The grid as the executor's workers will run it: with their threads, if none were asked for."""
+    return replace(grid, threads=options.threads) if options.threads and not grid.threads else grid
+
+
 def launch(grid: Grid, token: str | None, options: Options, plugins: list[str], say) -> tuple[Board, list]:
     """Check what can be checked here, write the run down, hand its parts to the executor; returns the run's board and its local jobs."""
-    if options.executor == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
-        raise UserError("--executor slurm: sbatch is not on this machine's path; give the command on a login node, or use --executor process")
-    if options.threads and not grid.threads:
-        grid = replace(grid, threads=options.threads)
-    # the machine that hands jobs in need not have their GPU; keys made here only tell equal scores from different ones
-    here = replace(grid, device="cpu") if options.executor == "slurm" else grid
+    check_place(grid, options)
+    # the machine that hands jobs in need not have their GPU; keys made here only tell equal cells from different ones
+    dtype = "bf16" if grid.dtype == "auto" and options.gpus else grid.dtype
+    here = replace(grid, device="cpu", dtype=dtype) if options.executor == "slurm" else grid
     sessions = open_sessions(here, token, say)
-    preflight(here, sessions, say, weights=options.executor != "slurm", limit=options.mem, workers=options.sharing)
-    groups = score_groups(here, sessions)
-    names = [identity(grid, cell, sessions[cell.model].ref.key, options.executor) for cell in cells_of(grid)]
+    preflight(here, sessions, say, weights=options.executor != "slurm", limit=options.mem_bytes, workers=options.sharing, gpus=options.gpus)
+    groups, readers = score_groups(here, sessions)
+    asked = [grid.device, grid.dtype, options.executor, options.gpus]
+    names = [identity(here, cell, sessions[cell.model], asked, plugins) for cell in cells_of(grid)]
     taken = in_other_hands(grid, names) if options.executor == "slurm" else {}
     forget_like(grid)
-    memory = options.mem or (cpu_limit(None, options.sharing)[0] if options.sharing > 1 else None)  # what one worker may use
+    memory = options.mem_bytes or (cpu_limit(None, options.sharing)[0] if options.sharing > 1 else None)  # what one worker may use
     board = Board.new(grid, options.executor, groups, plugins, memory, names)
+    jobs: list = []
     if options.executor == "process":
-        return board, submit_processes(board, options)
-    if options.executor == "debug":
+        jobs = submit_processes(board, options)
+    elif options.executor == "debug":
         _debug(board)
     else:
-        for index, facts in taken.items():
-            board.set(part_name("cell", index), "elsewhere", **facts)
-        try:
-            jobs = submit_slurm(board, options, set(taken))
-        except UserError:
-            board.remove()
-            raise
-        say(f"Run {board.id}: {sum(j.startswith('scores') for j in jobs)} groups of scores and {len(names) - len(taken)} cells handed to SLURM"
-            + (f"; {len(taken)} cells are done by earlier runs, or in their hands" if taken else ""))
-    return board, []
+        _hand_in(board, options, taken, readers, say)
+    return board, jobs
+
+
+def check_place(grid: Grid, options: Options) -> None:
+    """An executor that cannot work here is an error before anything is read."""
+    if options.executor == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
+        raise UserError("--executor slurm: sbatch is not on this machine's path; give the command on a login node, or use --executor process")
+    if options.executor == "process" and grid.device.startswith("cuda:"):
+        raise UserError(f"--device {grid.device} with --executor process would put every worker on one GPU; use --device cuda, and "
+                        "CUDA_VISIBLE_DEVICES to choose GPUs")
+
+
+def identity(here: Grid, cell: Cell, session: Session, asked: list, plugins: list[str]) -> str:
+    """What makes a cell the same in two runs on a cluster: its key as on this machine, what was asked of the jobs, the plugins' text."""
+    texts = [file_sha256(path) for path in plugins]
+    try:
+        key = cell_key(session, cell, cell_data(session, cell.dataset))
+    except UserError as error:  # the cell will say so itself
+        key = str(error)
+    return digest([key, settings(here), asked, texts])
+
+
+def _hand_in(board: Board, options: Options, taken: dict[int, dict], readers: list[set[int]], say) -> None:
+    for index, facts in taken.items():
+        board.set(part_name("cell", index), "elsewhere", **facts)
+    try:
+        jobs = submit_slurm(board, options, set(taken), readers)
+    except UserError:
+        board.remove()
+        raise
+    board.close()
+    cells = len(board.run["cells"]) - len(taken)
+    say(f"Run {board.id}: {sum(j.startswith('scores') for j in jobs)} groups of scores and {cells} cells handed to SLURM"
+        + (f"; {len(taken)} cells are done by earlier runs, or in their hands" if taken else ""))
 
 
 def in_other_hands(grid: Grid, names: list[str]) -> dict[int, dict]:
@@ -79,9 +116,18 @@ def in_other_hands(grid: Grid, names: list[str]) -> dict[int, dict]:
         states = {p.name: p.state for p in parts(board)}
         for number, name in enumerate(board.run["identities"]):
             part = part_name("cell", number)
-            if name in names and states[part] != "failed":
+            facts = board.state(part) or {}
+            if name not in names or facts.get("state") == "elsewhere" or states[part] == "failed":
+                continue  # the run that really has it is looked at as well
+            if states[part] != "done" or _is_there(grid, facts):
                 taken[names.index(name)] = {"run": board.id, "there": part}
     return taken
+
+
+def _is_there(grid: Grid, facts: dict) -> bool:
+    """Whether the result that a board speaks of is in the folder, and whole."""
+    found = read_if_whole(Path(grid.results_dir) / f"{facts.get('file')}.json")
+    return bool(found) and found.get("status") == "ok"
 
 
 def _debug(board: Board) -> None:
@@ -112,6 +158,8 @@ def follow(board: Board, progress: Progress, jobs: list) -> None:
                 return
             time.sleep(FOLLOW_S)
     except KeyboardInterrupt:
-        if board.run["executor"] == "process":
-            cancel(board)
+        for job in jobs:
+            job.cancel()
         raise
+    finally:
+        board.close()

@@ -2,7 +2,8 @@
 
 On a CPU the limit is the least of the machine's RAM, the limits of the cgroup that this process is in and of all
 above it (containers and batch jobs are held by these, far below the machine's RAM), and what the caller says that a
-worker may use.  With a GPU, its memory is a second budget.
+worker may use.  With a GPU, its memory is a second budget; where a job on another machine has the GPU, its size is not
+known here, and only what stays on the job's CPU is compared: the job compares the rest when it starts.
 """
 
 import os
@@ -63,15 +64,15 @@ def cpu_limit(limit: int | None = None, workers: int = 1) -> tuple[int, str]:
     found = [(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // workers, "the memory of this machine" + share)]
     held = cgroup_limit()
     found += [(held // workers, "the cgroup limit of this container or batch job" + share)] if held is not None else []
-    found += [(limit, "the limit for a worker (--mem)")] if limit is not None else []
+    found += [(limit, "the limit for a worker (--mem, or this machine's memory shared out)")] if limit is not None else []
     return min(found, key=lambda pair: pair[0])
 
 
-def limits(session: Session, limit: int | None = None, workers: int = 1) -> list[Limit]:
-    """The budgets of a cell on the session's device."""
+def limits(session: Session, limit: int | None = None, workers: int = 1, gpus: int = 0) -> list[Limit]:
+    """The budgets of a cell on the session's device; gpus: how many a job on another machine has, though the session is on the CPU."""
     size, whose = cpu_limit(limit, workers)
     if session.device.type != "cuda":
-        return [Limit(size, HOST + DEVICE, whose)]
+        return [Limit(size, HOST if gpus and not workers else HOST + DEVICE, whose)]
     device = torch.cuda.get_device_properties(session.device).total_memory
     return [Limit(device, DEVICE, f"the memory of {session.device}"), Limit(size, HOST, whose)]
 
@@ -81,17 +82,18 @@ def used(parts: Parts, budget: Limit) -> int:
     return sum(getattr(parts, name) for name in budget.parts)
 
 
-def check_fits(grid: Grid, sessions: dict[str, Session], limit: int | None = None, workers: int = 1) -> None:
-    """Raise one error that names the first cell that cannot fit, with the numbers, if there is any."""
+def check_fits(grid: Grid, sessions: dict[str, Session], limit: int | None = None, workers: int = 1, *, gpus: int = 0,
+               only: list[Cell] | None = None) -> None:
+    """Raise one error that names the first cell (of ``only``, if given) that cannot fit, with the numbers, if there is any."""
     bad: list[tuple[Cell, Parts, Limit]] = []
-    cells = cells_of(grid)
+    cells = cells_of(grid) if only is None else only
     for cell in cells:
         session = sessions[cell.model]
         data = cell_data(session, cell.dataset)
         if finished(session, cell, data):
             continue
         stages = memory(session, cell, data)
-        over = [(cell, stage, budget) for budget in limits(session, limit, workers) for stage in stages if used(stage, budget) > budget.bytes]
+        over = [(cell, stage, budget) for budget in limits(session, limit, workers, gpus) for stage in stages if used(stage, budget) > budget.bytes]
         if over:
             bad.append(max(over, key=lambda found: used(found[1], found[2]) / found[2].bytes))
     if bad:

@@ -11,53 +11,61 @@ from rich.table import Table
 
 from core.errors import DataError, UserError
 from core.registry import QUANTIZERS, SCORERS
-from harness.config import Grid, cells_of, reads_solver_calib, seeded
+from harness.config import Cell, Grid, cells_of, reads_solver_calib, seeded
 from harness.cost import Costs
 from harness.data import CellData, cell_data, load_general, solver_calib
-from harness.estimate import Parts, memory
-from harness.keys import scores_key
+from harness.estimate import Parts, kinds_to_make, memory
+from harness.keys import corrupted_key, gradients_key, scores_key
 from harness.limits import check_fits, cpu_limit
 from harness.session import Session
-from harness.sizes import finished, stored
+from harness.sizes import dims, finished, stored
+from harness.weights import reads_data
+from methods._gradients import KINDS
 from quantization.bits import achievable
 
+SMALL = 2**28  # bytes for samples, plans and all scores that are not one number a weight
 
-def preflight(grid: Grid, sessions: dict[str, Session], say, weights: bool = True, limit: int | None = None, workers: int = 1) -> None:
+
+def preflight(grid: Grid, sessions: dict[str, Session], say, weights: bool = True, limit: int | None = None, workers: int = 1, *, gpus: int = 0,
+              only: list[Cell] | None = None) -> None:
     """Check everything that can be checked before heavy work; raise one clear error at the first that fails.
 
-    limit: bytes of memory that a worker may use, if less than there is; workers: processes that share this machine's memory, 0 if they run elsewhere.
+    limit: bytes of memory that a worker may use, if less than there is; workers: processes that share this machine's memory, 0 if they run elsewhere;
+    gpus: how many each of those elsewhere has; only: the cells that this process will do, if not all: what others need is no reason to stop.
     """
     for session in sessions.values():
-        budgeted = any(c.method.budgeted for c in cells_of(grid) if c.model == session.label)
-        if budgeted:
-            check_budgets(session, grid, say)
+        cells = [c for c in (cells_of(grid) if only is None else only) if c.model == session.label]
+        check_budgets(session, cells, say)
         for dataset in grid.datasets:
             data = cell_data(session, dataset)
             check_disjoint(data)
             describe(data, say)
-            check_calibration(session, grid, data, say)
-        check_disk(session, grid)
-    check_fits(grid, sessions, limit, workers)
+            check_calibration(session, cells, data, say)
+        check_disk(session, cells, workers)
+    check_fits(grid, sessions, limit, workers, gpus=gpus, only=only)
     load_general.cache_clear()  # a shard of text is about 1 GB; what was drawn of it is kept
     if weights and len(sessions) == 1:  # several models: each is checked when its turn comes, they need not fit together
         session.check_weights()
 
 
-def check_budgets(session: Session, grid: Grid, say) -> None:
-    """Every budget lies in what levels and group size can give; says the range."""
-    low, high = achievable(session.shapes, session.budget(grid.avg_bits[0]))
+def check_budgets(session: Session, cells: list[Cell], say) -> None:
+    """Every budget of these cells lies in what levels and group size can give; says the range."""
+    asked = list(dict.fromkeys(c.avg_bits for c in cells if c.method.budgeted))
+    if not asked:
+        return
+    low, high = achievable(session.shapes, session.budget(asked[0]))
     low = math.ceil(low * 1e4 - 1e-9) / 1e4  # what is printed can be asked for
     say(f"{session.ref.name}: group size {session.group_size}; stored bits a weight can be {low:.4f} to {high:.2f}; asked: "
-        + ", ".join(f"{b:g}" for b in grid.avg_bits))
-    for bits in grid.avg_bits:
+        + ", ".join(f"{b:g}" for b in asked))
+    for bits in asked:
         if not low <= bits <= high:
-            raise UserError(f"--avg_bits {bits:g} cannot be met on {session.ref.name} with levels {grid.levels} in groups of "
+            raise UserError(f"--avg_bits {bits:g} cannot be met on {session.ref.name} with levels {session.grid.levels} in groups of "
                             f"{session.group_size}; give {low:.4f} to {high:.2f}")
 
 
-def check_calibration(session: Session, grid: Grid, data: CellData, say) -> None:
+def check_calibration(session: Session, cells: list[Cell], data: CellData, say) -> None:
     """Draw what solvers and gradients will read, so that too little of it is an error now; says how much of what was asked there is."""
-    seeds = sorted({c.seed for c in cells_of(grid) if c.model == session.label and c.dataset == data.task.name and reads_solver_calib(c.method)})
+    seeds = sorted({c.seed for c in cells if c.dataset == data.task.name and reads_solver_calib(c.method)})
     for seed in seeds:
         found = solver_calib(session, data, seed)[0]
         tokens = sum(map(len, found.tokens))
@@ -65,7 +73,7 @@ def check_calibration(session: Session, grid: Grid, data: CellData, say) -> None
             raise UserError(f"every calibration document of {found.task} is a single token; give longer documents (--calib, --max_length)")
         if seed == seeds[0]:
             short = "; that is all there is (--calib_size), so every seed reads the same" if len(found.tokens) >= len(data.calib_docs) else ""
-            say(f"{data.task.name}: solvers and gradients read {tokens:,} of {grid.calib_tokens:,} tokens, "
+            say(f"{data.task.name}: solvers and gradients read {tokens:,} of {session.grid.calib_tokens:,} tokens, "
                 f"{len(found.tokens)} documents of {found.task}{short}")
 
 
@@ -84,38 +92,48 @@ def describe(data: CellData, say) -> None:
         + (f"; {cut} prompts cut to {data.cfg.max_length} tokens" if cut else "") + (f"; {data.note}" if data.note else ""))
 
 
-def check_disk(session: Session, grid: Grid) -> None:
-    """Room for samples, and for scores: element scores are float32 a weight, all others are small."""
-    wide = element_entries(session, grid)
-    needed = 4 * wide * sum(r * c for r, c in session.shapes.values()) + 2**28
+def check_disk(session: Session, cells: list[Cell], workers: int = 1) -> None:
+    """Room for what these cells will still write."""
+    needed = disk_bytes(session, cells, workers)
     free = shutil.disk_usage(session.store.root).free
     if free < needed:
         raise UserError(f"{session.store.root} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed; free some or use --cache_dir")
 
 
-def element_entries(session: Session, grid: Grid) -> int:
-    """How many numbers a weight the store will hold: element scores and gradient sums, each once a data set, seed and base level."""
-    found = set()
-    for cell in (c for c in cells_of(grid) if c.model == session.label):
-        where = (cell.dataset, cell.seed)
-        spec = SCORERS.get(cell.method.scorer) if cell.method.scorer else None
-        if spec is not None:
-            found |= {(kind, *where) for kind in spec.gradients}
-            if spec.granularity == "element":
-                found.add((spec.name, cell.avg_bits if "base" in spec.params else None, *(where if spec.needs else ())))
-        if cell.method.quantizer and "fisher" in QUANTIZERS.get(cell.method.quantizer).needs:
-            found.add(("square", *where))
-    return len(found)
+def disk_bytes(session: Session, cells: list[Cell], workers: int = 1) -> int:
+    """Bytes of what is not stored yet: element scores, gradient sums, quantized models to compare with, the pieces of all these; samples.
+
+    Pieces are there once for each cell in work: solved blocks in the model's dtype, and two snapshots of gradient sums while one takes the
+    other's place.  How many jobs of a cluster work at a time is not known here (workers 0): they count once, and every job asks again.
+    """
+    entries, compared, passes, solving = set(), set(), {}, 0
+    for cell in cells:
+        data = cell_data(session, cell.dataset)
+        if finished(session, cell, data):
+            continue
+        scored = scores_key(session, cell, data)[0] if cell.method.scorer else None
+        spec = SCORERS.get(cell.method.scorer) if scored and not stored(session, scored) else None
+        kinds = kinds_to_make(session, cell, data, spec)
+        entries |= {gradients_key(session, cell, data, kind)[0] for kind in kinds} | ({scored} if spec and spec.granularity == "element" else set())
+        passes |= {gradients_key(session, cell, data, KINDS[0])[0]: len(kinds)} if kinds else {}
+        if spec and "corrupt" in spec.params:
+            compared.add(corrupted_key(session, cell, data)[0])
+        solving += reads_data(cell)
+    d, at_once, compared = dims(session), max(1, workers), {key for key in compared if not stored(session, key)}
+    snapshots = 2 * sum(sorted(passes.values())[-at_once:])
+    pieces = min(at_once, solving) + (min(at_once, len(compared)) if QUANTIZERS.get(session.grid.corrupt).needs else 0)
+    return d.linears * (4 * (len(entries) + snapshots) + d.itemsize * (len(compared) + pieces)) + SMALL
 
 
 def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f}"
 
 
-def dry_run(grid: Grid, sessions: dict[str, Session], console: Console, limit: int | None = None, workers: int = 1) -> None:
+def dry_run(grid: Grid, sessions: dict[str, Session], console: Console, limit: int | None = None, workers: int = 1, sharing: int = 1) -> None:
     """Print every cell: whether it is done, whether its scores are there, and about how much time and memory (GB) it takes.
 
-    limit: bytes of memory that a worker may use, the machine's if None; workers: how many cells run at a time.
+    limit: bytes of memory that a worker may use, the machine's if None; workers: how many cells run at a time;
+    sharing: processes that share this machine's memory, 0 if they run elsewhere.
     """
     table = Table("model", "data set", "method", "bits", "seed", "state", "scores", "time", "weights", "activations", "scores + solver", "memory",
                   title="Dry run (memory in GB)")
@@ -132,8 +150,10 @@ def dry_run(grid: Grid, sessions: dict[str, Session], console: Console, limit: i
                           str(cell.seed) if seeded(cell.method) else "-", "cached" if done else "to do", scored, duration(seconds),
                           *(["-"] * 4 if done else memory_columns(session, memory(session, cell, data))))
     console.print(table)
+    size, whose = cpu_limit(limit, sharing)
     console.print(f"About {duration(total / workers).lstrip('~')} of work" + (f", shared by {workers} workers" if workers > 1 else "")
-                  + f", models to be loaded not counted; {cpu_limit(limit)[0] / 1e9:.1f} GB are {cpu_limit(limit)[1]}; nothing was computed.")
+                  + ", models to be loaded not counted; " + (f"{size / 1e9:.1f} GB are {whose}; " if sharing or limit is not None else "")
+                  + "nothing was computed.")
 
 
 def memory_columns(session: Session, stages: list[Parts]) -> list[str]:

@@ -110,36 +110,33 @@ def _why(error: BaseException) -> str:
 
 
 def claim_scores(session: Session, cells: list[Cell], progress: Progress, post: Post | None, part: str, wait: bool = False) -> None:
-    """Make the scores of some cells, unless another process does; an error is left to the cells, which write it down."""
+    """Make the scores of some cells, unless another process does or found that it cannot; an error is left to the cells, which write it down."""
+    if post and (post.board.state(part) or {}).get("state") == "failed":
+        return
     try:
         keyed = [(cell, cell_data(session, cell.dataset)) for cell in cells]
         lock = session.store.take("group-" + digest([cell_key(session, *both) for both in keyed]))
-        if lock is None and not wait:
-            return
     except UserError:
+        return
+    if lock is None and not wait:
         return
     if post:
         post.start(part)
+    state, facts = "done", {}
     try:
         for cell, data in keyed:
             scores(session, cell, data, progress)
-    except StorageError:
-        raise
-    except Exception as error:
-        if storage_error(error, session.store.root):
+    except BaseException as error:
+        ours = isinstance(error, Exception) and not isinstance(error, StorageError) and not storage_error(error, session.store.root)
+        state, facts = ("failed", {"error": str(error)}) if ours else ("waiting", {"reason": _why(error)})
+        if not ours:
             raise
         log.warning("scores of %s on %s failed: %s", cell.method.name, cell.dataset, error)
-        if post:
-            post.finish("failed", error=str(error))
-    except BaseException as error:
-        if post:
-            post.finish("waiting", reason=_why(error))
-        raise
     finally:
         if lock is not None:
             lock.release()
-    if post:
-        post.finish("done")
+        if post:
+            post.finish(state, **facts)
 
 
 def run_cell(session: Session, cell: Cell, folder: Path, progress: Progress) -> dict:

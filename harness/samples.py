@@ -57,10 +57,9 @@ def samples(session: Session, cell: Cell, data: CellData, plan_id: str, made: Pl
                 if entry is None:
                     seconds = compute(session, cell, data, key, plan_id, made, progress)
                     found = provenance(session, cell, data, made) | {"seconds": seconds}
-                    entry = session.store.put(key, identity, found, lambda folder: _collect(session.store, key, data, folder))
-                    session.store.partial(key).clear()
-                    if reads_data(cell):  # the solved blocks were there for a kill in the evaluation
-                        session.store.partial(weights_key(session, cell, data, plan_id)[0]).clear()
+                    solved = weights_key(session, cell, data, plan_id)[0] if reads_data(cell) else None
+                    entry = _store(session.store, key, identity, found, data, solved)
+                session.store.partial(key).clear()  # a stored entry's batches too: a process may be killed before it comes to this line
             meta = json.loads((entry / "meta.json").read_text())
             return key, read_samples(entry / "samples.jsonl"), meta["provenance"]["seconds"], data
         except (MemoryError, RuntimeError) as error:
@@ -102,13 +101,31 @@ def compute(session: Session, cell: Cell, data: CellData, key: str, plan_id: str
     return time.perf_counter() - start
 
 
-def _collect(store: Store, key: str, data: CellData, folder: Path) -> None:
-    """Put the batches' lines back into document order."""
+def _store(store: Store, key: str, identity: dict, found: dict, data: CellData, solved: str | None) -> Path:
+    """Make the entry from the finished batches, unless another process has.
+
+    It may have, if this one lost its lease.  It removes the batches after it has stored the entry, so a batch that
+    is gone means: look for the entry again.  The blocks of the ``solved`` weights were there for a kill in the evaluation;
+    they go before the entry is stored, since a run that finds it does not look for them.
+    """
+    entry, text = store.get(key), None
+    if entry is None:
+        text = _collect(store, key, data)
+        entry = store.get(key) if text is None else None
+    if entry is None and text is None:
+        raise RuntimeError(f"a batch of {key} was damaged while it was in use; run the same command again")
+    if solved:
+        store.partial(solved).clear()
+    return entry or store.put(key, identity, found, lambda folder: (folder / "samples.jsonl").write_text(text))
+
+
+def _collect(store: Store, key: str, data: CellData) -> str | None:
+    """The batches' lines in document order, or None if a batch is gone."""
     lines: list[str] = [""] * len(data.requests)
     for index, batch in enumerate(data.batches):
         found = store.partial(key).load(batch_name(index))
         if found is None:
-            raise RuntimeError(f"batch {index} of {key} was damaged while it was in use; run the same command again")
+            return None
         for position, line in zip(batch, found.decode().splitlines(), strict=True):
             lines[position] = line
-    (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"

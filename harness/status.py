@@ -16,8 +16,6 @@ from harness.config import settings
 from harness.progress import clock
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "waiting": "yellow"}
-START_S = 60.0  # a worker that has not shown itself by then has crashed
-STARTING = "(starting)"  # stands for workers that have not shown themselves yet
 AGAIN = "the same command takes it up again"
 
 
@@ -33,23 +31,25 @@ class Part:
     job: str | None  # its number in the queue, or that of the worker that took it
 
 
-def parts(board: Board, ended: bool = False) -> list[Part]:
-    """Every group of scores and every cell, in running order; ended: it is known that every worker on this machine has gone."""
-    run, jobs = board.run, board.jobs()
-    queue = job_states(sorted({n for n in jobs.values()})) if run["executor"] == "slurm" and jobs else {}
-    young = not ended and time.time() - run["started"] < START_S
-    living: dict[str, bool] = {STARTING: young and run["executor"] == "process"}
+def parts(board: Board, ended: bool = False, others: dict[str, list[Part]] | None = None) -> list[Part]:
+    """Every group of scores and every cell, in running order.
+
+    ended: it is known that every worker on this machine has gone; others: what earlier runs that have cells in hand were found to be.
+    """
+    run, jobs, others = board.run, board.jobs(), {} if others is None else others
+    queue = job_states(sorted(jobs.values()), board.id) if run["executor"] == "slurm" and jobs else {}
+    living = {} if ended else {worker: board.alive(worker) for worker in board.workers()}
     names = [part_name("scores", i) for i in range(len(run["scores"]))] + [part_name("cell", i) for i in range(len(run["cells"]))]
-    return [_part(board, name, jobs.get(name), queue, living) for name in names]
+    return [_part(board, name, jobs.get(name), queue, living, others) for name in names]
 
 
-def _part(board: Board, name: str, job: str | None, queue: dict, living: dict[str, bool]) -> Part:
+def _part(board: Board, name: str, job: str | None, queue: dict, living: dict[str, bool], others: dict[str, list[Part]]) -> Part:
     kind, _, number = name.rpartition("-")
     cells = board.run["cells"]
     label = cell_label(cells[int(number)]) if kind == "cell" else ", ".join(cell_label(cells[i]) for i in board.run["scores"][int(number)])
     found = board.state(name)
     if found and found["state"] == "elsewhere":
-        return _elsewhere(board, name, found)
+        return _elsewhere(board, name, found, others)
     if kind == "scores" and board.run["executor"] == "slurm" and not job and not found:
         return Part(name, label, "done", "no cell of this run needs it", None, None)
     state, reason = _judge(board, found, queue.get(job) if job else None, living)
@@ -59,13 +59,15 @@ def _part(board: Board, name: str, job: str | None, queue: dict, living: dict[st
     return Part(name, label, state, reason, seconds, job or (found or {}).get("job"))
 
 
-def _elsewhere(board: Board, name: str, found: dict) -> Part:
+def _elsewhere(board: Board, name: str, found: dict, others: dict[str, list[Part]]) -> Part:
     """A cell that an earlier run has in hand, as it stands there."""
     other = Board(board.folder.with_name(found["run"]))
     label = cell_label(board.run["cells"][int(name.rpartition("-")[2])])
     if not (other.folder / "run.json").exists():
         return Part(name, label, "failed", f"run {found['run']} that had it is gone; {AGAIN}", None, None)
-    part = next(p for p in parts(other) if p.name == found["there"])
+    if other.id not in others:
+        others[other.id] = parts(other, others=others)
+    part = next(p for p in others[other.id] if p.name == found["there"])
     return Part(name, label, part.state, " ".join(filter(None, (f"run {other.id}", part.reason))), part.seconds, part.job)
 
 
@@ -86,19 +88,15 @@ def _judge(board: Board, found: dict | None, queued: tuple[str, str] | None, liv
         return "failed", f"{ended}{f' ({queued[1]})' if queued[1] else ''}; {AGAIN}"
     if queued and queued[0] != "RUNNING":
         return "waiting", ", ".join(filter(None, (queued[1] or queued[0].lower(), found.get("reason") if found else None)))
-    if found and found["state"] == "running":
-        return ("running", found["what"]) if _alive(board, found["worker"], living) else ("failed", f"its process is gone; {AGAIN}")
+    if found and found["state"] == "running" and living.get(found["worker"]):
+        return "running", found["what"]
     if queued:
-        return "running", "starting"
-    if living[STARTING] or (board.run["executor"] != "slurm" and any(_alive(board, w, living) for w in board.workers())):
-        return "waiting", found.get("reason", "its turn has not come") if found else "its turn has not come"
-    return "failed", f"{found.get('reason', 'stopped') if found else 'never started'}, and no job of this run is left; {AGAIN}"
-
-
-def _alive(board: Board, worker: str, living: dict[str, bool]) -> bool:
-    if worker not in living:
-        living[worker] = board.alive(worker)
-    return living[worker]
+        return "running", "starting" if not found else "starting again"
+    if board.run["executor"] != "slurm" and any(living.values()):
+        why = "its process is gone; another one takes it up" if found and found["state"] == "running" else "its turn has not come"
+        return "waiting", found.get("reason", why) if found else why
+    why = found.get("reason", "its process is gone") if found else board.last_words() or "never started"
+    return "failed", f"{why}, and no job of this run is left; {AGAIN}"
 
 
 def cell_label(cell: dict) -> str:

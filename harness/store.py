@@ -18,10 +18,13 @@ import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
+
+from filelock import SoftFileLease
 
 from core.digest import canonical_json, digest, file_sha256, write_json
 from core.errors import UserError, storage_error
-from core.locks import hold, take
+from core.locks import hold, lease, take
 from harness.partial import Partial
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ class Store:
 
     def __init__(self, root: Path):
         self.root = Path(root)
+        self._asked: dict[str, SoftFileLease] = {}  # locks that somebody else had when they were asked for
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -43,29 +47,33 @@ class Store:
         return self.root / key
 
     def get(self, key: str) -> Path | None:
-        """Return the entry's folder if it is there and whole, else None."""
-        folder = self.path(key)
-        if not folder.is_dir():
-            return None
-        try:
-            meta = json.loads((folder / "meta.json").read_text())
-            bad = [name for name, sha in meta["files"].items() if file_sha256(folder / name) != sha]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            bad = [str(error)]
-        if not bad:
-            return folder
-        self._quarantine(key, bad[0])
-        return None
+        """Return the entry's folder if it is there and whole, else None; StorageError if it cannot be read."""
+        while True:
+            judged = _judge(self.path(key))
+            if judged.state == "whole":
+                return self.path(key)
+            if judged.state == "absent" or self._quarantine(key, judged):
+                return None
 
-    def _quarantine(self, key: str, why: str) -> None:
-        """Put a damaged entry aside; another process may have done so just before."""
+    def _quarantine(self, key: str, judged: "Judged") -> bool:
+        """Put a damaged entry aside; False if it is no longer the one that was judged.
+
+        No lock is held here: another process may have put the damaged entry aside, and a whole one in its place, meanwhile.
+        """
         aside = self.root / f".damaged-{key}"
         shutil.rmtree(aside, ignore_errors=True)
+        if _judge(self.path(key)) != judged:
+            return False
         try:
             os.replace(self.path(key), aside)
-        except FileNotFoundError:
-            return
-        log.warning("cache entry %s is damaged (%s); put aside as %s and computed again", key, why, aside.name)
+        except FileNotFoundError:  # another process did so just before
+            return True
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # so did another one, and the entry is there again
+                return False
+            raise storage_error(error, self.path(key)) or error from error
+        log.warning("cache entry %s is damaged (%s); put aside as %s and computed again", key, judged.why, aside.name)
+        return True
 
     def put(self, key: str, identity: dict, provenance: dict, write) -> Path:
         """Let ``write(folder)`` make the files, add meta.json, move the folder into place; StorageError if the disk refuses."""
@@ -115,8 +123,14 @@ class Store:
             yield
 
     def take(self, key: str):
-        """The lock of a key, held, if nobody has it, else None; the caller releases it."""
-        return take(self._lock_path(key))
+        """The lock of a key, held, if nobody has it, else None; the caller releases it.
+
+        The same lease is asked each time, for it watches whether a holder on another host still lives.
+        """
+        asked = self._asked.setdefault(key, lease(self._lock_path(key)))
+        if (found := take(self._lock_path(key), lock=asked)) is not None:
+            del self._asked[key]
+        return found
 
     def busy(self, key: str) -> bool:
         """Whether an entry is not there and somebody seems to be making it; a guess, for choosing what to do next."""
@@ -143,6 +157,31 @@ class Store:
                         shutil.rmtree(folder, ignore_errors=True)
                 except FileNotFoundError:  # its owner has just finished
                     continue
+
+
+class Judged(NamedTuple):
+    """What a look at an entry found; two looks at one entry are equal."""
+
+    state: str  # whole, absent or damaged
+    why: str = ""
+    meta: bytes = b""
+
+
+def _judge(folder: Path) -> Judged:
+    """Look at an entry.  Damage is a file that is gone or not what was written; one that cannot be read may be whole, and stays."""
+    meta = b""
+    try:
+        if not folder.is_dir():
+            return Judged("absent")
+        meta = (folder / "meta.json").read_bytes()
+        for name, sha in json.loads(meta)["files"].items():
+            if file_sha256(folder / name) != sha:
+                return Judged("damaged", name, meta)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return Judged("damaged", str(error), meta)
+    except OSError as error:
+        raise storage_error(error, folder, doing="read") from error
+    return Judged("whole", "", meta)
 
 
 def _flush(path: Path) -> None:

@@ -10,17 +10,19 @@ from harness.keys import scores_key, upstream_keys
 from harness.session import Session
 
 
-def score_groups(grid: Grid, sessions: dict[str, Session]) -> list[list[int]]:
-    """Numbers of the cells whose scores must be made, one cell for each different scores, grouped by what they share."""
+def score_groups(grid: Grid, sessions: dict[str, Session]) -> tuple[list[list[int]], list[set[int]]]:
+    """Groups of cells by number, one cell for each different scores, grouped by what they share; and all cells that read each group's scores."""
     groups: dict[str, list[int]] = {}
+    readers: dict[str, set[int]] = {}
     seen: set[str] = set()
     for index, cell in enumerate(cells_of(grid)):
         if not cell.method.scorer:
             continue
         session = sessions[cell.model]
         data = cell_data(session, cell.dataset)
-        key = scores_key(session, cell, data)[0]
+        key, shared = scores_key(session, cell, data)[0], upstream_keys(session, cell, data)[0]  # the gradients' key, or the scores' own
+        readers.setdefault(shared, set()).add(index)
         if key not in seen:
             seen.add(key)
-            groups.setdefault(upstream_keys(session, cell, data)[0], []).append(index)  # the gradients' key, or the scores' own
-    return list(groups.values())
+            groups.setdefault(shared, []).append(index)
+    return list(groups.values()), [readers[shared] for shared in groups]

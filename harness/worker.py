@@ -33,10 +33,10 @@ class Job:
 
 def job_number() -> str | None:
     """The number under which submitit keeps this process's log, if it runs under submitit."""
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local":  # also within an allocation
+        return os.environ.get("SUBMITIT_LOCAL_JOB_ID")
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    if array:
-        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def work(board: Board, part: str) -> int:
@@ -47,18 +47,17 @@ def work(board: Board, part: str) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("submitit").propagate = False  # it has a handler of its own
-    os.chdir(board.run["cwd"])
-    for path in board.run["plugins"]:
-        methods.load_plugin(path)
-    grid = board.grid()
     post = Post(board, part, job_number())
     try:
+        os.chdir(board.run["cwd"])
+        for path in board.run["plugins"]:
+            methods.load_plugin(path)
+        grid = board.grid()
         with Progress(len(cells_of(grid)) if part == EVERYTHING else 1) as progress:
             progress.watchers.append(post.update)
             return _work(board, grid, part, progress, post)
-    except UserError as error:
-        if part != EVERYTHING:
-            board.set(part, "failed", error=str(error))
+    except (UserError, OSError) as error:
+        board.set(f"end-{os.getpid()}" if part == EVERYTHING else part, "failed", error=str(error))
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
@@ -81,7 +80,7 @@ def _work(board: Board, grid: Grid, part: str, progress, post: Post) -> int:
     # its own model and data only; the methods stay, since one backward pass serves all of them
     small = replace(grid, models=(mine[0].model,), datasets=tuple(dict.fromkeys(c.dataset for c in mine)))
     session = open_sessions(small, token, progress.say)[mine[0].model]
-    preflight(small, {mine[0].model: session}, progress.say, limit=limit)
+    preflight(small, {mine[0].model: session}, progress.say, limit=limit, only=mine)
     if kind == "scores":
         claim_scores(session, mine, progress, post, part, wait=True)
         return 0

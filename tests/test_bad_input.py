@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from core.registry import METHODS
 from harness.cli import main
 from harness.results import load_results, load_samples
 from harness.store import Store
@@ -357,6 +358,32 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(row, place, tiny_folder, c
         assert word.format(**names) in said[0], said[0]
     assert "Traceback" not in out + err and SECRET not in out + err
     assert not left_behind(place, before, row.leaves)
+
+
+def test_a_plugin_is_loaded_once_in_a_process_and_not_changed_under_it(place, monkeypatch, capsys):
+    """A notebook, or a run whose parts follow one another in one process, loads it again and again; by whatever path."""
+    text = "from core.registry import method\nprint('plug.py is read')\nmethod('twice', allocator='uniform')\n"
+    (place / "plug.py").write_text(text)
+    (place / "link").symlink_to(place)
+    monkeypatch.setattr(METHODS, "_items", dict(METHODS._items))
+    assert [main(["--plugin", path, "--list"]) for path in ("plug.py", "plug.py", str(place / "link" / "plug.py"))] == [0, 0, 0]
+    said = capsys.readouterr().out
+    assert said.count("plug.py is read") == 1 and "twice" in said and not list(place.rglob("__pycache__"))
+    (place / "plug.py").write_text(text + "method('thrice', allocator='uniform')\n")
+    assert main(["--plugin", "plug.py", "--list"]) == 2
+    out, err = capsys.readouterr()
+    assert err == ("error: plugin 'plug.py' has changed since this process loaded it; start the program (or the notebook's kernel) again to use it\n")
+    assert not out and "thrice" not in METHODS
+    (place / "plug.py").write_text(text)
+    assert main(["--plugin", "plug.py", "--list"]) == 0
+
+
+def test_a_plugin_that_failed_counts_as_not_loaded(place, monkeypatch, capsys):
+    monkeypatch.setattr(METHODS, "_items", dict(METHODS._items))
+    for text, status in (("def prose(\n", 2), ("x = 1\n", 2), ("from core.registry import method\nmethod('late', allocator='uniform')\n", 0)):
+        (place / "plug.py").write_text(text)
+        assert main(["--plugin", "plug.py", "--list"]) == status
+    assert "late" in capsys.readouterr().out
 
 
 def test_the_table_is_wide():

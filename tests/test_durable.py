@@ -23,7 +23,7 @@ from core.registry import QUANTIZERS
 from core.types import Plan
 from harness.config import build_grid, cells_of
 from harness.data import cell_data
-from harness.keys import gradients_key, scores_key, weights_key
+from harness.keys import gradients_key, samples_key, scores_key, weights_key
 from harness.partial import Partial
 from harness.pieces import GradientSnapshots, SolvedBlocks
 from harness.plans import plan_digest, read_plan
@@ -31,6 +31,7 @@ from harness.progress import Progress
 from harness.results import load_results
 from harness.run import open_sessions, run_cell
 from harness.stages import plan, scores
+from harness.store import Store
 from harness.weights import corrupted, gradients, put_weights, true_plan
 
 BLOCKS, LINEARS = 8, 7  # of the tiny model: blocks, and linears in each
@@ -155,6 +156,70 @@ def test_a_cell_killed_in_its_solve_and_in_its_evaluation_ends_in_the_same_bytes
     lines = {root: {p.name: p.read_bytes() for p in (root / "results").glob("*.jsonl")} for root in (again.root, whole.root)}
     assert lines[again.root] == lines[whole.root] and lines[again.root]
     assert load_results(again.root / "results")[0]["status"] == "ok"
+
+
+@pytest.mark.parametrize("when", ("in the last batch", "before the batches are put together"))
+def test_a_cell_that_another_process_has_finished_meanwhile_is_taken_from_the_store(tiny_folder, tmp_path, monkeypatch, when):
+    """The first process stood still and lost its lease; the second one stored the samples and removed the batches under its hands."""
+    first, second = (Bench(tiny_folder, tmp_path, "uniform") for _ in range(2))
+    plan_id, made, _, _ = plan(*first.given, first.progress)
+    key, theirs = samples_key(*first.given, plan_id)[0], []
+
+    def meanwhile():
+        (tmp_path / "cache" / ".leases" / key).unlink()
+        theirs.append(harness.samples.samples(*second.given, plan_id, made, second.progress))
+        theirs.append((second.session.store.path(key) / "meta.json").read_bytes())
+
+    name, at = ("run_batch", len(first.data.batches)) if when == "in the last batch" else ("_collect", 1)
+    real, calls = getattr(harness.samples, name), []
+
+    def interleaved(*args):
+        calls.append(1)
+        if len(calls) == at:
+            meanwhile()
+        return real(*args)
+
+    monkeypatch.setattr(harness.samples, name, interleaved)
+    ours = harness.samples.samples(*first.given, plan_id, made, first.progress)
+    assert len(first.data.batches) > 2 and ours[:3] == theirs[0][:3] and ours[0] == key and ours[1]
+    assert (first.session.store.path(key) / "meta.json").read_bytes() == theirs[1] and not first.leftovers()
+    assert not list((tmp_path / "cache").glob(".damaged-*"))
+
+
+@pytest.mark.parametrize("before", (True, False))
+def test_a_kill_around_the_storing_of_the_samples_leaves_no_pieces(tiny_folder, tmp_path, monkeypatch, before):
+    """The moments between the last batch and the end of the tidying: neither batches nor solved blocks outlive the next run."""
+    make, real = partial(Bench, tiny_folder, tmp_path, "uniform"), Store.put
+
+    def killed(self, key, identity, *rest):
+        if identity["stage"] != "samples":
+            return real(self, key, identity, *rest)
+        if not before:
+            real(self, key, identity, *rest)
+        raise KeyboardInterrupt
+
+    cut = make()
+    plan_id, made, _, _ = plan(*cut.given, cut.progress)
+    with monkeypatch.context() as kill, pytest.raises(KeyboardInterrupt):
+        kill.setattr(Store, "put", killed)
+        harness.samples.samples(*cut.given, plan_id, made, cut.progress)
+    assert cut.leftovers()
+    again, batches, solves = make(), counted(monkeypatch, harness.samples, "run_batch"), count_solves(monkeypatch, "gptq")
+    assert harness.samples.samples(*again.given, plan_id, made, again.progress)[1]
+    assert not batches and not solves and not again.leftovers()
+
+
+def test_a_batch_that_is_damaged_in_use_fails_the_cell_and_no_more(tiny_folder, tmp_path, monkeypatch):
+    """Nobody has stored the entry, so there is nothing to take; the same command makes that batch again."""
+    bench, real = Bench(tiny_folder, tmp_path, "uniform"), harness.samples._collect
+    plan_id, made, _, _ = plan(*bench.given, bench.progress)
+    key = samples_key(*bench.given, plan_id)[0]
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=f"a batch of {key} was damaged while it was in use"):
+        patch.setattr(harness.samples, "_collect", lambda *args: damage(bench.partial(key).folder / "00001.jsonl") or real(*args))
+        harness.samples.samples(*bench.given, plan_id, made, bench.progress)
+    batches = counted(monkeypatch, harness.samples, "run_batch")
+    assert harness.samples.samples(*bench.given, plan_id, made, bench.progress)[0] == key
+    assert len(batches) == 1 and not bench.leftovers()
 
 
 def test_two_processes_do_not_solve_the_same_weights_twice(tiny_folder, tmp_path, monkeypatch):

@@ -3,12 +3,14 @@
 import copy
 import shutil
 from dataclasses import fields, replace
+from io import StringIO
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
 import evaluation.tasks  # noqa: F401  (registers the data sets)
 import harness.limits
@@ -24,7 +26,10 @@ from harness.config import build_grid, cells_of
 from harness.cost import Costs
 from harness.data import cell_data, solver_calib
 from harness.estimate import Parts, backward_bytes, batch_bytes, forward_bytes, memory
+from harness.keys import corrupted_key, gradients_key, scores_key
 from harness.limits import DEVICE, HOST, cgroup_limit, check_fits, cpu_limit, limits, mend
+from harness.preflight import SMALL as REST
+from harness.preflight import disk_bytes, dry_run, preflight
 from harness.probe import Probe, one_block
 from harness.results import load_results
 from harness.run import open_sessions
@@ -61,8 +66,8 @@ def test_parts_add_up(tiny_folder, tmp_path):
     _, session, cells = opened(tiny_folder, tmp_path, methods=("TAQoS", "TaCQ", "SPQR", "SqueezeLLM-native", "GPTQ-native"))
     found = [stage for cell, data in cells for stage in memory(session, cell, data)]
     numbers = [f.name for f in fields(Parts) if f.name != "name"]
-    assert {stage.name for stage in found} == {"prompts are scored", "gradients are taken", "linears are solved", "kept weights are chosen",
-                                               "questions are asked"}
+    assert {stage.name for stage in found} == {"weights are loaded", "prompts are scored", "gradients are taken", "linears are solved",
+                                               "kept weights are chosen", "questions are asked"}
     assert set(HOST + DEVICE) == set(numbers) and not set(HOST) & set(DEVICE)
     for stage in found:
         assert stage.total == sum(getattr(stage, name) for name in numbers)
@@ -134,7 +139,7 @@ def test_a_cell_that_cannot_fit_is_refused_with_the_numbers(tiny_folder, tmp_pat
 
 def test_the_callers_limit_holds(tiny_folder, tmp_path):
     grid, session, cells = opened(tiny_folder, tmp_path)
-    with pytest.raises(UserError, match=rf"fp16 on mmlu_pro .*--mem\) is 0.10 GB, and {len(cells)} of {len(cells)} cells"):
+    with pytest.raises(UserError, match=rf"fp16 on mmlu_pro .*--mem, .* shared out\) is 0.10 GB, and {len(cells)} of {len(cells)} cells"):
         check_fits(grid, {session.label: session}, limit=10**8)
     check_fits(grid, {session.label: session}, limit=10**12)
     assert cpu_limit(10**8)[0] == 10**8 and cpu_limit(10**18)[0] < 10**18
@@ -159,6 +164,88 @@ def test_a_gpu_and_the_cpu_are_two_budgets(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80))
     device, host = limits(SimpleNamespace(device=torch.device("cuda:1")), limit=70)
     assert (device.bytes, device.parts, device.whose) == (80, DEVICE, "the memory of cuda:1") and (host.bytes, host.parts) == (70, HOST)
+
+
+def test_a_job_with_a_gpu_is_held_to_what_stays_on_its_cpu(tiny_folder, tmp_path, monkeypatch):
+    """--mem between the host's parts and the sum: too little for a CPU job, enough for one whose weights lie on its GPU."""
+    grid, session, cells = opened(tiny_folder, tmp_path, methods=("TaCQ",))
+    found = [stage for cell, data in cells for stage in memory(session, cell, data)]
+    host, whole = max(stage.host for stage in found), max(stage.total for stage in found)
+    assert host < whole
+    here = {session.label: session}
+    check_fits(grid, here, limit=host, workers=0, gpus=1)
+    with pytest.raises(UserError, match=r"TaCQ on mmlu_pro .*: originals \d.*, scores \d.*, process \d.*a job \(--mem\)") as error:
+        check_fits(grid, here, limit=host - 1, workers=0, gpus=1)
+    assert "activations" not in str(error.value) and ": weights" not in str(error.value)
+    for where in (dict(workers=0), dict(workers=1, gpus=1)):  # without a GPU, and on this machine, whose session says what it has
+        with pytest.raises(UserError, match="cannot fit"):
+            check_fits(grid, here, limit=host, **where)
+    monkeypatch.setattr(session, "device", torch.device("cuda:0"))  # the job's own estimate of its CPU is the same
+    assert max(stage.host for cell, data in cells for stage in memory(session, cell, data)) == host
+
+
+def test_weights_pass_through_the_cpu_on_their_way_to_a_gpu(tiny_folder, tmp_path):
+    found = stages(tiny_folder, tmp_path, "fp16", dtype="fp32")
+    model = empty_model(str(tiny_folder), ModelRef(str(tiny_folder), "x", "float32"))
+    loading = found["weights are loaded"]
+    assert loading.host - loading.process == 4 * sum(p.numel() for p in model.parameters()) and loading.device == 0
+    assert loading.host > found["questions are asked"].host and loading.total < found["questions are asked"].total
+
+
+def test_a_job_is_held_to_its_own_cells(tiny_folder, tmp_path, monkeypatch):
+    """Neither TaCQ's memory and disk nor a budget out of reach stop the job of fp16; they stop TaCQ's own."""
+    grid, session, cells = opened(tiny_folder, tmp_path, methods=("TaCQ",), avg_bits=(4.75,))
+    tops = {cell.method.name: max(stage.total for stage in memory(session, cell, data)) for cell, data in cells}
+    one, two = ([cell for cell, _ in cells if cell.method.name == name] for name in ("fp16", "TaCQ"))
+    said, here = [], {session.label: session}
+    ask = dict(weights=False, limit=tops["TaCQ"] - 1)
+    preflight(grid, here, said.append, **ask, only=one)
+    assert not any("asked: 4.75" in line or "solvers" in line for line in said)
+    with pytest.raises(UserError, match=r"TaCQ on mmlu_pro .* 1 of 1 cells cannot fit"):
+        preflight(grid, here, said.append, **ask, only=two)
+    with pytest.raises(UserError, match=r"TaCQ on mmlu_pro .* 1 of 4 cells cannot fit"):
+        preflight(grid, here, said.append, **ask)
+    disk = SimpleNamespace(free=disk_bytes(session, two) - 1)
+    monkeypatch.setattr("harness.preflight.shutil.disk_usage", lambda root: disk)
+    preflight(grid, here, said.append, weights=False, only=one)
+    with pytest.raises(UserError, match="GB free"):
+        preflight(grid, here, said.append, weights=False, only=two)
+    far, session, cells = opened(tiny_folder, tmp_path, methods=("TaCQ",), avg_bits=(1.5,))
+    preflight(far, {session.label: session}, said.append, weights=False, only=one)
+    with pytest.raises(UserError, match=r"--avg_bits 1\.5 cannot be met"):
+        preflight(far, {session.label: session}, said.append, weights=False)
+
+
+@pytest.mark.parametrize("names, changes, workers, float32, own", [  # copies of the linears: float32, in the model's dtype
+    (("fp16",), {}, 1, 0, 0),
+    (("TAQ",), {"quantizer": "gptq"}, 1, 0, 1),  # solved blocks of the cell in work
+    (("TAQ",), {"quantizer": "gptq"}, 2, 0, 2),
+    (("TAQ",), {"quantizer": "gptq"}, 99, 0, 3),  # uniform, random and TAQ: no more than there are
+    (("TAQ",), {"quantizer": "gptq"}, 0, 0, 1),  # a cluster's jobs ask again
+    (("magnitude",), {}, 1, 1, 0),
+    (("TaCQ-absgrad",), {}, 1, 2 + 2, 0),  # sums and scores; two snapshots
+    (("TaCQ-absgrad", "SqueezeLLM"), {}, 4, 4 + 2 * 2, 0),  # one pass makes both kinds
+    (("TaCQ-absgrad",), {"seeds": (1, 2)}, 1, 4 + 2, 0),  # two passes, one at a time
+    (("TaCQ-absgrad",), {"seeds": (1, 2)}, 2, 4 + 4, 0),
+    (("TaCQ",), {"corrupt": "gptq"}, 1, 2 + 2, 2),  # the quantized model to compare with, and its pieces
+    (("TaCQ",), {"corrupt": "rtn"}, 1, 2 + 2, 1),  # made at once, without pieces
+])
+def test_disk_counts_what_is_stored_and_what_is_in_the_making(tiny_folder, tmp_path, names, changes, workers, float32, own):
+    # five documents a seed, so that two seeds read different ones
+    _, session, cells = opened(tiny_folder, tmp_path, methods=names, **{"dtype": "bf16", "calib_tokens": 200} | changes)
+    linears = sum(rows * cols for rows, cols in session.shapes.values())
+    assert disk_bytes(session, [cell for cell, _ in cells], workers) == (4 * float32 + 2 * own) * linears + REST
+
+
+def test_disk_does_not_count_what_is_there(tiny_folder, tmp_path):
+    """Else a grid that is taken up again would want the room of its scores twice."""
+    _, session, cells = opened(tiny_folder, tmp_path, methods=("TaCQ",), dtype="bf16")
+    linears = sum(rows * cols for rows, cols in session.shapes.values())
+    cell, data = cells[-1]
+    for key, left in ((corrupted_key(session, cell, data)[0], 4 * 4), (gradients_key(session, cell, data, "abs")[0], 4),
+                      (scores_key(session, cell, data)[0], 0)):  # in the order in which they are made
+        session.store.put(key, {"stage": "x"}, {}, lambda folder: None)
+        assert disk_bytes(session, [cell]) == left * linears + REST
 
 
 def cgroup(root: Path, own: str, **values: str) -> int | None:
@@ -265,6 +352,21 @@ def test_dry_run_prints_the_parts_and_computes_nothing(tiny_folder, tmp_path, mo
         assert column in out
     assert "~" in out and "nothing was computed" in out and not (tmp_path / "results").exists()
     assert not list((tmp_path / "cache").glob("*/*.safetensors")) and not list((tmp_path / "cache").glob("*/*.jsonl"))
+
+
+@pytest.mark.parametrize("ask, said", [
+    (dict(), "GB are the memory of this machine; nothing"),
+    (dict(workers=4, sharing=4), "not counted; 16.0 GB are the memory of this machine, shared by 4 workers; nothing"),
+    (dict(workers=64, sharing=0), "shared by 64 workers, models to be loaded not counted; nothing was computed"),
+    (dict(workers=64, sharing=0, limit=8 * 10**9), "8.0 GB are the limit for a job (--mem); nothing"),
+])
+def test_the_dry_runs_last_line_says_what_one_worker_may_use(tiny_folder, tmp_path, monkeypatch, ask, said):
+    monkeypatch.setattr(harness.limits.os, "sysconf", lambda name: 64 * 10**9 if name == "SC_PHYS_PAGES" else 1)
+    monkeypatch.setattr(harness.limits, "cgroup_limit", lambda: None)
+    grid, session, _ = opened(tiny_folder, tmp_path, methods=("fp16",))
+    console = Console(file=StringIO(), width=500)
+    dry_run(grid, {session.label: session}, console, **ask)
+    assert said in console.file.getvalue()
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))

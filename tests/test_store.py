@@ -1,8 +1,12 @@
 """The store under fire: dead owners, other hosts, file systems without flock, full disks, damaged entries, two writers."""
 
+import builtins
 import errno
+import io
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +117,7 @@ DAMAGE = {
     "bit flipped": lambda f: (f / "value.json").write_bytes(bytes([(f / "value.json").read_bytes()[0] ^ 1]) + (f / "value.json").read_bytes()[1:]),
     "file gone": lambda f: (f / "value.json").unlink(),
     "zeros, as after a power cut": lambda f: (f / "value.json").write_bytes(bytes((f / "value.json").stat().st_size)),
+    "a folder in its place": lambda f: ((f / "value.json").unlink(), (f / "value.json").mkdir()),
     "meta gone": lambda f: (f / "meta.json").unlink(),
     "meta truncated": lambda f: (f / "meta.json").write_text((f / "meta.json").read_text()[:20]),
     "meta of another kind": lambda f: (f / "meta.json").write_text("[1]"),
@@ -151,6 +156,80 @@ def test_another_process_may_put_a_damaged_entry_aside_first(tmp_path, monkeypat
     (entry / "meta.json").write_text("")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
     assert store.get(key) is None
+
+
+NUMBERS = (errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT)
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda n: errno.errorcode[n])
+@pytest.mark.parametrize("name", ("meta.json", "value.json"))
+def test_an_entry_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch, number, name):
+    """The disk, the file server or the permissions: the grid stops with a sentence, and the entry is there when they are mended."""
+    store = Store(tmp_path)
+    key, entry = put(store)
+    real = io.open
+
+    def refuse(file, *args, **kwargs):
+        if Path(file) == entry / name:
+            raise OSError(number, os.strerror(number), str(file))
+        return real(file, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError) as caught:
+        patch.setattr(io, "open", refuse)
+        patch.setattr(builtins, "open", refuse)
+        store.get(key)
+    said = str(caught.value)
+    assert said.startswith(f"cannot read '{entry / name}': ") and "--cache_dir" not in said and "write" not in said
+    assert said.endswith("; nothing is thrown away, and the same command goes on from here")
+    assert store.get(key) == entry and not list(tmp_path.glob(".damaged-*"))
+
+
+def test_no_file_handle_left_is_not_damage(tmp_path):
+    """The limit itself, not an imitation: the next free handle is beyond it."""
+    store = Store(tmp_path)
+    key, entry = put(store)
+    limits, free = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(0)
+    os.close(free)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        with pytest.raises(StorageError, match=r"cannot read .*too many files are open; raise this shell's limit"):
+            store.get(key)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert store.get(key) == entry
+
+
+def test_an_entry_that_cannot_be_put_aside_stops_the_grid(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    key, entry = put(store)
+    DAMAGE["truncated"](entry)
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+    with pytest.raises(StorageError, match=r"cannot write .*the file system is read-only"):
+        store.get(key)
+
+
+@pytest.mark.parametrize("other", ("stored it again", "put it aside", "stored it again, then it was damaged"))
+def test_a_slow_reader_does_not_put_aside_what_another_process_has_just_stored(tmp_path, monkeypatch, caplog, other):
+    """Between the reader's look at the damaged entry and its rename, the other one's whole get-and-put takes place."""
+    store = Store(tmp_path)
+    key, entry = put(store)
+    DAMAGE["truncated"](entry)
+    real = shutil.rmtree
+
+    def meanwhile(path, **kwargs):  # the reader makes room for the entry that it is going to put aside
+        monkeypatch.setattr(shutil, "rmtree", real)
+        assert Store(tmp_path).get(key) is None
+        if other != "put it aside":
+            put(Store(tmp_path))
+        if other == "stored it again, then it was damaged":
+            DAMAGE["meta gone"](entry)
+        real(path, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", meanwhile)
+    found = store.get(key)
+    assert found == (entry if other == "stored it again" else None)
+    assert entry.exists() == (other == "stored it again")
+    assert caplog.text.count("is damaged") == (2 if other == "stored it again, then it was damaged" else 1)
 
 
 @pytest.mark.parametrize("number", (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO))

@@ -5,18 +5,20 @@ import os
 import queue
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 KILLS = 30
-LIFE_S = (0.2, 1.6)  # a process is killed so long after it began
+SHORTEST_S = 0.05  # no process is killed sooner after it began
 VOLATILE = {"process_peak_bytes", "device_peak_bytes", "versions", "seconds"}
 pytestmark = pytest.mark.slow
 
@@ -38,7 +40,7 @@ class Zygote:
         self.lines: queue.Queue = queue.Queue()
         threading.Thread(target=lambda: [self.lines.put(line.split()) for line in self.process.stdout], daemon=True).start()
         self.ended: dict[int, int] = {}
-        assert self.lines.get(timeout=120) == ["ready"]
+        assert self.lines.get(timeout=120)[1] == "ready"
 
     def start(self, argv: list[str], log: Path) -> int:
         self.process.stdin.write(json.dumps({"argv": argv, "log": str(log)}) + "\n")
@@ -60,6 +62,14 @@ class Zygote:
             self.ended[int(found)] = int(word)
         return self.ended[number]
 
+    def kill(self, number: int) -> int:
+        """The exit status: 137, or the command's own if it ended just before."""
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+        status = self.wait(number, 60)
+        assert status is not None, f"{number} does not die"
+        return status
+
 
 @pytest.fixture(scope="module")
 def zygote():
@@ -69,12 +79,18 @@ def zygote():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(zygote, tiny_folder, tmp_path_factory) -> Path:
-    """The grid as it comes out when nobody touches it."""
-    root = tmp_path_factory.mktemp("undisturbed")
-    child = zygote.start(flags(tiny_folder, root), root / "log")
-    assert zygote.wait(child, 300) == 0, (root / "log").read_text()[-3000:]
-    return root
+def undisturbed(zygote, tiny_folder, tmp_path_factory) -> tuple[dict[str, object], float]:
+    """What the grid leaves when nobody touches it, and the seconds it takes on this machine."""
+    root, start = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
+    finish(zygote, tiny_folder, root)
+    seconds = time.monotonic() - start
+    return content(root), seconds
+
+
+def finish(zygote: Zygote, tiny: Path, root: Path) -> None:
+    """Run the grid to its end, from wherever it is."""
+    child = zygote.start(flags(tiny, root), root / "log")
+    assert zygote.wait(child, 600) == 0, (root / "log").read_text()[-3000:]
 
 
 def content(root: Path) -> dict[str, object]:
@@ -98,40 +114,67 @@ def journal(root: Path) -> Counter:
     return Counter((entry["stage"], entry["key"]) for entry in map(json.loads, lines))
 
 
-def nothing_left_over(root: Path) -> None:
+def check(root: Path, wanted: dict[str, object]) -> None:
+    """A finished grid: the bytes of the undisturbed one, nothing stored was made again, nothing is left over."""
+    assert content(root) == wanted
+    twice = {what: count for what, count in journal(root).items() if count > 1}
+    assert not twice, f"made again after they were stored: {twice}"
     assert not [p for p in (root / "cache" / ".partial").rglob("*") if p.is_file()], "pieces of finished stages were left"
     assert not list((root / "cache").glob(".damaged-*")) and not (root / "results" / ".runs").exists()
 
 
+def age_unsigned_locks(root: Path) -> None:
+    """Let the minutes pass at once after which a lock is given up whose maker was killed before it wrote its name into it."""
+    for lock in (root / "cache" / ".leases").glob("*"):
+        if lock.stat().st_size == 0:
+            os.utime(lock, (0, 0))
+
+
 def test_killed_at_thirty_random_moments(zygote, undisturbed, tiny_folder, tmp_path):
-    """Every kill is a SIGKILL while the grid works; the bytes are those of an undisturbed run and nothing stored was made again."""
-    rng, log, kills = random.Random(0), tmp_path / "log", 0
+    """Every kill is a SIGKILL while the grid works.  Lives are as long as this machine is slow; a grid that ends all the same is
+    followed by a new one, with lives half as long, so that there are thirty kills on any machine."""
+    wanted, seconds = undisturbed
+    rng, longest, kills, roots = random.Random(0), 2 * seconds / KILLS, 0, [tmp_path / "0"]
+    roots[-1].mkdir()
     while kills < KILLS:
-        child = zygote.start(flags(tiny_folder, tmp_path), log)
-        if zygote.wait(child, rng.uniform(*LIFE_S)) is None:
-            os.kill(child, signal.SIGKILL)
-            assert zygote.wait(child, 60) == 137
+        child = zygote.start(flags(tiny_folder, roots[-1]), roots[-1] / "log")
+        status = zygote.wait(child, max(SHORTEST_S, rng.uniform(0.0, longest)))
+        if (zygote.kill(child) if status is None else status) == 137:
             kills += 1
-        else:
-            pytest.fail(f"the grid was finished after {kills} kills: make it larger or the lives shorter\n{log.read_text()[-2000:]}")
-    child = zygote.start(flags(tiny_folder, tmp_path), log)
-    assert zygote.wait(child, 300) == 0, log.read_text()[-3000:]
-    assert content(tmp_path) == content(undisturbed)
-    twice = {what: count for what, count in journal(tmp_path).items() if count > 1}
-    assert not twice, f"made again after they were stored: {twice}"
-    nothing_left_over(tmp_path)
+            age_unsigned_locks(roots[-1])
+            continue
+        assert zygote.ended[child] == 0, (roots[-1] / "log").read_text()[-3000:]
+        longest /= 2
+        roots.append(tmp_path / str(len(roots)))
+        roots[-1].mkdir()
+    finish(zygote, tiny_folder, roots[-1])
+    for root in roots:
+        check(root, wanted)
+
+
+def at_work(root: Path, children: list[int]) -> int | None:
+    """A child that has kept a piece of a stage, and so is in the middle of one."""
+    for child in children:
+        path = root / "cache" / "journal" / f"{socket.gethostname()}-{child}.log"
+        if path.exists() and '"piece"' in path.read_text():
+            return child
+    return None
+
+
+def said(root: Path) -> list[str]:
+    return [path.read_text()[-1500:] for path in sorted(root.glob("log*"))]
 
 
 def test_four_processes_share_a_grid_and_one_of_them_is_killed(zygote, undisturbed, tiny_folder, tmp_path):
-    """The same command four times at once, one killed on the way: no entry twice, the same bytes, and the work was really shared."""
+    """The same command four times at once, one killed in the middle of a stage: no entry twice, the same bytes, and the work was really shared."""
     children = [zygote.start(flags(tiny_folder, tmp_path), tmp_path / f"log{i}") for i in range(4)]
-    assert zygote.wait(children[2], 4.0) is None
-    os.kill(children[2], signal.SIGKILL)
-    codes = [zygote.wait(child, 300) for child in children]
-    assert codes == [0, 0, 137, 0], [(tmp_path / f"log{i}").read_text()[-1500:] for i in range(4)]
-    assert content(tmp_path) == content(undisturbed)
-    twice = {what: count for what, count in journal(tmp_path).items() if count > 1}
-    assert not twice, f"done by two processes: {twice}"
+    end = time.monotonic() + 300
+    while (victim := at_work(tmp_path, children)) is None and time.monotonic() < end and zygote.wait(children[0], 0.01) is None:
+        pass
+    assert victim is not None, said(tmp_path)
+    assert zygote.kill(victim) == 137, said(tmp_path)
+    codes = [zygote.wait(child, 600) for child in children]
+    assert codes == [137 if child == victim else 0 for child in children], said(tmp_path)
+    check(tmp_path, undisturbed[0])
     shares = [sum('"samples"' in line for line in path.read_text().splitlines()) for path in (tmp_path / "cache" / "journal").iterdir()]
-    assert len([s for s in shares if s]) >= 3, f"cells by process: {shares}"
-    nothing_left_over(tmp_path)
+    assert len([s for s in shares if s]) >= 2, f"cells by process: {shares}"
