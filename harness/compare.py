@@ -13,9 +13,9 @@ from core.errors import UserError
 from core.types import Sample
 from evaluation.paired import Panel, strata
 from harness.column import equal_bits, tolerance_of
-from harness.figures import nats, number, p_value, percent, points, span
 from harness.results import load_samples
 from harness.views import Sheet, detectable_text, sheet
+from harness.wording import nats, number, p_value, percent, points, span
 
 SCHEMA = 1  # of the JSON form
 LEAST_PREFIX = 4  # hex digits of a digest that name a cell

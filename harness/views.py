@@ -6,8 +6,8 @@ from itertools import pairwise
 import pandas as pd
 
 from harness.config import CONTROLS
-from harness.figures import interval, mean_sd, nats, none, number, p_value, percent, points
 from harness.tables import TableData
+from harness.wording import interval, mean_sd, nats, none, number, p_value, percent, points
 
 ALL_CONTROLS = (*CONTROLS, "equal", "magnitude", "TaCQ-weight", "rtn")  # scores that see neither task nor data
 UNEQUAL = "≠"

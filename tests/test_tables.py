@@ -9,10 +9,10 @@ from rich.console import Console
 
 from core.errors import UserError
 from harness.cli import main
-from harness.figures import mean_sd
 from harness.render import FORMATS, sheets_of, show, text
 from harness.tables import require_rows, tables
 from harness.views import overview, verdict
+from harness.wording import mean_sd
 from print_results import main as print_main
 
 
