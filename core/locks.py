@@ -20,6 +20,7 @@ from filelock import LeaseCompromise, SoftFileLease, Timeout
 log = logging.getLogger(__name__)
 LEASE_S = 120.0  # every process on one folder must use the same number
 POLL_S = 0.25  # how often a waiter looks; gentle to a file server
+UNSIGNED_S = 30.0  # a lock is signed at once after it is made; one that is not by then never will be
 SAY_AFTER_S = 5.0  # a waiter says what it waits for
 
 
@@ -45,10 +46,10 @@ def idle(path: Path) -> float | None:
         probe.unlink(missing_ok=True)
 
 
-def _unwedge(path: Path, seconds: float) -> None:
+def _unwedge(path: Path) -> None:
     """Remove a lock whose holder was killed between making the file and signing it; nobody else would ever."""
     try:
-        if path.stat().st_size or (idle(path) or 0.0) < 2 * seconds:
+        if path.stat().st_size or (idle(path) or 0.0) < UNSIGNED_S:
             return
         aside = path.with_name(f".unsigned-{secrets.token_hex(8)}")
         path.rename(aside)
@@ -65,10 +66,10 @@ def hold(path: Path, what: str, seconds: float = LEASE_S) -> Iterator[None]:
     lock, start = lease(path, seconds), time.monotonic()
     while not lock.is_locked:
         try:
-            lock.acquire(timeout=SAY_AFTER_S if time.monotonic() - start < SAY_AFTER_S else LEASE_S)
+            lock.acquire(timeout=SAY_AFTER_S if time.monotonic() - start < SAY_AFTER_S else UNSIGNED_S)
         except Timeout:
             log.warning("waiting for %s, which another process is working on (%.0f s so far)", what, time.monotonic() - start)
-            _unwedge(path, seconds)
+            _unwedge(path)
     try:
         yield
     finally:
@@ -85,6 +86,6 @@ def take(path: Path, seconds: float = LEASE_S, lock: SoftFileLease | None = None
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _unwedge(path, seconds)
+        _unwedge(path)
         return None
     return lock

@@ -198,6 +198,10 @@ def forget_like(grid: Grid) -> None:
     for board in runs(grid.results_dir):
         if board.run["executor"] != "slurm" and board.run["grid"] == asked and not any(map(board.alive, board.workers())):
             board.remove()
+    for folder in (Path(grid.results_dir).absolute() / RUNS).glob("*"):  # a kill between making and writing, or in taking down
+        age = idle(folder)
+        if not (folder / "run.json").exists() and age is not None and age > 2 * LEASE_S:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Post:

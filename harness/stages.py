@@ -70,7 +70,7 @@ def scores(session: Session, cell: Cell, data: CellData, progress: Progress) -> 
 
             entry = session.store.put(key, identity, {"model": session.label, "dataset": data.task.name, "seconds": seconds}, write)
             del found, values, write  # read back below: what is used is what is stored
-            session.store.partial(key).clear()
+        session.store.partial(key).clear()  # also of a stored entry: its maker may have been killed before this line
     head = json.loads((entry / "scores.json").read_text())
     values = {fqn: torch.from_numpy(a) for fqn, a in load_file(entry / "scores.safetensors").items()}
     levels = tuple(head["levels"]) if head["levels"] else None

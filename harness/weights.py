@@ -124,7 +124,7 @@ def corrupted(session: Session, cell: Cell, data: CellData, progress: Progress) 
             with solver_memory(session, "the model to compare with is quantized"):
                 values = _corrupt(session, cell, data, progress, SolvedBlocks(session.store.partial(key)))
             entry = session.store.put(key, identity, {"model": session.label}, lambda folder: save_file(values, folder / "weights.safetensors"))
-            session.store.partial(key).clear()
+        session.store.partial(key).clear()
         return _tensors(entry / "weights.safetensors")
 
 
