@@ -15,6 +15,7 @@ import secrets
 import shutil
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
@@ -84,6 +85,10 @@ class Board:
     @property
     def id(self) -> str:
         return self.run["id"]
+
+    def parts(self) -> list[str]:
+        """The names of every group of scores and every cell, in running order."""
+        return [part_name(kind, i) for kind, key in (("scores", "scores"), ("cell", "cells")) for i in range(len(self.run[key]))]
 
     def grid(self) -> Grid:
         """The grid as it was asked."""
@@ -171,11 +176,9 @@ def runs(results_dir: str) -> list[Board]:
     found = []
     for path in sorted((Path(results_dir).absolute() / RUNS).glob("*/run.json")):
         board = Board(path.parent)
-        try:
-            board.run  # noqa: B018  (read now, kept for later)
-        except UserError:
-            continue
-        found.append(board)
+        with suppress(UserError):
+            if board.run:  # read now and kept, whatever becomes of the file
+                found.append(board)
     return found
 
 

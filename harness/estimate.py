@@ -20,7 +20,7 @@ from core.registry import QUANTIZERS, SCORERS, ScorerSpec
 from evaluation.forward import LOGIT_ROWS
 from harness.config import Cell
 from harness.data import CellData, solver_calib
-from harness.keys import gradients_key, plan_key, scores_key
+from harness.keys import gradient_kinds, gradients_key, plan_key, scores_key
 from harness.session import Session
 from harness.sizes import Asked, Dims, asked, dims, prompt_batches, stored
 from harness.weights import wanted_kinds
@@ -95,9 +95,7 @@ def solver_bytes(session: Session, tokens: int, longest: int, sequential: bool) 
 
 def kinds_to_make(session: Session, cell: Cell, data: CellData, spec: ScorerSpec | None) -> set[str]:
     """Kinds of gradient sums that a cell reads and the store has not; one pass then makes every kind that the grid wants."""
-    kinds = set(spec.gradients) if spec else set()
-    if cell.method.quantizer and "fisher" in QUANTIZERS.get(cell.method.quantizer).needs:
-        kinds.add("square")
+    kinds = gradient_kinds(spec.name if spec else None, cell.method.quantizer)
     missing = {k for k in kinds | wanted_kinds(session.grid.methods) if not stored(session, gradients_key(session, cell, data, k)[0])}
     return missing if kinds & missing else set()
 

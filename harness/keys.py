@@ -67,6 +67,12 @@ def base_layer(found: dict, shape: tuple[int, int]) -> LayerPlan:
     return LayerPlan(found["bits"], found["group"] or shape[1])
 
 
+def gradient_kinds(scorer: str | None, quantizer: str | None) -> set[str]:
+    """Kinds of gradient sums that a scorer and a quantizer read; a common row's quantizer, not named yet, reads none."""
+    kinds = set(SCORERS.get(scorer).gradients) if scorer else set()
+    return kinds | ({"square"} if quantizer in QUANTIZERS and "fisher" in QUANTIZERS.get(quantizer).needs else set())
+
+
 def gradients_key(session: Session, cell: Cell, data: CellData, kind: str) -> tuple[str, dict]:
     """Digest of one kind of gradient sum."""
     grid = session.grid
@@ -158,9 +164,6 @@ def cell_key(session: Session, cell: Cell, data: CellData) -> str:
 
 def upstream_keys(session: Session, cell: Cell, data: CellData) -> list[str]:
     """Digests of what a cell's scores are made of, and of the scores: what another process may be making just now."""
-    spec = SCORERS.get(cell.method.scorer) if cell.method.scorer else None
-    kinds = set(spec.gradients) if spec else set()
-    if cell.method.quantizer and "fisher" in QUANTIZERS.get(cell.method.quantizer).needs:
-        kinds.add("square")
+    kinds = gradient_kinds(cell.method.scorer, cell.method.quantizer)
     found = [gradients_key(session, cell, data, kind)[0] for kind in sorted(kinds)]
-    return found + ([scores_key(session, cell, data)[0]] if spec else [])
+    return found + ([scores_key(session, cell, data)[0]] if cell.method.scorer else [])

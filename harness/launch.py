@@ -135,8 +135,7 @@ def _debug(board: Board) -> None:
     import submitit
 
     executor = submitit.DebugExecutor(folder=board.folder / "jobs")
-    names = [part_name("scores", i) for i in range(len(board.run["scores"]))] + [part_name("cell", i) for i in range(len(board.run["cells"]))]
-    for name in names:
+    for name in board.parts():
         executor.submit(Job(str(board.folder), name)).result()
 
 

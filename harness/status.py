@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.board import Board, part_name
+from harness.board import Board
 from harness.cluster import ENDED, job_states
 from harness.config import settings
 from harness.progress import clock
@@ -39,8 +39,7 @@ def parts(board: Board, ended: bool = False, others: dict[str, list[Part]] | Non
     run, jobs, others = board.run, board.jobs(), {} if others is None else others
     queue = job_states(sorted(jobs.values()), board.id) if run["executor"] == "slurm" and jobs else {}
     living = {} if ended else {worker: board.alive(worker) for worker in board.workers()}
-    names = [part_name("scores", i) for i in range(len(run["scores"]))] + [part_name("cell", i) for i in range(len(run["cells"]))]
-    return [_part(board, name, jobs.get(name), queue, living, others) for name in names]
+    return [_part(board, name, jobs.get(name), queue, living, others) for name in board.parts()]
 
 
 def _part(board: Board, name: str, job: str | None, queue: dict, living: dict[str, bool], others: dict[str, list[Part]]) -> Part:

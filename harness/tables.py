@@ -50,15 +50,19 @@ def tables_of(folder: Path, results: list[dict]) -> list[TableData]:
     return group([r for r in load_results(folder, {r["cell"] for r in results}) if digest(r["settings"]) in asked])
 
 
-def group(results: list[dict]) -> list[TableData]:
-    """Sort cells into the tables in which they may be compared."""
+def comparable(results: list[dict]) -> list[list[dict]]:
+    """Cells in groups of one model, machine and settings, the newest group first."""
     groups: dict[str, list[dict]] = {}
-    documents = Documents()
     for result in results:
         key = digest([result["model"]["revision"], result["model"]["dtype"], result["machine"], result["settings"]])
         groups.setdefault(key, []).append(result)
-    out = []
-    for members in sorted(groups.values(), key=lambda g: -max(r["modified"] for r in g)):
+    return sorted(groups.values(), key=lambda g: -max(r["modified"] for r in g))
+
+
+def group(results: list[dict]) -> list[TableData]:
+    """Sort cells into the tables in which they may be compared."""
+    out, documents = [], Documents()
+    for members in comparable(results):
         budgets = sorted({r["avg_bits"] for r in members if r["avg_bits"] is not None}) or [None]
         out += [one_table([r for r in members if r["avg_bits"] in (bits, None)], bits, documents) for bits in budgets]
     return out

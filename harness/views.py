@@ -188,7 +188,7 @@ def verdict(table: TableData) -> list[str]:
 
 def _against_uniform(cells: pd.DataFrame) -> str:
     """The lead over uniform at equal bits: the interval of a single seed, or every seed's."""
-    cells = cells[cells["u_loglik"].notna() & (cells["u_equal_bits"] == True)]  # noqa: E712  (None where there is no uniform row)
+    cells = cells[cells["u_loglik"].notna() & cells["u_equal_bits"].eq(True)]  # None where there is no uniform row
     if not len(cells):
         return ""
     parts = [f"{c['u_loglik']:+.3f} [{c['u_loglik_low']:+.3f}, {c['u_loglik_high']:+.3f}]" for c in cells.to_dict("records")]

@@ -18,11 +18,11 @@ from core.digest import write_json
 from core.errors import UserError
 from core.forward import is_out_of_memory
 from core.model import DTYPES
-from core.registry import QUANTIZERS, SCORERS, resolve_method
+from core.registry import QUANTIZERS, resolve_method
 from core.types import Plan, Stored
 from harness.config import Cell
 from harness.data import CellData, solver_calib
-from harness.keys import base_layer, corrupted_key, gradients_key, quantizer_options, score_params, weights_key
+from harness.keys import base_layer, corrupted_key, gradient_kinds, gradients_key, quantizer_options, score_params, weights_key
 from harness.partial import Partial
 from harness.pieces import GradientSnapshots, SolvedBlocks
 from harness.plans import read_plan, write_plan
@@ -183,7 +183,5 @@ def wanted_kinds(names: tuple[str, ...]) -> set[str]:
     kinds: set[str] = set()
     for name in names:
         spec = resolve_method(name)
-        kinds |= set(SCORERS.get(spec.scorer).gradients) if spec.scorer else set()
-        if spec.quantizer in QUANTIZERS and "fisher" in QUANTIZERS.get(spec.quantizer).needs:
-            kinds.add("square")
+        kinds |= gradient_kinds(spec.scorer, spec.quantizer)
     return kinds

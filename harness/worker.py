@@ -28,7 +28,7 @@ class Job:
     def checkpoint(self):
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(Job(self.folder, self.part))
+        return DelayedSubmission(self)
 
 
 def job_number() -> str | None:

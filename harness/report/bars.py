@@ -14,7 +14,7 @@ STAGES = {"scores": ("#0072B2", ""), "weights": ("#E69F00", "//"), "samples": ("
 def category_figures(part: Part) -> list[Figure]:
     """One figure a budget and data set that has categories; one that says so where none has."""
     out = []
-    for i, budget in enumerate(budgets(part) or [None]):
+    for i, budget in enumerate(budgets(part)):
         frame = strata(of_first_seed(part.cells, budget))
         out += [_categories(part, frame[frame["dataset"] == d], d, budget, f"kinds-{i}-{j}") for j, d in enumerate(part.datasets)
                 if len(frame) and (frame["dataset"] == d).any()]

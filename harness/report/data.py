@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from core.digest import digest
 from harness.config import CONTROLS
 from harness.results import load_results
-from harness.tables import TableData, group
+from harness.tables import TableData, comparable, group
 
 SAME_BITS = 0.01  # rows within a budget's tolerance of each other stand at equal bits
 LONGEST = 32  # letters of a name in a figure
@@ -49,11 +48,7 @@ def load(folder: Path | str) -> list[Part]:
 
 def parts_of(results: list[dict]) -> list[Part]:
     """Every part of these results, the newest first."""
-    groups: dict[str, list[dict]] = {}
-    for cell in results:
-        key = digest([cell["model"]["revision"], cell["model"]["dtype"], cell["machine"], cell["settings"]])
-        groups.setdefault(key, []).append(cell)
-    found = sorted(groups.values(), key=lambda g: -max(c["modified"] for c in g))
+    found = comparable(results)
     return [_part(f"part-{i}", members, _apart(members, found)) for i, members in enumerate(found, 1)]
 
 
@@ -77,9 +72,9 @@ def _part(key: str, members: list[dict], apart: str) -> Part:
     return Part(key, title, tables, cells, tuple(methods), tuple(dict.fromkeys(rows["dataset"])))
 
 
-def budgets(part: Part) -> list[float]:
-    """The budgets that the part's cells were held to, the smallest first."""
-    return sorted({c["avg_bits"] for c in part.cells if c["avg_bits"] is not None})
+def budgets(part: Part) -> list[float | None]:
+    """The budgets that the part's cells were held to, the smallest first; None alone where no cell has one."""
+    return sorted({c["avg_bits"] for c in part.cells if c["avg_bits"] is not None}) or [None]
 
 
 def points(table: TableData) -> pd.DataFrame:

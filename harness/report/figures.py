@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from core.errors import UserError
 from harness.report.bars import category_figures, time_figure
-from harness.report.data import SAME_BITS, Part, curve, load, plain, points, whole
-from harness.report.maps import agreement_figure, bit_figures
+from harness.report.data import SAME_BITS, Part, budgets, curve, load, plain, points, whole
+from harness.report.maps import agreement_figure, bit_figure
 from harness.report.style import GREY, RC, Figure, Look, canvas, looks, save, svg
 from harness.tables import TableData
 
@@ -31,7 +31,8 @@ WHISKERS = "Whiskers: 95 % intervals over the documents (Wilson; paired bootstra
 def figures(part: Part) -> list[Figure]:
     """Every figure of a part, in the order of the page."""
     with matplotlib.rc_context(RC):
-        return [curve_figure(part), *(forest_figure(part, t, i) for i, t in enumerate(part.tables)), *bit_figures(part), *agreement_figure(part),
+        return [curve_figure(part), *(forest_figure(part, t, i) for i, t in enumerate(part.tables)),
+                *(draw(part, b, i) for draw in (bit_figure, agreement_figure) for i, b in enumerate(budgets(part))),
                 *category_figures(part), time_figure(part)]
 
 

@@ -5,18 +5,14 @@ import pandas as pd
 from matplotlib import colormaps
 
 from harness.report.agreement import KINDS, LEAST, agreement, matrix
-from harness.report.data import Part, budgets, layers, of_first_seed, plain
-from harness.report.style import Figure, canvas, svg
+from harness.report.data import Part, layers, of_first_seed, plain
+from harness.report.style import GREY, Figure, canvas, svg
 
 PANEL = (2.6, 0.84)  # inches of a map of bits
 
 
-def bit_figures(part: Part) -> list[Figure]:
-    """One figure a budget, and one for rows that have none."""
-    return [_bit_figure(part, b, i) for i, b in enumerate(budgets(part) or [None])]
-
-
-def _bit_figure(part: Part, budget: float | None, number: int) -> Figure:
+def bit_figure(part: Part, budget: float | None, number: int) -> Figure:
+    """Where the bits of a budget's rows are, or those of rows that have none."""
     title = "Where does each method spend its bits" + (f" at {budget:g} bits a weight?" if budget is not None else "?")
     how = ("A row of a map is a kind of linear, a column a decoder block, the first at the left; brighter is more bits of the plan's base level. "
            "Where all linears have one base level and single weights are kept at 16 bits, the map shows instead which share of the linear's sampled "
@@ -88,16 +84,17 @@ def _dress(ax, method: str, dataset: str, frame: pd.DataFrame | None, last: bool
     ax.set_ylabel(method, rotation=0, ha="right", va="center", labelpad=6)
     ax.set_xlabel("decoder block" if last else "")
     if frame is None:
-        ax.text(0.5, 0.5, "no data", transform=ax.transAxes, ha="center", va="center", color="#595959")
-        ax.set_xticks([])
+        _nothing(ax)
 
 
-def agreement_figure(part: Part) -> list[Figure]:
-    """One figure a budget: a row a data set, a column a kind of agreement."""
-    return [_agreement(part, b, i) for i, b in enumerate(budgets(part) or [None])]
+def _nothing(ax) -> None:
+    """A panel that has nothing to show says so."""
+    ax.text(0.5, 0.5, "no data", transform=ax.transAxes, ha="center", va="center", color=GREY)
+    ax.set_xticks([])
 
 
-def _agreement(part: Part, budget: float | None, number: int) -> Figure:
+def agreement_figure(part: Part, budget: float | None, number: int) -> Figure:
+    """How far the methods of a budget agree, by kind of agreement and data set."""
     title = "Do the methods look at the same weights" + (f" at {budget:g} bits?" if budget is not None else "?")
     how = ("1: the same order, 0: unrelated, below 0: the reverse. First row: which linears score high, by Spearman's rank correlation of their mean "
            "sampled scores. Where methods score single weights, second: which weights inside a linear; third: Jaccard overlap of the kept weights, "
@@ -129,8 +126,7 @@ def _matrices(pairs: dict[str, pd.DataFrame]):
 def _matrix(ax, frame: pd.DataFrame) -> None:
     """One matrix with its numbers in the squares."""
     if not len(frame):
-        ax.text(0.5, 0.5, "no data", transform=ax.transAxes, ha="center", va="center", color="#595959")
-        ax.set_xticks([])
+        _nothing(ax)
         ax.set_yticks([])
         return
     ax.imshow(frame.to_numpy(), cmap="PuOr", vmin=-1, vmax=1, interpolation="none")
