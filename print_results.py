@@ -18,7 +18,7 @@ def build_parser(formats, sorts):
     """The flags."""
     import argparse
 
-    from harness.parser import Parser
+    from core.commandline import Parser
 
     parser = Parser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results_dir", default="results", help="folder with the results (default: results)")
@@ -38,10 +38,10 @@ def build_parser(formats, sorts):
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, read, print; 2 on unusable input or where there is nothing."""
+    from core.commandline import forgiving_stdout
     from core.errors import UserError
-    from harness.filters import SORTS
-    from harness.parser import forgiving_stdout
-    from harness.render import FORMATS
+    from report.tables.filters import SORTS
+    from report.text.render import FORMATS
 
     argv = list(sys.argv[1:] if argv is None else argv)
     for at in [i for i, word in enumerate(argv[:-1]) if word == "--sort"][::-1]:  # argparse takes -loglik for a flag
@@ -59,12 +59,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _print(args) -> int:
     from core.errors import UserError
-    from harness import compare
-    from harness.filters import choose, rows_of, sort_tables
     from harness.progress import plain_console
-    from harness.render import show, show_story, story_text, text
-    from harness.results import load_results
-    from harness.tables import group, require_rows
+    from report.records import load_results
+    from report.tables import pair as compare
+    from report.tables.filters import choose, rows_of, sort_tables
+    from report.tables.tables import group, require_rows
+    from report.text.render import show, show_story, story_text, text
 
     results = load_results(Path(args.results_dir))
     require_rows(results, args.results_dir)
@@ -81,7 +81,7 @@ def _print(args) -> int:
             sys.stdout.write(story_text(found, args.format, args.all))
         return 0
     if args.html:
-        from harness.report.page import write
+        from report.page import write
 
         print(write(args.results_dir, args.html, results))
         return 0

@@ -21,17 +21,18 @@ import pandas as pd
 import torch
 
 import methods  # noqa: F401  (registers)
+from core.architecture import find_blocks, find_linears
 from core.demo_model import ensure_demo_model
+from core.environment import peak_bytes
 from core.forward import call
-from core.model import find_blocks, find_linears, load_model, model_ref, pick_device, pick_dtype
+from core.model import load_model, model_ref, pick_device, pick_dtype
 from core.types import Budget, CalibSet, LayerPlan, Scores
-from harness.environment import peak_bytes
-from methods._gradients import gradient_sums
 from methods.tacq import saliency
-from quantization.allocate import AllocContext
+from quantization.allocators.common import AllocContext
+from quantization.allocators.native import global_topk
 from quantization.apply import Originals
 from quantization.bits import make_plan
-from quantization.native import global_topk
+from streams.gradients import gradient_sums
 
 STAGES = {"plain": "mss4-1corrupt-{bits}", "gradients": "mss4-2importance-{bits}", "top-k": "mss4-3mask-{bits}", "kept": "mss4-4gptq-{bits}"}
 

@@ -13,11 +13,13 @@ import pandas as pd
 
 import evaluation.tasks  # noqa: F401  (registers the data sets)
 import methods  # noqa: F401  (registers the methods)
-from harness.config import build_grid, cells_of
-from harness.launch import run_local
+from harness.grid import cells_of
+from harness.jobs.launch import run_local
+from harness.presets import build_grid
 from harness.progress import Progress
-from harness.tables import tables_of
-from harness.views import change, number, percent
+from report.tables.tables import tables_of
+from report.text.numbers import number, percent
+from report.text.sheets import change
 
 BUDGETS = (2.1875, 3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5)  # 2.1875 = every linear at 2 bits in groups of 96
 

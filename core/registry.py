@@ -104,10 +104,15 @@ class PartSpec:
 
 
 SCORERS, METHODS = Registry("scorer"), Registry("method")
+
 ALLOCATORS, QUANTIZERS, DATASETS = Registry("allocator"), Registry("quantizer"), Registry("dataset")
+
 GRANULARITIES = ("layer", "linear", "channel", "group", "element")
+
 NEEDS = ("calib", "labels", "gradients", "hessian")
+
 COMMON = "common"  # the quantizer of a common row: the grid's own (--quantizer)
+
 DEFAULT_ALLOCATOR = {"layer": "knapsack", "linear": "knapsack", "group": "knapsack", "channel": "topk_keep", "element": "topk_keep"}
 
 
@@ -189,3 +194,6 @@ def variants(spec: MethodSpec, common: str, budgets: tuple[float, ...], ratios: 
             name = f"{spec.name}@{ratio:g}" if by_ratio else spec.name
             out.append((replace(spec, name=name, options=spec.options | followed | dict.fromkeys(by_ratio, ratio)), bits))
     return out
+
+
+CONTROLS = ("fp16", "uniform", "random")  # every table carries them

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script, the first entry is this folder and not the repository
     sys.path.insert(0, str(ROOT))
 
-from evaluation.general_text import TEXTS, load_texts
-from evaluation.rows import Row
+from evaluation.data.general_text import TEXTS, load_texts
+from evaluation.data.rows import Row
 from evaluation.tasks import get_task
 
 NAMES = ("trivia_qa", "mmlu_pro", "code_mmlu")

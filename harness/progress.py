@@ -14,7 +14,7 @@ class Progress:
 
     def __init__(self, cells: int, console: Console | None = None):
         self.console = console or Console(stderr=True, highlight=False)
-        self.watchers: list[Callable[[str, int, int], None]] = []  # who else wants to know (harness/board.py)
+        self.watchers: list[Callable[[str, int, int], None]] = []  # who else wants to know (harness/jobs/board.py)
         self.cells, self.done, self.start = cells, 0, time.monotonic()
         self.bars = RichProgress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                                  TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=True,

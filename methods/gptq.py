@@ -3,7 +3,7 @@
 "GPTQ-native"  the public code as the TaCQ paper runs it: N whole bits of the budget, one scale a row, 80 shrinks of the
                range tried for Σ|w−q|^2.4, columns as they stand, 1 % damping, linears of a block one input after the other.
 "rtn"          the uniform control rounded to nearest instead of solved: what the solver itself is worth.
-Paper: arXiv 2210.17323.  The common quantizer "gptq" is the same solver with the grid's groups (quantization/gptq.py).
+Paper: arXiv 2210.17323.  The common quantizer "gptq" is the same solver with the grid's groups (quantization/solvers/gptq.py).
 """
 
 from core.registry import method

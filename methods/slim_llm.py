@@ -12,8 +12,8 @@ import torch
 
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
-from methods._hessians import score_each
-from quantization.slim_search import group_salience
+from quantization.solvers.slim_search import group_salience
+from streams.hessians import score_each
 
 
 @scorer("SliM-LLM", granularity="group", needs=("hessian",), params=("group_size",))

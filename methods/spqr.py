@@ -13,8 +13,8 @@ import torch
 
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
-from methods._hessians import score_each
-from quantization.spqr import sensitivity
+from quantization.solvers.spqr import sensitivity
+from streams.hessians import score_each
 
 BILEVEL = {"group": 16, "scale_bits": 3, "zero_bits": 3, "form": "bilevel", "ordered": True}
 

@@ -1,6 +1,6 @@
 """TaCQ and the saliencies that its paper compares: one score a weight, higher = keep it at 16 bits.
 
-    TaCQ            |W| · G · |W − Wq|     G = Σ_s |∂L_s/∂W| over calibration documents (methods/_gradients.py)
+    TaCQ            |W| · G · |W − Wq|     G = Σ_s |∂L_s/∂W| over calibration documents (streams/gradients.py)
     TaCQ-MSG        |W| · G
     TaCQ-QAL        G · |Wq − W|
     TaCQ-absgrad    G

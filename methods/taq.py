@@ -19,7 +19,7 @@ import torch
 
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
-from methods._activations import each_block_output, prompts, standardise
+from streams.activations import each_block_output, prompts, standardise
 
 PARAMS = ("score_docs", "batch_tokens", "seed", "published")
 RESERVOIR = 256  # token vectors a block

@@ -19,8 +19,8 @@ import torch
 from core.errors import UserError
 from core.registry import method, scorer
 from core.types import LayerPlan, ScoreContext, Scores
-from methods._activations import each_block_output, prompts
 from quantization.apply import Originals
+from streams.activations import each_block_output, prompts
 
 PROBE = LayerPlan(4, 128, 32, 32)  # the script's base quantizer: groups of 128, float scale and zero
 

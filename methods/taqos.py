@@ -15,7 +15,7 @@ from core.digest import digest
 from core.forward import call, skip_to, watch
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
-from methods._activations import batches, each_block_output, padded, prompts
+from streams.activations import batches, each_block_output, padded, prompts
 
 LEVELS = 2**4 - 1
 

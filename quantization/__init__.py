@@ -1,3 +1,10 @@
-"""Quantizers, allocators and the one accountant of stored bits.  Imports ``core`` only."""
+"""Quantizers, allocators and the one accountant of stored bits.  Imports ``core`` and ``streams`` only."""
 
-from quantization import allocate, bnb, codebook, gptq, native, rtn, slim, spqr  # noqa: F401  (they register themselves)
+import quantization.allocators.common
+import quantization.allocators.native
+import quantization.solvers.bnb
+import quantization.solvers.codebook
+import quantization.solvers.gptq
+import quantization.solvers.rtn
+import quantization.solvers.slim
+import quantization.solvers.spqr  # noqa: F401  (they register themselves)

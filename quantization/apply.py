@@ -13,8 +13,8 @@ from torch import nn
 from core.errors import UserError
 from core.registry import QUANTIZERS
 from core.types import Aid, Budget, CalibSet, LayerPlan, Plan, Stored
-from quantization.rtn import sixteen
-from quantization.stream import BlockStream, walk
+from quantization.solvers.grid import sixteen
+from streams.blocks import BlockStream, walk
 
 
 class Keeper:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from core.registry import DATASETS, METHODS, SCORERS
-from harness.cli import build_parser, main
+from harness.cli.flags import build_parser
+from harness.cli.main import main
 from tests.tiny import context, tiny_model
 
 REPO = Path(__file__).resolve().parents[1]

@@ -19,10 +19,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from core.model import find_blocks, find_linears
+from core.architecture import find_blocks, find_linears
 from core.types import CalibSet, LayerPlan, ScoreContext
-from methods._gradients import gradient_sums
 from quantization.apply import Originals
+from streams.gradients import gradient_sums
 
 VOCAB = 320
 COMMON = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, vocab_size=VOCAB,

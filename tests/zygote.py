@@ -18,9 +18,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import transformers.models.llama.modeling_llama  # noqa: F401  (what a tiny model's loading would import)
 
-import harness.cli
-import harness.launch
-import harness.tables
+import harness.cli.main
+import harness.jobs.launch
 
 
 def tell(number: int, word: object) -> None:
@@ -48,7 +47,7 @@ def run(argv: list[str], log: str) -> None:
         sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(sink, 1)
         os.dup2(sink, 2)
-        code = harness.cli.main(argv)
+        code = harness.cli.main.main(argv)
     except BaseException:  # whatever it is, the parent must not go on twice, and the log must say why
         traceback.print_exc()
     finally:

@@ -4,7 +4,8 @@ import importlib
 import pkgutil
 
 from core.registry import DATASETS
-from evaluation.tasks.base import LETTERS, ChoiceTask, Doc, DocList, Task, register
+from evaluation.data.documents import LETTERS, Doc, DocList
+from evaluation.tasks.base import ChoiceTask, Task, register
 
 __all__ = ["LETTERS", "ChoiceTask", "Doc", "DocList", "Task", "get_task", "register"]
 

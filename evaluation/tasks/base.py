@@ -13,31 +13,10 @@ Few-shot exemplars are ``prompt + " " + gold``, joined by a blank line.
 from dataclasses import dataclass, field
 
 from core.registry import DATASETS
-from evaluation.rows import Row, Source
+from evaluation.data.documents import LETTERS, Doc, DocList
+from evaluation.data.rows import Row, Source
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SMALL_MODEL = 1_000_000_000  # parameters; below it letters say nothing: a 135M model answers "A" to every question
-
-
-@dataclass(frozen=True)
-class Doc:
-    """One question."""
-
-    doc_id: str
-    question: str
-    options: tuple[str, ...]  # empty for open questions
-    gold: str  # gold text; for choices the letter
-    gold_index: int | None
-    aliases: tuple[str, ...]  # accepted texts of an open question
-    stratum: str
-
-
-class DocList(list):
-    """Documents of the task ``name``, plus what was left out of them and why."""
-
-    def __init__(self, docs=(), notes: tuple[str, ...] = (), name: str = ""):
-        super().__init__(docs)
-        self.notes, self.name = tuple(notes), name
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ mend them, and are an error in a local file.
 from dataclasses import dataclass
 
 from core.errors import DataError
-from evaluation.rows import Row, Source
-from evaluation.tasks.base import LETTERS, ChoiceTask, Doc, register
+from evaluation.data.documents import LETTERS, Doc
+from evaluation.data.rows import Row, Source
+from evaluation.tasks.base import ChoiceTask, register
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from evaluation.rows import Row, Source
+from evaluation.data.rows import Row, Source
 from evaluation.tasks.base import ChoiceTask, register
 
 

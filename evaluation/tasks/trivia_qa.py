@@ -5,8 +5,9 @@ Unseeded by design: the first rows calibrate, the next evaluate.
 
 from dataclasses import dataclass
 
-from evaluation.rows import Row, Source
-from evaluation.tasks.base import Doc, Task, register
+from evaluation.data.documents import Doc
+from evaluation.data.rows import Row, Source
+from evaluation.tasks.base import Task, register
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.board import runs
-from harness.cli import main
-from harness.status import parts
+from harness.cli.main import main
+from harness.jobs.board import runs
+from harness.jobs.status import parts
 
 BASE = ["--dataset", "mmlu_pro", "--eval_size", "24", "--calib_size", "6", "--avg_bits", "4.75", "--device", "cpu", "--threads", "1",
         "--batch_tokens", "300", "--method", "TAQ"]
@@ -17,17 +17,17 @@ SLURM = ["--executor", "slurm", "--cpus_per_task", "1", "--mem", "1500M", "--tim
 SLOW = """
 import time
 
-import harness.samples
+import harness.stages.samples
 from core.registry import method
 
 method("slowed", scorer="TAQ")  # a plugin has to register something
-real = harness.samples.run_batch
+real = harness.stages.samples.run_batch
 
 def run_batch(*args):  # long enough to be hit in the middle of a cell
     time.sleep({seconds})
     return real(*args)
 
-harness.samples.run_batch = run_batch
+harness.stages.samples.run_batch = run_batch
 """
 
 

@@ -1,0 +1,1 @@
+"""The token sequences that scorers, solvers and gradients read."""

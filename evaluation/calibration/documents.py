@@ -1,0 +1,96 @@
+"""Calibration out of a task's own documents: unlabeled prompts, and worked documents with their answers."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from core.digest import digest
+from core.errors import DataError, UserError
+from core.registry import did_you_mean
+from core.types import CalibSet
+from evaluation.engine.prompts import _render, cut_left, encode
+from evaluation.tasks.base import Task
+
+LOSSES = ("all", "answer")
+
+
+class Piece(NamedTuple):
+    """One sequence."""
+
+    doc_id: str
+    tokens: np.ndarray  # int64 [T]
+    loss_mask: np.ndarray  # bool [T]
+    truncated: bool
+
+
+def worked_documents(task: Task, docs, tokenizer, scoring: str, max_length: int, chat: bool, loss: str = "all") -> list[Piece]:
+    """Return each document as it reads when answered rightly, tokenised by the rules of ``evaluation.requests``.
+
+    ``loss`` "all": every token counts, "answer": those after the prompt's own.  Where the answer melts into
+    the prompt, prompt and answer stand side by side as two encodings, which is also what the evaluation asks.
+    """
+    if loss not in LOSSES:
+        raise UserError(f"unknown calibration loss {loss!r}{did_you_mean(loss, LOSSES)}; use one of: {', '.join(LOSSES)}")
+    if not docs:
+        raise UserError(f"{task.name} has no calibration documents; raise --calib_size or check the data source")
+    lead = "" if chat else " "
+    prompts = [_render(tokenizer, task.prompt(doc, scoring), chat) for doc in docs]
+    answers = [lead + task.target(doc, scoring) for doc in docs]
+    contexts = encode(tokenizer, prompts, special=not chat)
+    wholes = encode(tokenizer, [p + a for p, a in zip(prompts, answers, strict=True)], special=not chat)
+    pieces = []
+    for doc, answer, context, whole in zip(docs, answers, contexts, wholes, strict=True):
+        if len(whole) <= len(context):
+            own = encode(tokenizer, [answer], special=False)[0]
+            if not own:
+                raise DataError(f"document {doc.doc_id!r} of {task.name} has an empty answer (0 tokens); "
+                                "a worked document needs text, correct the row")
+            whole = context + own
+        kept = cut_left(whole, max_length, tokenizer)
+        mask = _mask(whole, kept, len(context), loss, tokenizer)
+        pieces.append(Piece(doc.doc_id, np.asarray(kept, dtype=np.int64), mask, len(kept) < len(whole)))
+    return pieces
+
+
+def _mask(whole: list[int], kept: list[int], prompt: int, loss: str, tokenizer) -> np.ndarray:
+    """True on the kept tokens that count; a BOS that was kept in front is the prompt's."""
+    if loss == "all":
+        return np.ones(len(kept), dtype=bool)
+    mask = (np.arange(len(whole)) >= prompt)[len(whole) - len(kept):]
+    if prompt and whole[0] == kept[0] == tokenizer.bos_token_id:
+        mask[0] = False
+    return mask
+
+
+def sample_task(worked: list[Piece], budget_tokens: int, seed: int) -> list[Piece]:
+    """Shuffle by ``seed`` and take whole documents until the next would pass the budget; at least one."""
+    _check_budget(budget_tokens)
+    if not worked:
+        raise UserError("there are no calibration documents to sample; raise --calib_size or check the data source")
+    if all(len(piece.tokens) < 2 for piece in worked):
+        raise UserError(f"all {len(worked)} calibration documents have at most 1 token, and a loss needs 2; "
+                        "raise --max_length or check the data source")
+    taken, used = [], 0
+    for index in np.random.default_rng(seed).permutation(len(worked)):
+        size = len(worked[index].tokens)
+        if taken and used + size > budget_tokens:
+            break
+        taken.append(worked[index])
+        used += size
+    return taken
+
+
+def _check_budget(budget_tokens: int) -> None:
+    if budget_tokens < 1:
+        raise UserError(f"the calibration budget is {budget_tokens} tokens; give --calib_tokens of at least 1, such as 262144")
+
+
+def build_calib(task: Task, docs, tokenizer, max_length: int, chat_template: bool, seed: int) -> CalibSet:
+    """Return unlabeled calibration prompts; every token counts in a loss; long ones are cut on the left."""
+    prompts = [_render(tokenizer, task.calib_prompt(doc), chat_template) for doc in docs]
+    encoded = encode(tokenizer, prompts, special=not chat_template)
+    tokens = tuple(np.asarray(cut_left(ids, max_length, tokenizer), dtype=np.int64) for ids in encoded)
+    template = digest({"task": task.name, "version": task.version, "chat": tokenizer.chat_template if chat_template else None})
+    truncated = sum(len(ids) > max_length for ids in encoded)
+    masks = tuple(np.ones(len(t), dtype=bool) for t in tokens)
+    return CalibSet(task.name, tuple(d.doc_id for d in docs), tokens, masks, seed, template, truncated)

@@ -1,0 +1,82 @@
+"""The token sequences on which solvers build Hessians and gradients, drawn by a seed under a token budget.
+
+    task        worked documents: prompt + " " + gold answer, shuffled, taken until the next would pass the budget
+    c4          a random document of at least ``window`` tokens, one random window of it; ⌊budget / window⌋ times
+    wikitext2   documents joined by a blank line, tokenised once; ⌊budget / window⌋ random windows
+    mix:p       the first round(p · budget) tokens' worth from the task, the rest from c4
+
+TaCQ (arXiv 2504.07389) and the GPTQ loaders it uses: budget 128 · 2048 = 262,144 tokens, window 2048; task
+documents are neither padded nor joined; every token counts in the loss.  A larger budget with the same seed
+contains the smaller one.
+
+Deviations: numpy's generator, so the published draws are not reproduced; task documents longer than
+``max_length`` are cut on the left and counted (published: whole); when a pool runs out, its last document
+stays (published: dropped); a c4 document comes again only when no other is long enough (published: drawn with
+replacement), and a window may end at the document's last token.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from core.digest import digest
+from core.errors import UserError
+from core.registry import did_you_mean
+from core.types import CalibSet
+from evaluation.calibration.documents import Piece, _check_budget, sample_task, worked_documents
+from evaluation.calibration.windows import sample_windows
+from evaluation.tasks.base import Task
+
+KINDS = ("task", "c4", "wikitext2", "mix")
+
+
+class CalibChoice(NamedTuple):
+    """Where the tokens come from."""
+
+    kind: str  # one of KINDS
+    share: float  # of the token budget that the task's own documents get, 0..1
+
+    @property
+    def text(self) -> str | None:
+        """The general text that has to be loaded, if any."""
+        return {"task": None, "mix": "c4"}.get(self.kind, self.kind)
+
+
+def parse_calib(text: str) -> CalibChoice:
+    """Read "task", "c4", "wikitext2" or "mix:0.5"."""
+    kind, colon, number = text.partition(":")
+    if kind not in KINDS:
+        raise UserError(f"unknown --calib {text!r}{did_you_mean(kind, KINDS)}; use task, c4, wikitext2 or mix:0.5")
+    if kind != "mix":
+        if colon:
+            raise UserError(f"--calib {text!r} has a share, which only a mix has; write {kind} or mix:0.5")
+        return CalibChoice(kind, 1.0 if kind == "task" else 0.0)
+    try:
+        share = float(number)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:  # NaN too
+        raise UserError(f"--calib {text!r} has no share of the task above 0 and below 1; write for example mix:0.5")
+    return CalibChoice("mix", share)
+
+
+def build_solver_calib(choice: CalibChoice, task: Task, docs, tokenizer, *, scoring: str, max_length: int, chat: bool, loss: str,
+                       budget_tokens: int, window: int, seed: int, texts: Callable[[str], list[str]]) -> CalibSet:
+    """Return the calibration set of ``choice``; ``texts`` is called with "c4" or "wikitext2", and only when needed."""
+    _check_budget(budget_tokens)
+    pieces: list[Piece] = []
+    own = budget_tokens if choice.kind == "task" else round(choice.share * budget_tokens)
+    if choice.kind in ("task", "mix"):
+        pieces += sample_task(worked_documents(task, docs, tokenizer, scoring, max_length, chat, loss), max(own, 1), seed)
+    if choice.text:
+        pieces += sample_windows(texts(choice.text), tokenizer, window, max(budget_tokens - own, 1), seed, choice.text)
+    names = {"task": task.name, "mix": f"{task.name}+c4"}
+    template = {"choice": list(choice), "loss": loss if choice.kind in ("task", "mix") else "all"}
+    if choice.kind in ("task", "mix"):
+        template |= {"task": task.name, "version": task.version, "scoring": scoring, "chat": tokenizer.chat_template if chat else None}
+    ids, tokens, masks, cut = zip(*pieces, strict=True)
+    return CalibSet(names.get(choice.kind, choice.kind), ids, tokens, masks, seed, digest(template), sum(cut))
+
+
+def calib_digest(calib: CalibSet) -> str:
+    """Return what identifies the sequences: ids, tokens and masks."""
+    return digest([list(calib.doc_ids), list(calib.tokens), list(calib.loss_mask)])

@@ -1,0 +1,1 @@
+"""Rows of data sets, documents, general text, and their splits."""

@@ -1,0 +1,50 @@
+"""Which requests share a batch: a pure function of the requests and the config.
+
+bf16 log-probabilities move by up to 0.6 nats with the shape of the batch, so the plan belongs to the identity of the samples.
+"""
+
+from evaluation.engine.prompts import EvalConfig, Request
+
+MIN_PREFIX = 32  # tokens; below it the expanded cache costs more than it saves
+
+
+def request_cost(request: Request, cfg: EvalConfig) -> tuple[int, int, int]:
+    """Return (context tokens, rows after it, tokens of the longest such row): what a request adds to a batch."""
+    if request.continuations:
+        longest = max(len(c) for c in request.continuations) - 1  # the first token is read off the context's last position
+        return len(request.context), len(request.continuations), longest
+    return len(request.context), 1, max(cfg.max_new_tokens, len(request.gold))
+
+
+def batch_plan(requests, cfg: EvalConfig) -> tuple[tuple[int, ...], ...]:
+    """Return the batches as indices into ``requests``: longest first, stable, each within the token budget."""
+    costs = [request_cost(r, cfg) for r in requests]
+    order = sorted(range(len(requests)), key=lambda i: -len(requests[i].context))
+    if cfg.batch_size is not None:
+        return tuple(tuple(order[i:i + cfg.batch_size]) for i in range(0, len(order), cfg.batch_size))
+    batches: list[tuple[int, ...]] = []
+    batch: list[int] = []
+    width = rows = tail = 0
+    for i in order:
+        w, r, t = max(width, costs[i][0]), rows + costs[i][1], max(tail, costs[i][2])
+        if batch and (len(batch) + 1) * w + r * t > cfg.batch_tokens:
+            batches.append(tuple(batch))
+            batch, (w, r, t) = [], costs[i]
+        batch.append(i)
+        width, rows, tail = w, r, t
+    return (*batches, tuple(batch)) if batch else tuple(batches)
+
+
+def shared_prefix(requests, cfg: EvalConfig | None = None) -> int:
+    """Return how many leading tokens all uncut contexts share; 0 below 32, and at batch size 1.
+
+    At least one token of every context stays outside, because its logits are needed.  Cut contexts
+    begin elsewhere; their batches run without the prefix.
+    """
+    contexts = [r.context for r in requests if not r.truncated]
+    if len(contexts) < 2 or (cfg is not None and cfg.batch_size == 1):
+        return 0
+    first, last = min(contexts), max(contexts)  # in lexical order these two differ the earliest
+    limit = min(len(c) for c in contexts) - 1
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), limit)
+    return min(shared, limit) if min(shared, limit) >= MIN_PREFIX else 0

@@ -1,0 +1,1 @@
+"""Metrics of samples, intervals, paired tests and power; needs no torch."""

@@ -1,0 +1,1 @@
+"""The command line of run_taq_icml.py."""

@@ -1,0 +1,1 @@
+"""Before any heavy work: checks, and estimates of memory, time and disk."""

@@ -1,0 +1,115 @@
+"""How much memory there is, and which cells cannot fit in it; said before the grid starts.
+
+On a CPU the limit is the least of the machine's RAM, the limits of the cgroup that this process is in and of all
+above it (containers and batch jobs are held by these, far below the machine's RAM), and what the caller says that a
+worker may use.  With a GPU, its memory is a second budget; where a job on another machine has the GPU, its size is not
+known here, and only what stays on the job's CPU is compared: the job compares the rest when it starts.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from core.errors import UserError
+from harness.forecast.memory import Parts, memory
+from harness.forecast.sizes import finished
+from harness.grid import Cell, Grid, cells_of
+from harness.stages.documents import cell_data
+from harness.stages.model import Session
+
+HOST, DEVICE = ("originals", "scores", "process"), ("weights", "activations", "solver", "context")
+MENDS = {"weights": "--dtype bf16 or a smaller model", "originals": "--dtype bf16 or a smaller model", "process": "a smaller model",
+         "scores": "the grid without this method (--method)", "solver": "a lower --calib_tokens or the grid without this method (--method)",
+         "context": "--device cpu"}
+LONGEST = ("gradients are taken", "linears are solved")  # stages whose activations go with the longest document
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A budget: bytes, the parts that share it, and whose limit it is."""
+
+    bytes: int
+    parts: tuple[str, ...]
+    whose: str
+
+
+def cgroup_limit(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """The least memory limit of the process's cgroup and all above it, v2 or v1; None where there is none."""
+    found = []
+    for line in own.read_text().splitlines() if own.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        here = top / path.lstrip("/")
+        for folder in (here, *here.parents):
+            if folder == top or top in folder.parents:
+                file = folder / name
+                text = file.read_text().strip() if file.is_file() else "max"
+                found += [int(text)] if text.isdigit() else []
+    return min(found, default=None)
+
+
+def cpu_limit(limit: int | None = None, workers: int = 1) -> tuple[int, str]:
+    """Bytes that one worker may use on the CPU, and whose limit that is.
+
+    limit: what the caller gives each worker; workers: processes that share this machine's memory, 0 if they run on others.
+    """
+    if not workers:
+        return (limit, "the limit for a job (--mem)") if limit is not None else (sys.maxsize, "not known here (--mem)")
+    share = "" if workers == 1 else f", shared by {workers} workers"
+    found = [(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // workers, "the memory of this machine" + share)]
+    held = cgroup_limit()
+    found += [(held // workers, "the cgroup limit of this container or batch job" + share)] if held is not None else []
+    found += [(limit, "the limit for a worker (--mem, or this machine's memory shared out)")] if limit is not None else []
+    return min(found, key=lambda pair: pair[0])
+
+
+def limits(session: Session, limit: int | None = None, workers: int = 1, gpus: int = 0) -> list[Limit]:
+    """The budgets of a cell on the session's device; gpus: how many a job on another machine has, though the session is on the CPU."""
+    size, whose = cpu_limit(limit, workers)
+    if session.device.type != "cuda":
+        return [Limit(size, HOST if gpus and not workers else HOST + DEVICE, whose)]
+    device = torch.cuda.get_device_properties(session.device).total_memory
+    return [Limit(device, DEVICE, f"the memory of {session.device}"), Limit(size, HOST, whose)]
+
+
+def used(parts: Parts, budget: Limit) -> int:
+    """Bytes that a stage takes of a budget."""
+    return sum(getattr(parts, name) for name in budget.parts)
+
+
+def check_fits(grid: Grid, sessions: dict[str, Session], limit: int | None = None, workers: int = 1, *, gpus: int = 0,
+               only: list[Cell] | None = None) -> None:
+    """Raise one error that names the first cell (of ``only``, if given) that cannot fit, with the numbers, if there is any."""
+    bad: list[tuple[Cell, Parts, Limit]] = []
+    cells = cells_of(grid) if only is None else only
+    for cell in cells:
+        session = sessions[cell.model]
+        data = cell_data(session, cell.dataset)
+        if finished(session, cell, data):
+            continue
+        stages = memory(session, cell, data)
+        over = [(cell, stage, budget) for budget in limits(session, limit, workers, gpus) for stage in stages if used(stage, budget) > budget.bytes]
+        if over:
+            bad.append(max(over, key=lambda found: used(found[1], found[2]) / found[2].bytes))
+    if bad:
+        cell, stage, budget = bad[0]
+        sizes = ", ".join(f"{name} {getattr(stage, name) / 1e9:.2f}" for name in budget.parts if getattr(stage, name))
+        raise UserError(f"{cell.method.name} on {cell.dataset} needs about {used(stage, budget) / 1e9:.2f} GB while {stage.name} "
+                        f"({sessions[cell.model].ref.name}: {sizes}), {budget.whose} is {budget.bytes / 1e9:.2f} GB, and {len(bad)} of {len(cells)} "
+                        f"cells cannot fit; use {mend(sessions[cell.model], stage, budget)}, or more memory")
+
+
+def mend(session: Session, stage: Parts, budget: Limit) -> str:
+    """What makes the largest part smaller."""
+    largest = max(budget.parts, key=lambda name: getattr(stage, name))
+    if largest == "weights" and stage.name == "gradients are taken" and session.grid.grad_dtype == "fp32" and session.ref.dtype != "float32":
+        return "--grad_dtype bf16"
+    if largest == "activations":
+        asked = "--batch_size" if session.grid.batch_size else "--batch_tokens"
+        return f"a lower {'--max_length or --calib_window' if stage.name in LONGEST else asked}"
+    return MENDS[largest]

@@ -1,0 +1,183 @@
+"""Start a grid with the executor that was asked for, and follow it."""
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from core.digest import digest, file_sha256
+from core.errors import UserError
+from harness.forecast.limits import cpu_limit
+from harness.forecast.preflight import preflight
+from harness.grid import Cell, Grid, cells_of, settings
+from harness.jobs.board import EVERYTHING, Board, Post, forget_like, part_name, runs
+from harness.jobs.executors import submit_processes, submit_slurm
+from harness.jobs.loop import open_sessions, run_grid
+from harness.jobs.options import Options
+from harness.jobs.status import parts
+from harness.jobs.worker import Job
+from harness.progress import Progress
+from harness.stages.cell import cell_key, upstream_keys
+from harness.stages.documents import cell_data
+from harness.stages.model import Session
+from harness.stages.scores import scores_key
+from report.records import read_if_whole
+
+FOLLOW_S = 1.0
+
+
+def run_local(grid: Grid, token: str | None, progress: Progress, plugins: list[str]) -> list[dict]:
+    """The whole grid in this process; its notice board is taken down when every cell is done."""
+    sessions = open_sessions(grid, token, progress.say)
+    preflight(grid, sessions, progress.say)
+    forget_like(grid)
+    board = Board.new(grid, "local", [], plugins)
+    post = Post(board, EVERYTHING)
+    progress.watchers.append(post.update)
+    try:
+        results = run_grid(grid, progress, sessions, post)
+    finally:
+        post.close()
+        board.close()
+    if all(r["status"] == "ok" for r in results):
+        board.remove()
+        forget_like(grid)  # of a twin that was killed: its cells are done now
+    return results
+
+
+def for_workers(grid: Grid, options: Options) -> Grid:
+    """The grid as the executor's workers will run it: with their threads, if none were asked for."""
+    return replace(grid, threads=options.threads) if options.threads and not grid.threads else grid
+
+
+def launch(grid: Grid, token: str | None, options: Options, plugins: list[str], say) -> tuple[Board, list]:
+    """Check what can be checked here, write the run down, hand its parts to the executor; returns the run's board and its local jobs."""
+    check_place(grid, options)
+    # the machine that hands jobs in need not have their GPU; keys made here only tell equal cells from different ones
+    dtype = "bf16" if grid.dtype == "auto" and options.gpus else grid.dtype
+    here = replace(grid, device="cpu", dtype=dtype) if options.executor == "slurm" else grid
+    sessions = open_sessions(here, token, say)
+    preflight(here, sessions, say, weights=options.executor != "slurm", limit=options.mem_bytes, workers=options.sharing, gpus=options.gpus)
+    groups, readers = score_groups(here, sessions)
+    asked = [grid.device, grid.dtype, options.executor, options.gpus]
+    names = [identity(here, cell, sessions[cell.model], asked, plugins) for cell in cells_of(grid)]
+    taken = in_other_hands(grid, names) if options.executor == "slurm" else {}
+    forget_like(grid)
+    memory = options.mem_bytes or (cpu_limit(None, options.sharing)[0] if options.sharing > 1 else None)  # what one worker may use
+    board = Board.new(grid, options.executor, groups, plugins, memory, names)
+    jobs: list = []
+    if options.executor == "process":
+        jobs = submit_processes(board, options)
+    elif options.executor == "debug":
+        _debug(board)
+    else:
+        _hand_in(board, options, taken, readers, say)
+    return board, jobs
+
+
+def check_place(grid: Grid, options: Options) -> None:
+    """An executor that cannot work here is an error before anything is read."""
+    if options.executor == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
+        raise UserError("--executor slurm: sbatch is not on this machine's path; give the command on a login node, or use --executor process")
+    if options.executor == "process" and grid.device.startswith("cuda:"):
+        raise UserError(f"--device {grid.device} with --executor process would put every worker on one GPU; use --device cuda, and "
+                        "CUDA_VISIBLE_DEVICES to choose GPUs")
+
+
+def identity(here: Grid, cell: Cell, session: Session, asked: list, plugins: list[str]) -> str:
+    """What makes a cell the same in two runs on a cluster: its key as on this machine, what was asked of the jobs, the plugins' text."""
+    texts = [file_sha256(path) for path in plugins]
+    try:
+        key = cell_key(session, cell, cell_data(session, cell.dataset))
+    except UserError as error:  # the cell will say so itself
+        key = str(error)
+    return digest([key, settings(here), asked, texts])
+
+
+def _hand_in(board: Board, options: Options, taken: dict[int, dict], readers: list[set[int]], say) -> None:
+    for index, facts in taken.items():
+        board.set(part_name("cell", index), "elsewhere", **facts)
+    try:
+        jobs = submit_slurm(board, options, set(taken), readers)
+    except UserError:
+        board.remove()
+        raise
+    board.close()
+    cells = len(board.run["cells"]) - len(taken)
+    say(f"Run {board.id}: {sum(j.startswith('scores') for j in jobs)} groups of scores and {cells} cells handed to SLURM"
+        + (f"; {len(taken)} cells are done by earlier runs, or in their hands" if taken else ""))
+
+
+def in_other_hands(grid: Grid, names: list[str]) -> dict[int, dict]:
+    """Cells that an earlier run on the cluster has finished, runs, or has in the queue: number -> that run and part."""
+    taken: dict[int, dict] = {}
+    for board in runs(grid.results_dir):
+        if board.run["executor"] != "slurm" or not set(names) & set(board.run["identities"]):
+            continue
+        states = {p.name: p.state for p in parts(board)}
+        for number, name in enumerate(board.run["identities"]):
+            part = part_name("cell", number)
+            facts = board.state(part) or {}
+            if name not in names or facts.get("state") == "elsewhere" or states[part] == "failed":
+                continue  # the run that really has it is looked at as well
+            if states[part] != "done" or _is_there(grid, facts):
+                taken[names.index(name)] = {"run": board.id, "there": part}
+    return taken
+
+
+def _is_there(grid: Grid, facts: dict) -> bool:
+    """Whether the result that a board speaks of is in the folder, and whole."""
+    found = read_if_whole(Path(grid.results_dir) / f"{facts.get('file')}.json")
+    return bool(found) and found.get("status") == "ok"
+
+
+def _debug(board: Board) -> None:
+    """Every part, one after another, in this process."""
+    import submitit
+
+    executor = submitit.DebugExecutor(folder=board.folder / "jobs")
+    for name in board.parts():
+        executor.submit(Job(str(board.folder), name)).result()
+
+
+def follow(board: Board, progress: Progress, jobs: list) -> None:
+    """Show cells as they end, until none is running or waiting; Ctrl-C leaves a cluster's jobs alone and ends processes."""
+    told: set[str] = set()
+    try:
+        while True:
+            ended = bool(jobs) and all(job.done() for job in jobs)
+            found = [p for p in parts(board, ended) if p.name.startswith("cell-")]
+            for part in found:
+                if part.state in ("done", "failed") and part.name not in told:
+                    told.add(part.name)
+                    progress.cell_done(f"{'FAILED  ' if part.state == 'failed' else ''}{part.label}" + (f": {part.reason}" if part.reason else ""))
+            running = [p for p in found if p.state == "running"]
+            if running:
+                progress.update(f"{len(running)} running, first: {running[0].reason}", 0, 1)
+            if len(told) == len(found) and (ended or not jobs):
+                return
+            time.sleep(FOLLOW_S)
+    except KeyboardInterrupt:
+        for job in jobs:
+            job.cancel()
+        raise
+    finally:
+        board.close()
+
+
+def score_groups(grid: Grid, sessions: dict[str, Session]) -> tuple[list[list[int]], list[set[int]]]:
+    """Groups of cells by number, one cell for each different scores, grouped by what they share; and all cells that read each group's scores."""
+    groups: dict[str, list[int]] = {}
+    readers: dict[str, set[int]] = {}
+    seen: set[str] = set()
+    for index, cell in enumerate(cells_of(grid)):
+        if not cell.method.scorer:
+            continue
+        session = sessions[cell.model]
+        data = cell_data(session, cell.dataset)
+        key, shared = scores_key(session, cell, data)[0], upstream_keys(session, cell, data)[0]  # the gradients' key, or the scores' own
+        readers.setdefault(shared, set()).add(index)
+        if key not in seen:
+            seen.add(key)
+            groups.setdefault(shared, []).append(index)
+    return list(groups.values()), [readers[shared] for shared in groups]

@@ -1,0 +1,107 @@
+"""How jobs are asked for: the executor's flags."""
+
+import math
+import os
+import re
+from dataclasses import dataclass, fields
+
+from core.errors import UserError
+
+EXECUTORS = ("local", "process", "debug", "slurm")
+
+# which executors read a flag; debug takes those of slurm, to be tried before
+READS = {"max_parallel": ("process", "slurm", "debug"), "cpus_per_task": ("process", "slurm", "debug"), "wait": ("slurm", "debug")}
+
+JOBS = ("slurm", "debug")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How jobs are asked for; none of it changes a result, except that ``cpus_per_task`` are a CPU job's threads.  None = not asked."""
+
+    executor: str = "local"
+    max_parallel: int | None = None  # jobs at a time; 2 processes, or 64 jobs of an array
+    partition: str | None = None
+    gpus_per_task: int | None = None
+    cpus_per_task: int | None = None  # 4 on a cluster, the cores shared out on one machine
+    time: str | None = None  # 4 hours; a job that needs more is queued again and goes on
+    mem: str | None = None
+    setup: tuple[str, ...] = ()  # shell lines before the work: module load, source activate
+    sbatch: tuple[str, ...] = ()  # KEY=VALUE, handed on
+    max_requeues: int | None = None  # 20
+    wait: bool = False
+
+    def __post_init__(self):
+        if self.executor not in EXECUTORS:
+            raise UserError(f"--executor is {self.executor!r}; use one of: {', '.join(EXECUTORS)}")
+        for name, least in (("max_parallel", 1), ("gpus_per_task", 0), ("cpus_per_task", 1), ("max_requeues", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name} is {value}; it must be at least {least}")
+        if self.minutes < 1:
+            raise UserError(f"--time is {self.minutes} minutes; give at least 1")
+        if self.mem is not None:
+            parse_bytes(self.mem)
+        for pair in self.sbatch:
+            if not re.fullmatch(r"-{0,2}[a-z][a-z-]*(=.+)?", pair):
+                raise UserError(f"--sbatch {pair!r} is not KEY=VALUE of sbatch, such as account=lab or qos=low")
+        for field in fields(self):
+            readers = READS.get(field.name, JOBS)
+            if field.name != "executor" and getattr(self, field.name) not in (None, (), False) and self.executor not in readers:
+                raise UserError(f"--{field.name} does nothing with --executor {self.executor}; add --executor {readers[0]} or leave it out")
+
+    @property
+    def minutes(self) -> int:
+        return parse_minutes(self.time or "240")
+
+    @property
+    def mem_bytes(self) -> int | None:
+        return None if self.mem is None else parse_bytes(self.mem)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one job on a cluster."""
+        return self.gpus_per_task or 0
+
+    @property
+    def workers(self) -> int:
+        """How many parts may run at a time."""
+        return self.max_parallel or {"local": 1, "debug": 1, "process": 2, "slurm": 64}[self.executor]
+
+    @property
+    def sharing(self) -> int:
+        """How many workers share this machine's memory; none of a cluster's."""
+        return {"slurm": 0, "process": self.workers}.get(self.executor, 1)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of one worker, or 0 where the grid's own rule holds."""
+        if self.executor == "process":
+            return self.cpus_per_task or max(1, cores() // self.workers)
+        return (self.cpus_per_task or 4) if self.executor == "slurm" else 0
+
+
+def cores() -> int:
+    """CPU cores that this process may use; a job sees its own, not the node's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def parse_minutes(text: str) -> int:
+    """Minutes of a SLURM time: 90, 2:30:00, 1-12:00:00, rounded up."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?", text.strip())
+    if not found:
+        raise UserError(f"--time {text!r} is not a time; give minutes (90), H:MM:SS (2:30:00) or D-HH:MM:SS (1-12:00:00)")
+    days, first, second, third = (int(g) if g else 0 for g in found.groups())
+    if found[1] is not None:
+        return math.ceil(days * 1440 + first * 60 + second + third / 60)
+    if found[4] is not None:
+        return math.ceil(first * 60 + second + third / 60)
+    return math.ceil(first + second / 60)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a SLURM memory size: 16G, 16GB, 500M; a bare number is GB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise UserError(f"--mem {text!r} is not a size; give GB such as 16, or 16G, 500M, 1T")
+    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2].upper() or "G") + 1))

@@ -1,0 +1,88 @@
+"""One job of a run: what submitit calls on whatever machine it lands.
+
+submitit pickles a :class:`Job`, which holds a folder's name and a part's, nothing else: the grid is read from
+``run.json``, results and weights are JSON and safetensors.  A job that is pre-empted or runs out of time is queued
+again and goes on: everything it finished is in the store.
+"""
+
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from core.errors import UserError
+from harness.grid import Grid, cells_of
+from harness.jobs.board import EVERYTHING, Board, Post, results_folder
+
+
+class Job:
+    """A part of a run, callable by submitit; ``checkpoint`` makes it go on after a pre-emption or a time-out."""
+
+    def __init__(self, folder: str, part: str):
+        self.folder, self.part = folder, part
+
+    def __call__(self) -> int:
+        return work(Board(Path(self.folder)), self.part)
+
+    def checkpoint(self):
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def job_number() -> str | None:
+    """The number under which submitit keeps this process's log, if it runs under submitit."""
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local":  # also within an allocation
+        return os.environ.get("SUBMITIT_LOCAL_JOB_ID")
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
+
+
+def work(board: Board, part: str) -> int:
+    """Do a part, or everything that nobody else does; returns how many cells failed."""
+    import evaluation.tasks  # noqa: F401  (registers the data sets)
+    import methods
+    from harness.progress import Progress
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("submitit").propagate = False  # it has a handler of its own
+    post = Post(board, part, job_number())
+    try:
+        os.chdir(board.run["cwd"])
+        for path in board.run["plugins"]:
+            methods.load_plugin(path)
+        grid = board.grid()
+        with Progress(len(cells_of(grid)) if part == EVERYTHING else 1) as progress:
+            progress.watchers.append(post.update)
+            return _work(board, grid, part, progress, post)
+    except (UserError, OSError) as error:
+        board.set(f"end-{os.getpid()}" if part == EVERYTHING else part, "failed", error=str(error))
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        post.close()
+
+
+def _work(board: Board, grid: Grid, part: str, progress, post: Post) -> int:
+    from harness.forecast.preflight import preflight
+    from harness.jobs.loop import claim, claim_scores, open_sessions, run_grid, run_part
+
+    token, limit = os.environ.get("HF_TOKEN"), board.run["memory"]
+    cells, groups = cells_of(grid), board.run["scores"]
+    if part == EVERYTHING:
+        sessions = open_sessions(grid, token, progress.say)
+        preflight(grid, sessions, progress.say, limit=limit)
+        results = run_grid(grid, progress, sessions, post, groups)
+        return sum(r["status"] != "ok" for r in results)
+    kind, _, number = part.rpartition("-")
+    mine = [cells[i] for i in groups[int(number)]] if kind == "scores" else [cells[int(number)]]
+    # its own model and data only; the methods stay, since one backward pass serves all of them
+    small = replace(grid, models=(mine[0].model,), datasets=tuple(dict.fromkeys(c.dataset for c in mine)))
+    session = open_sessions(small, token, progress.say)[mine[0].model]
+    preflight(small, {mine[0].model: session}, progress.say, limit=limit, only=mine)
+    if kind == "scores":
+        claim_scores(session, mine, progress, post, part, wait=True)
+        return 0
+    with session.store.lock(claim(session, mine[0]), "cell"):
+        return int(run_part(session, mine[0], part, results_folder(grid), progress, post)["status"] != "ok")

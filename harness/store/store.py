@@ -1,0 +1,208 @@
+"""The content-addressed store: ``<root>/<digest>/`` holds a stage's files and a ``meta.json``.
+
+An entry is written into a temporary folder, flushed, and renamed into place, so it is whole or absent.
+``meta.json`` carries the sha256 of every file; an entry that does not match is put aside as
+``.damaged-<digest>`` and computed again.  Work on one key is serialised by a lock (core/locks.py) that needs
+no flock; should two processes make one entry all the same, the first one in place stays.
+``journal/`` has one file a process: a line for every entry, and piece of one, that it finished.
+"""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from filelock import SoftFileLease
+from safetensors import safe_open
+
+from core.digest import canonical_json, digest, file_sha256, write_json
+from core.errors import UserError, storage_error
+from core.locks import hold, lease, take
+from harness.store.partial import Partial
+
+log = logging.getLogger(__name__)
+
+OLD_S = 24 * 3600.0  # a temporary folder this old belongs to nobody any more
+
+ABANDONED_S = 30 * 24 * 3600.0  # pieces of a stage that nobody has gone on with for so long
+
+
+class Store:
+    """Entries by digest under one folder."""
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+        self._asked: dict[str, SoftFileLease] = {}  # locks that somebody else had when they were asked for
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cache folder {str(root)!r} cannot be made ({error.strerror}); choose another with --cache_dir") from None
+
+    def path(self, key: str) -> Path:
+        return self.root / key
+
+    def get(self, key: str) -> Path | None:
+        """Return the entry's folder if it is there and whole, else None; StorageError if it cannot be read."""
+        while True:
+            judged = _judge(self.path(key))
+            if judged.state == "whole":
+                return self.path(key)
+            if judged.state == "absent" or self._quarantine(key, judged):
+                return None
+
+    def _quarantine(self, key: str, judged: "Judged") -> bool:
+        """Put a damaged entry aside; False if it is no longer the one that was judged.
+
+        No lock is held here: another process may have put the damaged entry aside, and a whole one in its place, meanwhile.
+        """
+        aside = self.root / f".damaged-{key}"
+        shutil.rmtree(aside, ignore_errors=True)
+        if _judge(self.path(key)) != judged:
+            return False
+        try:
+            os.replace(self.path(key), aside)
+        except FileNotFoundError:  # another process did so just before
+            return True
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # so did another one, and the entry is there again
+                return False
+            raise storage_error(error, self.path(key)) or error from error
+        log.warning("cache entry %s is damaged (%s); put aside as %s and computed again", key, judged.why, aside.name)
+        return True
+
+    def put(self, key: str, identity: dict, provenance: dict, write) -> Path:
+        """Let ``write(folder)`` make the files, add meta.json, move the folder into place; StorageError if the disk refuses."""
+        temp = None
+        try:
+            temp = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
+            write(temp)
+            files = {f.relative_to(temp).as_posix(): file_sha256(f) for f in sorted(temp.rglob("*")) if f.is_file()}
+            for name in files:
+                _flush(temp / name)
+            stamp = datetime.now(UTC).isoformat(timespec="seconds")
+            write_json(temp / "meta.json", {"digest": key, "identity": identity, "provenance": provenance, "files": files, "time": stamp})
+            os.chmod(temp, 0o755)
+            self._move_in(temp, key)
+            self._note(identity["stage"], key)
+        except Exception as error:
+            stop = storage_error(error, self.root)
+            if stop:
+                raise stop from error
+            raise
+        finally:
+            if temp is not None:
+                shutil.rmtree(temp, ignore_errors=True)
+        return self.path(key)
+
+    def _move_in(self, temp: Path, key: str) -> None:
+        try:
+            os.replace(temp, self.path(key))
+        except OSError as error:  # a folder that is not empty cannot be replaced: another process was first, with the same content
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            _flush(self.root)
+
+    def _note(self, stage: str, key: str) -> None:
+        """One line for what was just finished, in a file of this process's own: who did what, and a proof that nothing was done twice."""
+        folder = self.root / "journal"
+        folder.mkdir(exist_ok=True)
+        line = canonical_json({"key": key, "stage": stage, "time": time.time()})
+        with open(folder / f"{socket.gethostname()}-{os.getpid()}.log", "a") as out:
+            out.write(line + "\n")
+
+    @contextmanager
+    def lock(self, key: str, what: str):
+        """Hold the key: a second process that wants the same entry waits, for ``what`` as it says, and then finds it."""
+        with hold(self._lock_path(key), f"the {what} {key}"):
+            yield
+
+    def take(self, key: str):
+        """The lock of a key, held, if nobody has it, else None; the caller releases it.
+
+        The same lease is asked each time, for it watches whether a holder on another host still lives.
+        """
+        asked = self._asked.setdefault(key, lease(self._lock_path(key)))
+        if (found := take(self._lock_path(key), lock=asked)) is not None:
+            del self._asked[key]
+        return found
+
+    def busy(self, key: str) -> bool:
+        """Whether an entry is not there and somebody seems to be making it; a guess, for choosing what to do next."""
+        return not self.path(key).is_dir() and (self.root / ".leases" / key).exists()
+
+    def _lock_path(self, key: str) -> Path:
+        folder = self.root / ".leases"
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, folder) or error from error
+        return folder / key
+
+    def partial(self, key: str) -> Partial:
+        """What is finished of an entry in the making; survives a kill."""
+        return Partial(self.root / ".partial" / key, lambda name: self._note("piece", f"{key}/{name}"))
+
+    def sweep(self) -> None:
+        """Remove temporary folders that killed processes left long ago, and the pieces of stages that were given up."""
+        for pattern, old in ((".tmp-*", OLD_S), (".partial/*", ABANDONED_S)):
+            for folder in self.root.glob(pattern):
+                try:
+                    if time.time() - folder.stat().st_mtime > old:
+                        shutil.rmtree(folder, ignore_errors=True)
+                except FileNotFoundError:  # its owner has just finished
+                    continue
+
+
+class Judged(NamedTuple):
+    """What a look at an entry found; two looks at one entry are equal."""
+
+    state: str  # whole, absent or damaged
+    why: str = ""
+    meta: bytes = b""
+
+
+def _judge(folder: Path) -> Judged:
+    """Look at an entry.  Damage is a file that is gone or not what was written; one that cannot be read may be whole, and stays."""
+    meta = b""
+    try:
+        if not folder.is_dir():
+            return Judged("absent")
+        meta = (folder / "meta.json").read_bytes()
+        for name, sha in json.loads(meta)["files"].items():
+            if file_sha256(folder / name) != sha:
+                return Judged("damaged", name, meta)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return Judged("damaged", str(error), meta)
+    except OSError as error:
+        raise storage_error(error, folder, doing="read") from error
+    return Judged("whole", "", meta)
+
+
+def _flush(path: Path) -> None:
+    """Make a file's bytes or a folder's names durable before anything relies on them."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def stage_key(stage: str, version: int, **upstream) -> tuple[str, dict]:
+    """Digest and identity of a stage's output: stage, its version, and exactly what it reads."""
+    identity = {"stage": stage, "version": version, **upstream}
+    return digest(identity), identity
+
+
+def _tensors(path) -> dict[str, torch.Tensor]:
+    with safe_open(path, "pt") as file:
+        return {fqn: file.get_tensor(fqn) for fqn in file.keys()}

@@ -1,0 +1,1 @@
+"""Allocators: scores and a budget in, bits of every linear out."""

@@ -1,0 +1,112 @@
+"""Allocators of the published forms; their rows are exempt from the budget and show their own true bits.
+
+``top_fraction``     the top share of blocks at ``high`` bits, the rest at ``low`` (TAQ, TAQoS: 25 % at 8, rest 4).
+``keep_edges_topk``  first and last blocks and the best others at 16 bits, the rest at ``low`` (TAQO).
+``flat``             every linear alike: bits, group size (none = one scale a row), and how it is stored.
+``global_topk``      the same, and the best ``ratio`` of all weights, over the whole model, kept at 16 bits (TaCQ).
+``balanced``         per linear, as many column groups at N+1 bits as at N−1 (the allocation rule of SliM-LLM).
+``none``             the model as it was loaded.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from core.errors import UserError
+from core.registry import allocator
+from core.types import LayerPlan
+from quantization.allocators.common import AllocContext, first_k, masks_of, spread_order
+
+PUBLISHED_GROUP = 128  # the script's group size; scale and zero are float32 there, and counted here
+
+
+def _published(bits: int) -> LayerPlan:
+    return LayerPlan(bits, PUBLISHED_GROUP, 32, 32)
+
+
+def block_scores(ctx: AllocContext) -> np.ndarray:
+    """The score of each block, read back from its linears: float64 [blocks]."""
+    if ctx.scores is None or ctx.scores.granularity != "layer":
+        raise UserError("this allocation ranks decoder blocks; combine it with a block scorer such as TAQ, TAQO or TAQoS")
+    out = np.zeros(max(ctx.block_of.values()) + 1)
+    for fqn, block in ctx.block_of.items():
+        out[block] = float(ctx.scores.values[fqn])
+    return out
+
+
+def ranked(scores: np.ndarray) -> list[int]:
+    """Blocks from the highest score down; equal scores in spread order, so that ties do not pick the earliest."""
+    position = {block: i for i, block in enumerate(spread_order(len(scores)))}
+    return sorted(range(len(scores)), key=lambda b: (-scores[b], position[b]))
+
+
+@allocator("top_fraction", options=("fraction", "high", "low", "rounding"), exempt=True)
+def top_fraction(ctx: AllocContext):
+    """ceil(fraction · blocks) best blocks, at least one, at ``high`` bits; the script's first version rounds instead."""
+    fraction, high, low = (ctx.options.get(k, d) for k, d in (("fraction", 0.25), ("high", 8), ("low", 4)))
+    scores = block_scores(ctx)
+    exact = fraction * len(scores)
+    count = max(1, round(exact) if ctx.options.get("rounding") == "round" else math.ceil(exact))
+    best = set(ranked(scores)[:count])
+    return {n: _published(high if ctx.block_of[n] in best else low) for n in ctx.shapes}, {"high_blocks": sorted(best)}
+
+
+@allocator("keep_edges_topk", options=("edges", "low", "total", "others"), exempt=True)
+def keep_edges_topk(ctx: AllocContext):
+    """First and last ``edges`` blocks at 16 bits, then the best others: ``total`` in all, or ``others`` more."""
+    edges, low = ctx.options.get("edges", 2), ctx.options.get("low", 4)
+    scores = block_scores(ctx)
+    count = len(scores)
+    kept = {b for b in (*range(edges), *range(count - edges, count)) if 0 <= b < count}
+    more = ctx.options["others"] if "others" in ctx.options else max(0, ctx.options.get("total", 8) - len(kept))
+    kept |= set([b for b in ranked(scores) if b not in kept][:more])
+    return {n: LayerPlan(16, PUBLISHED_GROUP) if ctx.block_of[n] in kept else _published(low) for n in ctx.shapes}, {"kept_blocks": sorted(kept)}
+
+
+@allocator("balanced", options=("bits", "pairs"), exempt=True)
+def balanced(ctx: AllocContext):
+    """Per linear: ``pairs`` of column groups with the highest score at N+1 bits and as many of the lowest at N−1."""
+    if ctx.scores is None or ctx.scores.granularity != "group":
+        raise UserError("balanced allocation needs group scores; this scorer gives " + getattr(ctx.scores, "granularity", "none"))
+    base, share = ctx.options.get("bits", 3), ctx.options.get("pairs", 0.25)
+    layers = {}
+    for name in ctx.shapes:
+        per_group = ctx.scores.values[name].double().sum(0)
+        pairs = min(int(share * len(per_group)), len(per_group) // 2)
+        order = torch.sort(per_group, descending=True, stable=True).indices.numpy()
+        bits = np.full(len(per_group), base, dtype=np.uint8)
+        bits[order[:pairs]], bits[order[len(order) - pairs:]] = base + 1, base - 1
+        layers[name] = LayerPlan(base, ctx.budget.group_size, ctx.budget.scale_bits, group_bits=bits)
+    return layers, {}
+
+
+@allocator("none", exempt=True)
+def none(ctx: AllocContext):
+    """Quantize nothing."""
+    return {}, {}
+
+
+@allocator("flat", options=("bits", "group", "scale_bits", "zero_bits", "form", "ordered"), exempt=True)
+def flat(ctx: AllocContext):
+    """The same for every linear, as a published method starts from it; its quantizer may add outliers or group bits."""
+    return {n: _flat(ctx, shape) for n, shape in ctx.shapes.items()}, {}
+
+
+def _flat(ctx: AllocContext, shape: tuple[int, int]) -> LayerPlan:
+    o = ctx.options
+    return LayerPlan(o["bits"], o.get("group") or shape[1], o.get("scale_bits", 16), o.get("zero_bits"), form=o.get("form", "grid"),
+                     ordered=o.get("ordered", False))
+
+
+@allocator("global_topk", options=("bits", "group", "ratio"), exempt=True)
+def global_topk(ctx: AllocContext):
+    """int(ratio · weights) best weights of the model, whatever linear they are in, kept at 16 bits over a flat grid."""
+    if ctx.scores is None or ctx.scores.granularity != "element":
+        raise UserError("global_topk keeps single weights; combine it with an element scorer such as TaCQ or magnitude")
+    names = list(ctx.shapes)
+    sizes = [ctx.scores.values[n].numel() for n in names]
+    best = first_k(torch.cat([ctx.scores.values[n].float().flatten() for n in names]), int(ctx.options["ratio"] * sum(sizes)))
+    masks = masks_of(ctx, names, best, sizes)
+    return {n: replace(_flat(ctx, shape), keep=masks.get(n)) for n, shape in ctx.shapes.items()}, {"kept": len(best)}

@@ -1,0 +1,1 @@
+"""Quantized linears as the bytes that would be stored, and back."""

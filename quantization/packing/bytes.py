@@ -1,0 +1,64 @@
+"""Integers, 16-bit values and masks as bytes, and back.  Little-endian bit order, element-major."""
+
+import numpy as np
+import torch
+
+from quantization.bits import csr_widths, index_bits
+
+
+def pack_bits(values: np.ndarray, bits) -> np.ndarray:
+    """Pack non-negative integers into uint8, ``bits`` each (one number, or one per value)."""
+    values = values.astype(np.uint64).ravel()
+    width = np.broadcast_to(np.asarray(bits, dtype=np.int64), values.shape).ravel()
+    if not len(values) or not width.max():
+        return np.zeros(0, dtype=np.uint8)
+    planes = (values[:, None] >> np.arange(width.max(), dtype=np.uint64)) & np.uint64(1)
+    used = np.arange(width.max())[None, :] < width[:, None]
+    return np.packbits(planes.astype(np.uint8)[used], bitorder="little")
+
+
+def unpack_bits(packed: np.ndarray, bits, count: int) -> np.ndarray:
+    """Undo :func:`pack_bits` for ``count`` values: int64 [count]."""
+    width = np.broadcast_to(np.asarray(bits, dtype=np.int64), (count,))
+    if not count or not width.max():
+        return np.zeros(count, dtype=np.int64)
+    used = np.arange(width.max())[None, :] < width[:, None]
+    planes = np.zeros(used.shape, dtype=np.int64)
+    planes[used] = np.unpackbits(packed, bitorder="little")[: int(width.sum())]
+    return (planes << np.arange(width.max())).sum(1)
+
+
+def raw16(values: torch.Tensor) -> np.ndarray:
+    half = values if values.element_size() == 2 else values.bfloat16()
+    return half.contiguous().view(torch.uint8).numpy().ravel()
+
+
+def from16(raw: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    stored = dtype if dtype.itemsize == 2 else torch.bfloat16
+    return torch.tensor(raw).view(stored).to(dtype)
+
+
+def pack_kept(weight: torch.Tensor, keep: np.ndarray) -> dict[str, np.ndarray]:
+    kept = {"kept": raw16(weight[torch.as_tensor(keep)])}
+    kind = index_bits(keep)[1]
+    if kind == "columns":
+        return kept | {"columns": np.packbits(keep[0], bitorder="little")}
+    if kind == "bitmap":
+        return kept | {"bitmap": np.packbits(keep.ravel(), bitorder="little")}
+    counts = keep.sum(1)
+    count_bits, column_bits = csr_widths(counts, keep.shape[1])
+    return kept | {"count_bits": np.array([count_bits], dtype=np.uint8), "row_counts": pack_bits(counts, count_bits),
+                   "column_numbers": pack_bits(np.nonzero(keep)[1], column_bits)}
+
+
+def unpack_mask(arrays: dict[str, np.ndarray], shape) -> np.ndarray:
+    rows, cols = shape
+    if "columns" in arrays:
+        return np.tile(np.unpackbits(arrays["columns"], bitorder="little")[:cols].astype(bool), (rows, 1))
+    if "bitmap" in arrays:
+        return np.unpackbits(arrays["bitmap"], bitorder="little")[: rows * cols].astype(bool).reshape(shape)
+    counts = unpack_bits(arrays["row_counts"], int(arrays["count_bits"][0]), rows)
+    mask = np.zeros(shape, dtype=bool)
+    columns = unpack_bits(arrays["column_numbers"], csr_widths(counts, cols)[1], int(counts.sum()))
+    mask[np.repeat(np.arange(rows), counts), columns] = True
+    return mask

@@ -1,0 +1,1 @@
+"""Results as tables: which cells may be compared, what is computed of them, which rows are shown."""

@@ -1,0 +1,1 @@
+"""Tables as text: sheets, numbers as people read them, and their coats."""

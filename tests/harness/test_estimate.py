@@ -1,0 +1,408 @@
+"""What a cell needs, said before the grid starts: memory by parts, the limits that hold it, and seconds that are counted once."""
+
+import copy
+import shutil
+from dataclasses import fields, replace
+from io import StringIO
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+
+import evaluation.tasks  # noqa: F401  (registers the data sets)
+import harness.forecast.limits
+import harness.forecast.probe
+import harness.stages.model
+import methods  # noqa: F401  (registers the methods)
+from core.architecture import find_blocks
+from core.errors import UserError
+from core.model import empty_model
+from core.registry import SCORERS
+from core.types import ModelRef
+from harness.cli.main import main
+from harness.forecast.disk import SMALL as REST
+from harness.forecast.disk import disk_bytes
+from harness.forecast.dry_run import dry_run
+from harness.forecast.limits import DEVICE, HOST, cgroup_limit, check_fits, cpu_limit, limits, mend
+from harness.forecast.memory import Parts, backward_bytes, batch_bytes, forward_bytes, memory
+from harness.forecast.preflight import preflight
+from harness.forecast.probe import Probe, one_block
+from harness.forecast.sizes import asked, dims, prompt_batches
+from harness.forecast.time import Costs
+from harness.grid import cells_of
+from harness.jobs.loop import open_sessions
+from harness.presets import build_grid
+from harness.stages.base_quantized import corrupted_key
+from harness.stages.documents import cell_data, solver_calib
+from harness.stages.gradients import gradients_key
+from harness.stages.scores import scores_key
+from report.records import load_results
+from tests.tiny import CONFIGS
+
+SMALL = dict(datasets=("mmlu_pro",), eval_size=12, calib_size=6, avg_bits=(4.75,), device="cpu", threads=1, max_new_tokens=4, batch_tokens=600,
+             calib_tokens=400, quantizer="rtn")
+TIMES = {"token": 1e-3, "step": 1e-2, "head": 1e-4, "backward": 1.0, "solve": 1e-6, "flops": 1e12}  # what a probe would say, made up
+
+
+def opened(tiny: Path, root: Path, **changes):
+    """(grid, its one session, its cells with their data)."""
+    names = dict(models=(str(tiny),), cache_dir=str(root / "cache"), results_dir=str(root / "results"))
+    grid = build_grid("demo", **names | SMALL | changes)
+    session = open_sessions(grid, None, lambda text: None)[str(tiny)]
+    return grid, session, [(cell, cell_data(session, cell.dataset)) for cell in cells_of(grid)]
+
+
+def stages(tiny: Path, root: Path, method: str, **changes) -> dict[str, Parts]:
+    """The stages of a method's cell by name."""
+    _, session, cells = opened(tiny, root, **{"methods": (method,)} | changes)
+    return {stage.name: stage for cell, data in cells if cell.method.name == method for stage in memory(session, cell, data)}
+
+
+def flags(tiny: Path, root: Path, *more: str) -> list[str]:
+    """SMALL as a command line."""
+    named = [[f"--{'dataset' if k == 'datasets' else k}", *map(str, v if isinstance(v, tuple) else (v,))] for k, v in SMALL.items()]
+    where = ["--cache_dir", str(root / "cache"), "--results_dir", str(root / "results")]
+    return ["--run_type", "demo", "--model", str(tiny), *chain(*named), *where, *more]
+
+
+def test_parts_add_up(tiny_folder, tmp_path):
+    _, session, cells = opened(tiny_folder, tmp_path, methods=("TAQoS", "TaCQ", "SPQR", "SqueezeLLM-native", "GPTQ-native"))
+    found = [stage for cell, data in cells for stage in memory(session, cell, data)]
+    numbers = [f.name for f in fields(Parts) if f.name != "name"]
+    assert {stage.name for stage in found} == {"weights are loaded", "prompts are scored", "gradients are taken", "linears are solved",
+                                               "kept weights are chosen", "questions are asked"}
+    assert set(HOST + DEVICE) == set(numbers) and not set(HOST) & set(DEVICE)
+    for stage in found:
+        assert stage.total == sum(getattr(stage, name) for name in numbers)
+        assert stage.device == sum(getattr(stage, name) for name in DEVICE) and stage.host == sum(getattr(stage, name) for name in HOST)
+
+
+def test_weights_and_scores_are_the_bytes_that_they_are(tiny_folder, tmp_path):
+    """float32 weights once and the linears once more; a sum of gradients 4 bytes a weight; masks 1 byte a weight."""
+    found = stages(tiny_folder, tmp_path, "TaCQ", dtype="fp32")
+    model = empty_model(str(tiny_folder), ModelRef(str(tiny_folder), "x", "float32"))
+    linears = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2)
+    asking = found["questions are asked"]
+    assert asking.weights == 4 * sum(p.numel() for p in model.parameters()) and asking.originals == 4 * linears and asking.scores == linears
+    assert found["gradients are taken"].scores == 4 * linears + 4 * linears  # the sums, and the quantized model to compare with
+    assert found["kept weights are chosen"].scores == 13 * linears  # as stored, in one row, partly sorted; masks
+
+
+@pytest.mark.parametrize("stage, moved, before, after", [
+    ("questions are asked", {"activations"}, {}, {"batch_tokens": 1200}),
+    ("gradients are taken", {"scores"}, {}, {"methods": ("TaCQ", "SqueezeLLM")}),
+    ("gradients are taken", {"weights", "activations"}, {"dtype": "bf16", "grad_dtype": "bf16"}, {"dtype": "bf16", "grad_dtype": "fp32"}),
+    ("gradients are taken", {"activations"}, {"max_length": 64}, {"max_length": 128}),
+    ("linears are solved", {"solver"}, {"calib_tokens": 200}, {"calib_tokens": 400}),
+    ("kept weights are chosen", {"weights", "originals"}, {"dtype": "bf16"}, {"dtype": "fp32"}),
+])
+def test_each_part_grows_with_what_it_depends_on_and_with_nothing_else(tiny_folder, tmp_path, stage, moved, before, after):
+    one, two = (stages(tiny_folder, tmp_path, "TaCQ", **changes)[stage] for changes in (before, after))
+    differ = {f.name for f in fields(Parts) if f.name != "name" and getattr(one, f.name) != getattr(two, f.name)}
+    assert differ == moved
+    assert all(getattr(two, name) > getattr(one, name) for name in moved)
+
+
+def test_noise_on_every_block_keeps_every_block(tiny_folder, tmp_path):
+    """TAQoS holds the hidden states of all blocks of a batch at once, TAQ only the current one's."""
+    taq, taqos = (stages(tiny_folder, tmp_path, name)["prompts are scored"] for name in ("TAQ", "TAQoS"))
+    _, session, cells = opened(tiny_folder, tmp_path)
+    tokens = max(rows * width for rows, width in prompt_batches(session, SCORERS.get("TAQoS"), cells[0][1]))
+    assert taqos.activations - taq.activations == 8 * tokens * 32 * dims(session).itemsize  # blocks, tokens, width
+    assert replace(taqos, activations=taq.activations) == taq
+
+
+def test_logits_are_counted_where_they_are_read(tiny_folder, tmp_path):
+    _, session, cells = opened(tiny_folder, tmp_path)
+    small, batch = dims(session), asked(cells[0][1])[0]
+    large = copy.copy(small)
+    large.vocabulary = 1000 * small.vocabulary
+    rows = batch.rows * (large.vocabulary - small.vocabulary)
+    assert batch_bytes(large, batch) - batch_bytes(small, batch) >= rows * 4 * 2  # float32 logits and log-probabilities of each context's end
+    assert backward_bytes(large, 50, 4) > backward_bytes(small, 50, 4) + 2 * 4 * 50 * (large.vocabulary - small.vocabulary)
+    assert forward_bytes(large, 50, 4) == forward_bytes(small, 50, 4)
+
+
+def test_a_cell_that_cannot_fit_is_refused_with_the_numbers(tiny_folder, tmp_path, monkeypatch, capsys):
+    """The machine is one byte too small for TaCQ and large enough for all others."""
+    _, session, cells = opened(tiny_folder, tmp_path, methods=("TaCQ",))
+    tops = {cell.method.name: max(memory(session, cell, data), key=lambda stage: stage.total) for cell, data in cells}
+    assert all(top.total < tops["TaCQ"].total for name, top in tops.items() if name != "TaCQ")
+    monkeypatch.setattr(harness.forecast.limits, "cpu_limit", lambda *_: (tops["TaCQ"].total - 1, "the memory of this machine"))
+    assert main(flags(tiny_folder, tmp_path, "--method", "TaCQ")) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    top = tops["TaCQ"]
+    for piece in ("error: TaCQ on mmlu_pro needs about", f"{top.total / 1e9:.2f} GB while {top.name}", f"weights {top.weights / 1e9:.2f}",
+                  f"process {top.process / 1e9:.2f}", "the memory of this machine is", "1 of 4 cells cannot fit", "use a smaller model"):
+        assert piece in said, said
+    assert not (tmp_path / "results").exists()
+    assert main(flags(tiny_folder, tmp_path, "--method", "TaCQ", "--dry_run")) == 2
+    assert main(flags(tiny_folder, tmp_path, "--method", "TAQ", "--dry_run")) == 0
+
+
+def test_the_callers_limit_holds(tiny_folder, tmp_path):
+    grid, session, cells = opened(tiny_folder, tmp_path)
+    with pytest.raises(UserError, match=rf"fp16 on mmlu_pro .*--mem, .* shared out\) is 0.10 GB, and {len(cells)} of {len(cells)} cells"):
+        check_fits(grid, {session.label: session}, limit=10**8)
+    check_fits(grid, {session.label: session}, limit=10**12)
+    assert cpu_limit(10**8)[0] == 10**8 and cpu_limit(10**18)[0] < 10**18
+    assert cpu_limit(None, 4)[0] == cpu_limit()[0] // 4 and "4 workers" in cpu_limit(None, 4)[1]
+
+
+@pytest.mark.parametrize("stage, grid, said", [
+    (Parts("gradients are taken", weights=9, process=0), {"grad_dtype": "fp32"}, "--grad_dtype bf16"),
+    (Parts("gradients are taken", weights=9, process=0), {"grad_dtype": "bf16"}, "smaller model"),
+    (Parts("gradients are taken", activations=9, process=0), {}, "--max_length"),
+    (Parts("questions are asked", activations=9, weights=5, process=0), {}, "--batch_tokens"),
+    (Parts("questions are asked", activations=9, process=0), {"batch_size": 4}, "--batch_size"),
+    (Parts("kept weights are chosen", scores=9, process=0), {}, "--method"),
+    (Parts("linears are solved", solver=9, process=0), {}, "--calib_tokens"),
+])
+def test_the_mend_fits_the_largest_part(stage, grid, said):
+    session = SimpleNamespace(grid=SimpleNamespace(**{"grad_dtype": "fp32", "batch_size": None} | grid), ref=SimpleNamespace(dtype="bfloat16"))
+    assert said in mend(session, stage, harness.forecast.limits.Limit(1, HOST + DEVICE, "x"))
+
+
+def test_a_gpu_and_the_cpu_are_two_budgets(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80))
+    device, host = limits(SimpleNamespace(device=torch.device("cuda:1")), limit=70)
+    assert (device.bytes, device.parts, device.whose) == (80, DEVICE, "the memory of cuda:1") and (host.bytes, host.parts) == (70, HOST)
+
+
+def test_a_job_with_a_gpu_is_held_to_what_stays_on_its_cpu(tiny_folder, tmp_path, monkeypatch):
+    """--mem between the host's parts and the sum: too little for a CPU job, enough for one whose weights lie on its GPU."""
+    grid, session, cells = opened(tiny_folder, tmp_path, methods=("TaCQ",))
+    found = [stage for cell, data in cells for stage in memory(session, cell, data)]
+    host, whole = max(stage.host for stage in found), max(stage.total for stage in found)
+    assert host < whole
+    here = {session.label: session}
+    check_fits(grid, here, limit=host, workers=0, gpus=1)
+    with pytest.raises(UserError, match=r"TaCQ on mmlu_pro .*: originals \d.*, scores \d.*, process \d.*a job \(--mem\)") as error:
+        check_fits(grid, here, limit=host - 1, workers=0, gpus=1)
+    assert "activations" not in str(error.value) and ": weights" not in str(error.value)
+    for where in (dict(workers=0), dict(workers=1, gpus=1)):  # without a GPU, and on this machine, whose session says what it has
+        with pytest.raises(UserError, match="cannot fit"):
+            check_fits(grid, here, limit=host, **where)
+    monkeypatch.setattr(session, "device", torch.device("cuda:0"))  # the job's own estimate of its CPU is the same
+    assert max(stage.host for cell, data in cells for stage in memory(session, cell, data)) == host
+
+
+def test_weights_pass_through_the_cpu_on_their_way_to_a_gpu(tiny_folder, tmp_path):
+    found = stages(tiny_folder, tmp_path, "fp16", dtype="fp32")
+    model = empty_model(str(tiny_folder), ModelRef(str(tiny_folder), "x", "float32"))
+    loading = found["weights are loaded"]
+    assert loading.host - loading.process == 4 * sum(p.numel() for p in model.parameters()) and loading.device == 0
+    assert loading.host > found["questions are asked"].host and loading.total < found["questions are asked"].total
+
+
+def test_a_job_is_held_to_its_own_cells(tiny_folder, tmp_path, monkeypatch):
+    """Neither TaCQ's memory and disk nor a budget out of reach stop the job of fp16; they stop TaCQ's own."""
+    grid, session, cells = opened(tiny_folder, tmp_path, methods=("TaCQ",), avg_bits=(4.75,))
+    tops = {cell.method.name: max(stage.total for stage in memory(session, cell, data)) for cell, data in cells}
+    one, two = ([cell for cell, _ in cells if cell.method.name == name] for name in ("fp16", "TaCQ"))
+    said, here = [], {session.label: session}
+    ask = dict(weights=False, limit=tops["TaCQ"] - 1)
+    preflight(grid, here, said.append, **ask, only=one)
+    assert not any("asked: 4.75" in line or "solvers" in line for line in said)
+    with pytest.raises(UserError, match=r"TaCQ on mmlu_pro .* 1 of 1 cells cannot fit"):
+        preflight(grid, here, said.append, **ask, only=two)
+    with pytest.raises(UserError, match=r"TaCQ on mmlu_pro .* 1 of 4 cells cannot fit"):
+        preflight(grid, here, said.append, **ask)
+    disk = SimpleNamespace(free=disk_bytes(session, two) - 1)
+    monkeypatch.setattr("harness.forecast.disk.shutil.disk_usage", lambda root: disk)
+    preflight(grid, here, said.append, weights=False, only=one)
+    with pytest.raises(UserError, match="GB free"):
+        preflight(grid, here, said.append, weights=False, only=two)
+    far, session, cells = opened(tiny_folder, tmp_path, methods=("TaCQ",), avg_bits=(1.5,))
+    preflight(far, {session.label: session}, said.append, weights=False, only=one)
+    with pytest.raises(UserError, match=r"--avg_bits 1\.5 cannot be met"):
+        preflight(far, {session.label: session}, said.append, weights=False)
+
+
+@pytest.mark.parametrize("names, changes, workers, float32, own", [  # copies of the linears: float32, in the model's dtype
+    (("fp16",), {}, 1, 0, 0),
+    (("TAQ",), {"quantizer": "gptq"}, 1, 0, 1),  # solved blocks of the cell in work
+    (("TAQ",), {"quantizer": "gptq"}, 2, 0, 2),
+    (("TAQ",), {"quantizer": "gptq"}, 99, 0, 3),  # uniform, random and TAQ: no more than there are
+    (("TAQ",), {"quantizer": "gptq"}, 0, 0, 1),  # a cluster's jobs ask again
+    (("magnitude",), {}, 1, 1, 0),
+    (("TaCQ-absgrad",), {}, 1, 2 + 2, 0),  # sums and scores; two snapshots
+    (("TaCQ-absgrad", "SqueezeLLM"), {}, 4, 4 + 2 * 2, 0),  # one pass makes both kinds
+    (("TaCQ-absgrad",), {"seeds": (1, 2)}, 1, 4 + 2, 0),  # two passes, one at a time
+    (("TaCQ-absgrad",), {"seeds": (1, 2)}, 2, 4 + 4, 0),
+    (("TaCQ",), {"corrupt": "gptq"}, 1, 2 + 2, 2),  # the quantized model to compare with, and its pieces
+    (("TaCQ",), {"corrupt": "rtn"}, 1, 2 + 2, 1),  # made at once, without pieces
+])
+def test_disk_counts_what_is_stored_and_what_is_in_the_making(tiny_folder, tmp_path, names, changes, workers, float32, own):
+    # five documents a seed, so that two seeds read different ones
+    _, session, cells = opened(tiny_folder, tmp_path, methods=names, **{"dtype": "bf16", "calib_tokens": 200} | changes)
+    linears = sum(rows * cols for rows, cols in session.shapes.values())
+    assert disk_bytes(session, [cell for cell, _ in cells], workers) == (4 * float32 + 2 * own) * linears + REST
+
+
+def test_disk_does_not_count_what_is_there(tiny_folder, tmp_path):
+    """Else a grid that is taken up again would want the room of its scores twice."""
+    _, session, cells = opened(tiny_folder, tmp_path, methods=("TaCQ",), dtype="bf16")
+    linears = sum(rows * cols for rows, cols in session.shapes.values())
+    cell, data = cells[-1]
+    for key, left in ((corrupted_key(session, cell, data)[0], 4 * 4), (gradients_key(session, cell, data, "abs")[0], 4),
+                      (scores_key(session, cell, data)[0], 0)):  # in the order in which they are made
+        session.store.put(key, {"stage": "x"}, {}, lambda folder: None)
+        assert disk_bytes(session, [cell]) == left * linears + REST
+
+
+def cgroup(root: Path, own: str, **values: str) -> int | None:
+    """The limit that fake files give; a path's / is written __ ."""
+    (root / "own").write_text(own)
+    for name, value in values.items():
+        file = root / "fs" / name.replace("__", "/").replace("max_", "memory.max").replace("v1_", "memory.limit_in_bytes")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(value + "\n")
+    return cgroup_limit(root / "own", root / "fs")
+
+
+def test_cgroup_limits_of_version_2(tmp_path):
+    assert cgroup_limit(tmp_path / "none", tmp_path) is None
+    assert cgroup(tmp_path, "0::/a/b\n", a__b__max_="max") is None
+    assert cgroup(tmp_path, "0::/a/b\n", a__b__max_="8000", a__max_="9000") == 8000
+    assert cgroup(tmp_path, "0::/a/b\n", a__max_="7000") == 7000  # a parent holds its children
+    assert cgroup(tmp_path, "0::/a/b\n", other__max_="10") == 7000
+    assert cgroup(tmp_path, "0::/not/seen/from/inside\n", max_="6000") == 6000  # a container sees its own cgroup as the root
+
+
+def test_cgroup_limits_of_version_1(tmp_path):
+    own = "12:cpu,cpuacct:/slurm/job_1\n5:memory:/slurm/job_1\n0::/init.scope\n"
+    assert cgroup(tmp_path, own, memory__slurm__job_1__v1_="5000", memory__slurm__v1_="9223372036854771712") == 5000
+    assert cgroup(tmp_path, own, cpu__slurm__job_1__v1_="1") == 5000
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Probes that say what TIMES says, whatever they are asked."""
+    for name, value in TIMES.items():
+        monkeypatch.setattr(Probe, name, lambda self, *_, value=value: value)
+
+
+def seconds(session, cells) -> dict[tuple, float]:
+    costs = Costs(session)
+    return {(cell.method.name, cell.avg_bits): costs.seconds(cell, data) for cell, data in cells}
+
+
+def test_shared_work_is_counted_once(tiny_folder, tmp_path, timed):
+    """Gradients at the first cell that reads them, whoever that is; scores once for all budgets."""
+    both = opened(tiny_folder, tmp_path, methods=("TaCQ-absgrad", "SqueezeLLM"), avg_bits=(4.75, 5.75))
+    found, documents = seconds(*both[1:]), len(solver_calib(both[1], both[2][0][1], 42)[0].tokens)
+    backward = documents * 8 * TIMES["backward"]  # 8 blocks
+    first = found["TaCQ-absgrad", 4.75] - found["TaCQ-absgrad", 5.75]
+    assert backward < first < 1.5 * backward  # and the head beside
+    assert found["SqueezeLLM", 4.75] == pytest.approx(found["SqueezeLLM", 5.75])
+    alone = opened(tiny_folder, tmp_path, methods=("SqueezeLLM",), avg_bits=(4.75, 5.75))
+    assert seconds(*alone[1:])["SqueezeLLM", 4.75] == pytest.approx(found["TaCQ-absgrad", 4.75])
+
+
+def test_a_scorer_costs_what_it_declares(tiny_folder, tmp_path, timed):
+    _, session, cells = opened(tiny_folder, tmp_path, methods=("TAQ", "TAQoS", "TAQO-oracle"), quantizer="rtn")
+    found, data = seconds(session, cells), cells[0][1]
+    asking, plain = Costs(session).evaluation(data), found["TAQ", 4.75]
+    padded = sum(map(len, data.calib.tokens))
+    one_pass = plain - found["uniform", 4.75]
+    assert 8 * TIMES["token"] * padded <= one_pass < 2 * 8 * TIMES["token"] * padded
+    assert found["TAQoS", 4.75] - found["uniform", 4.75] == pytest.approx((2 + 7 / 2) * one_pass)
+    assert found["TAQO-oracle", 4.75] - found["uniform", 4.75] == pytest.approx(9 * asking * 6 / 12)  # 6 labelled documents, 12 are evaluated
+
+
+def test_generated_tokens_and_solvers_cost_more(tiny_folder, tmp_path, timed):
+    _, session, cells = opened(tiny_folder, tmp_path, datasets=("trivia_qa",), batch_size=12)  # all in one batch
+    more = cells[0][1]
+    once, wanted = Costs(session).evaluation(more), 8 * TIMES["step"] * 3  # the first of 4 tokens comes from the context
+    assert len(more.batches) == 1 and once > wanted
+    assert Costs(session).evaluation(replace(more, batches=more.batches * 2)) == pytest.approx(2 * once)
+    rounded, solved = (seconds(*opened(tiny_folder, tmp_path, quantizer=name)[1:])["uniform", 4.75] for name in ("rtn", "gptq"))
+    assert solved > rounded + 2 * 8 * TIMES["token"] * 400 * 0.5
+
+
+@pytest.fixture(scope="module")
+def done(tiny_folder, tmp_path_factory):
+    """A finished grid."""
+    root = tmp_path_factory.mktemp("done")
+    assert main(flags(tiny_folder, root, "--method", "TAQ")) == 0
+    return root
+
+
+def test_what_is_stored_costs_nothing(done, tiny_folder, tmp_path, timed, monkeypatch):
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    _, session, cells = opened(tiny_folder, tmp_path, methods=("TAQ",))
+    assert set(seconds(session, cells).values()) == {0.0}
+    with monkeypatch.context() as patch:  # what needs no memory is not refused for want of it
+        patch.setattr(harness.forecast.limits, "cpu_limit", lambda *_: (1, "the memory of this machine"))
+        assert main(flags(tiny_folder, tmp_path, "--method", "TAQ")) == 0
+    new = opened(tiny_folder, tmp_path, methods=("TAQ",), avg_bits=(5.75,))[1:]
+    found = seconds(*new)
+    assert found["TAQ", 5.75] == pytest.approx(found["uniform", 5.75])  # the scores are there; random's were counted with the table of errors
+    result = next(r for r in load_results(tmp_path / "results") if r["method"]["name"] == "TAQ")
+    shutil.rmtree(tmp_path / "cache" / result["stages"]["samples"])
+    assert seconds(session, cells)["TAQ", 4.75] > 0 == seconds(session, cells)["uniform", 4.75]
+
+
+def test_dry_run_prints_the_parts_and_computes_nothing(tiny_folder, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise AssertionError("a dry run must not load the model")
+
+    monkeypatch.setattr(harness.stages.model, "load_model", refuse)
+    assert main(flags(tiny_folder, tmp_path, "--method", "TaCQ", "SqueezeLLM-native", "--quantizer", "gptq", "--dry_run")) == 0
+    out = capsys.readouterr().out
+    for column in ("time", "weights", "activations", "scores", "solver", "memory", "GB", "to do"):
+        assert column in out
+    assert "~" in out and "nothing was computed" in out and not (tmp_path / "results").exists()
+    assert not list((tmp_path / "cache").glob("*/*.safetensors")) and not list((tmp_path / "cache").glob("*/*.jsonl"))
+
+
+@pytest.mark.parametrize("ask, said", [
+    (dict(), "GB are the memory of this machine; nothing"),
+    (dict(workers=4, sharing=4), "not counted; 16.0 GB are the memory of this machine, shared by 4 workers; nothing"),
+    (dict(workers=64, sharing=0), "shared by 64 workers, models to be loaded not counted; nothing was computed"),
+    (dict(workers=64, sharing=0, limit=8 * 10**9), "8.0 GB are the limit for a job (--mem); nothing"),
+])
+def test_the_dry_runs_last_line_says_what_one_worker_may_use(tiny_folder, tmp_path, monkeypatch, ask, said):
+    monkeypatch.setattr(harness.forecast.limits.os, "sysconf", lambda name: 64 * 10**9 if name == "SC_PHYS_PAGES" else 1)
+    monkeypatch.setattr(harness.forecast.limits, "cgroup_limit", lambda: None)
+    grid, session, _ = opened(tiny_folder, tmp_path, methods=("fp16",))
+    console = Console(file=StringIO(), width=500)
+    dry_run(grid, {session.label: session}, console, **ask)
+    assert said in console.file.getvalue()
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_one_block_of_every_family_runs(family, tmp_path):
+    CONFIGS[family]().save_pretrained(tmp_path)
+    ref = ModelRef("tiny", "x", "float32")
+    session = SimpleNamespace(where=str(tmp_path), ref=ref, token=None, device=torch.device("cpu"))
+    block = find_blocks(one_block(session))[1]
+    whole = find_blocks(empty_model(str(tmp_path), ref))[1]
+    assert len(block) == 1 and sum(p.numel() for p in block[0].parameters()) == sum(p.numel() for p in whole[0].parameters())
+    probe = Probe(session)
+    assert 0 < probe.token(2, 9) < 1 and 0 < probe.step(2, 9) < 1
+
+
+def test_timings_are_a_unit_of_load_and_bounded(monkeypatch):
+    """A made-up clock: a run of n takes 0.02 n seconds, the very first a second more."""
+    clock, runs = [0.0], []
+
+    def run(n):
+        clock[0] += 0.02 * n + (not runs)
+        runs.append(n)
+
+    monkeypatch.setattr(harness.forecast.probe.time, "perf_counter", lambda: clock[0])
+    probe = Probe(SimpleNamespace(device=torch.device("cpu")))
+    assert probe.seconds(run, load=1000) == pytest.approx(0.02)
+    assert max(runs) == 7 and clock[0] < 2  # 0.15 s hold seven
+
+
+def test_a_family_that_cannot_be_cut_is_estimated_from_its_size(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(harness.forecast.probe, "one_block", lambda session: None)
+    _, session, cells = opened(tiny_folder, tmp_path, methods=("SqueezeLLM",))
+    found = seconds(session, cells)
+    assert 0 < found["fp16", None] < found["SqueezeLLM", 4.75]

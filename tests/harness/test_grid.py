@@ -1,0 +1,317 @@
+"""The whole chain on a tiny model: grid, cache, resume, failures, identity."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import evaluation.tasks  # noqa: F401  (registers the data sets)
+import harness.stages.model
+import harness.stages.samples
+import methods  # noqa: F401  (registers the methods)
+from core.model import pick_device
+from core.registry import METHODS, SCORERS, method, scorer
+from core.types import Budget, ModelRef
+from harness.cli.main import main
+from harness.grid import Grid, cells_of
+from harness.jobs.loop import open_sessions
+from harness.presets import build_grid
+from harness.stages.cell import cell_key
+from harness.stages.documents import cell_data
+from harness.stages.plan import plan_digest, plan_key, read_plan
+from harness.stages.samples import samples_key
+from harness.stages.scores import scores_key
+from report.records import load_results, read_samples
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def run(tiny: Path, root: Path, *more: str, datasets=("mmlu_pro", "trivia_qa")) -> int:
+    """Run a small grid in this process; returns the exit status."""
+    flags = ["--run_type", "demo", "--model", str(tiny), "--dataset", *datasets, "--eval_size", "12", "--calib_size", "6", "--avg_bits", "4.75",
+             "--device", "cpu", "--threads", "1", "--max_new_tokens", "4", "--batch_tokens", "600",
+             "--cache_dir", str(root / "cache"), "--results_dir", str(root / "results")]
+    return main([*flags, *more])
+
+
+def files(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob(pattern))}
+
+
+@pytest.fixture(scope="module")
+def done(tiny_folder, tmp_path_factory):
+    """A finished grid of all methods of issue A's table."""
+    root = tmp_path_factory.mktemp("grid")
+    assert run(tiny_folder, root, "--method", "TAQ", "TAQO", "TAQoS", "magnitude", "TAQ-native") == 0
+    return root
+
+
+def test_every_cell_has_a_result_with_its_true_bits(done):
+    results = load_results(done / "results")
+    assert len(results) == 2 * 8 and all(r["status"] == "ok" for r in results)
+    assert {r["method"]["name"] for r in results} == {"fp16", "uniform", "random", "TAQ", "TAQO", "TAQoS", "magnitude", "TAQ-native"}
+    for r in results:
+        if r["avg_bits"] is not None:
+            assert 4.74 < r["bits"]["average"] <= 4.75 and len(r["bits"]["per_linear"]) == 56
+    native = next(r for r in results if r["method"]["name"] == "TAQ-native")
+    # 8 blocks: two at 8 bits, six at 4; a group of 128 on 32 or 64 columns is one ragged group with 64 bits of scale and zero
+    assert native["avg_bits"] is None and native["bits"]["average"] > 5.0 + 64 / 64
+
+
+def test_second_run_computes_nothing_and_changes_no_byte(done, tiny_folder, monkeypatch, capsys):
+    before = files(done, "*.json*")
+
+    def refuse(*_):
+        raise AssertionError("a fully cached run must not load the model")
+
+    monkeypatch.setattr(harness.stages.model, "load_model", refuse)
+    assert run(tiny_folder, done, "--method", "TAQ", "TAQO", "TAQoS", "magnitude", "TAQ-native") == 0
+    assert files(done, "*.json*") == before
+    assert "TAQoS" in capsys.readouterr().out
+
+
+def test_same_seed_gives_the_same_bytes_elsewhere(done, tiny_folder, tmp_path):
+    assert run(tiny_folder, tmp_path, "--method", "TAQ", "TAQO", "TAQoS", "magnitude", "TAQ-native") == 0
+    for pattern in ("*.jsonl", "plan.json", "keep.safetensors", "scores.safetensors"):
+        first, second = files(done, pattern), files(tmp_path, pattern)
+        assert first == second and first, pattern
+
+
+def test_provenance_is_what_the_brief_lists(done):
+    meta = next(json.loads(p.read_text()) for p in (done / "cache").glob("*/meta.json") if (p.parent / "plan.json").exists())
+    found = meta["provenance"]
+    for key in ("model", "method", "dataset", "run_type", "config_hash", "config", "layers", "versions", "data", "seed"):
+        assert key in found
+    assert meta["time"] and found["versions"]["torch"] and set(found["data"]) == {"calibration", "evaluation"}
+    assert found["config"]["calib_size"] == 6 and len(found["layers"]) == 56
+
+
+def test_killed_between_batches_goes_on_to_the_same_bytes(done, tiny_folder, tmp_path, monkeypatch):
+    real, calls = harness.stages.samples.run_batch, []
+
+    def stop_after_three(*args):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(harness.stages.samples, "run_batch", stop_after_three)
+    assert run(tiny_folder, tmp_path, "--method", "TAQ") == 130
+    assert len(list((tmp_path / "cache" / ".partial").rglob("*.jsonl"))) >= 1
+    monkeypatch.setattr(harness.stages.samples, "run_batch", real)
+    assert run(tiny_folder, tmp_path, "--method", "TAQ") == 0
+    mine, whole = files(tmp_path / "results", "*.jsonl"), files(done / "results", "*.jsonl")
+    assert mine and all(whole[name] == content for name, content in mine.items())
+    assert not list((tmp_path / "cache" / ".partial").rglob("*.jsonl"))
+
+
+def test_a_failed_cell_is_recorded_and_the_grid_goes_on(tiny_folder, tmp_path, capsys):
+    @scorer("broken_test", granularity="layer", needs=())
+    def broken(ctx):
+        raise RuntimeError("the scorer broke")
+
+    method("broken_test", scorer="broken_test")
+    try:
+        assert run(tiny_folder, tmp_path, "--method", "broken_test", datasets=("mmlu_pro",)) == 1
+    finally:
+        METHODS._items.pop("broken_test"), SCORERS._items.pop("broken_test")
+    results = {r["method"]["name"]: r for r in load_results(tmp_path / "results")}
+    assert results["broken_test"]["status"] == "error" and "the scorer broke" in results["broken_test"]["traceback"]
+    assert results["random"]["status"] == "ok"
+    printed = capsys.readouterr()
+    assert "failed: broken_test on mmlu_pro" in printed.err and "FAILED: broken_test on mmlu_pro" in printed.out
+
+
+def test_eval_only_uses_stored_plans_and_fails_without(done, tiny_folder, tmp_path, capsys):
+    assert run(tiny_folder, tmp_path, "--eval_only", datasets=("mmlu_pro",)) == 1
+    assert "--eval_only: the plan of this cell" in capsys.readouterr().err
+    assert run(tiny_folder, done, "--eval_only", "--max_new_tokens", "3", "--method", "TAQ", datasets=("trivia_qa",)) == 0
+
+
+def test_dry_run_computes_nothing(tiny_folder, tmp_path, capsys):
+    assert run(tiny_folder, tmp_path, "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert "nothing was computed" in out and "to do" in out and not (tmp_path / "results").exists()
+
+
+def test_damaged_entry_is_put_aside_and_computed_again(tiny_folder, tmp_path):
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
+    before = files(tmp_path / "results", "*.jsonl")
+    entry = next((tmp_path / "cache").glob("*/samples.jsonl"))
+    entry.write_text(entry.read_text().replace("0.", "1.", 1))
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
+    assert files(tmp_path / "results", "*.jsonl") == before and list((tmp_path / "cache").glob(".damaged-*"))
+
+
+def test_out_of_memory_halves_the_batches_under_a_new_digest(tiny_folder, tmp_path, monkeypatch, caplog):
+    real = harness.stages.samples.run_batch
+
+    def small_machine(model, tokenizer, task, requests, cfg, prefix):
+        if cfg.batch_tokens > 300:
+            raise MemoryError
+        return real(model, tokenizer, task, requests, cfg, prefix)
+
+    monkeypatch.setattr(harness.stages.samples, "run_batch", small_machine)
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
+    result = load_results(tmp_path / "results")[0]
+    assert result["evaluation"]["batch_tokens"] == 300 and "new batch plan" in caplog.text
+
+
+def test_samples_hold_what_metrics_need(done):
+    for result in load_results(done / "results"):
+        lines = read_samples(Path(result["file"]).with_name(result["samples"]))
+        assert len(lines) == 12 and all(s.gold_loglik < 0 for s in lines)
+        assert (lines[0].choice_logprobs is None) == (result["dataset"] == "trivia_qa")
+
+
+def test_plan_survives_the_store(done):
+    for entry in (done / "cache").glob("*/plan.json"):
+        plan = read_plan(entry.parent)
+        assert len(plan.layers) == 56 and plan_digest(plan) == plan_digest(read_plan(entry.parent))
+    assert any((p.parent / "keep.safetensors").exists() for p in (done / "cache").glob("*/plan.json"))
+
+
+def test_a_plan_stored_before_there_were_forms_is_the_same_plan(done, tmp_path):
+    """A cache outlives the version that wrote it; nothing may be computed twice for a field that was not there yet."""
+    entry = next((done / "cache").glob("*/plan.json")).parent
+    shutil.copytree(entry, tmp_path / "old")
+    plain = json.loads((tmp_path / "old" / "plan.json").read_text())
+    for layer in plain["layers"].values():
+        del layer["form"], layer["ordered"]
+    (tmp_path / "old" / "plan.json").write_text(json.dumps(plain))
+    assert plan_digest(read_plan(tmp_path / "old")) == plan_digest(read_plan(entry))
+
+
+def keys(tiny: Path, root: Path, method_name="TAQoS", **changes) -> dict[str, str]:
+    """Every digest of a cell under a changed grid."""
+    base = dict(models=(str(tiny),), methods=(method_name,), datasets=("mmlu_pro",), calib_size=6, eval_size=12, device="cpu", threads=1,
+                cache_dir=str(root / "cache"), results_dir=str(root / "results"), avg_bits=(4.75,))
+    grid = build_grid("demo", **(base | changes))
+    session = open_sessions(grid, None, lambda text: None)[grid.models[0]]
+    cell = next(c for c in cells_of(grid) if c.method.name == method_name)
+    data = cell_data(session, "mmlu_pro")
+    scored = scores_key(session, cell, data)[0]
+    return {"cell": cell_key(session, cell, data), "scores": scored, "plan": plan_key(session, cell, scored)[0],
+            "samples": samples_key(session, cell, data, "p")[0]}
+
+
+SCORED, PLANNED, ASKED = {"cell", "scores", "plan"}, {"cell", "plan"}, {"cell", "samples"}
+CHANGES = {  # field of the grid -> another value, and exactly which digests of the TAQoS cell it moves
+    "seeds": ((1,), SCORED), "kl_docs": (3, SCORED), "published": (True, SCORED), "levels": ((2, 4, 8), PLANNED),
+    "group_size": (16, PLANNED),
+    "avg_bits": ((5.0,), PLANNED), "tolerance": (0.02, PLANNED), "scoring": ("letter", ASKED), "num_fewshot": (1, ASKED), "batch_size": (2, ASKED),
+    "batch_tokens": (500, SCORED | ASKED), "max_length": (40, SCORED | ASKED), "calib_size": (5, SCORED | ASKED), "split_seed": (1, SCORED | ASKED),
+    "eval_size": (10, ASKED), "threads": (2, SCORED | ASKED), "dtype": ("fp32", SCORED | ASKED),
+    "score_docs": (3, set()), "oracle_docs": (3, set()), "oracle_metric": ("loglik", set()), "max_new_tokens": (9, set()), "eval_only": (True, set()),
+    "results_dir": ("elsewhere", set()), "run_type": (None, None), "device": ("auto", set()),
+    # what only solvers and gradients read moves nothing here (tests/harness/test_all_methods.py has the rows that read it)
+    "calib_tokens": (100, set()), "loss_mask": ("answer", set()), "quantizer": ("gptq", ASKED),
+    "calib_window": (100, set()), "grad_dtype": ("bf16", set()), "corrupt": ("rtn", set()), "keep_ratio": ((0.01,), set()), "calib": (None, None),
+    # axes of the grid, and fields that a tiny model or the embedded data cannot vary
+    "models": (None, None), "methods": (None, None), "datasets": (None, None), "data_source": (None, None), "data_dir": (None, None),
+    "chat_template": (None, None), "cache_dir": (None, None)}
+
+
+def test_identity_changes_with_what_counts_and_with_nothing_else(done, tiny_folder):
+    assert set(CHANGES) == {f.name for f in fields(Grid)}, "a new field of the grid needs a line in CHANGES"
+    base = keys(tiny_folder, done)
+    assert keys(tiny_folder, done) == base
+    for name, (value, which) in CHANGES.items():
+        if value is None or (name == "device" and pick_device("auto").type != "cpu"):
+            continue
+        found = keys(tiny_folder, done, **{name: value})
+        assert {k for k in base if found[k] != base[k]} == which, name
+
+
+def test_an_oracle_is_keyed_by_its_labels_and_others_are_not(done, tiny_folder):
+    session, cells = None, {}
+    for name in ("TAQO-oracle", "TAQO"):
+        grid = build_grid("demo", models=(str(tiny_folder),), methods=(name,), datasets=("mmlu_pro",), calib_size=6, eval_size=12, device="cpu",
+                          threads=1, cache_dir=str(done / "cache"))
+        session = session or open_sessions(grid, None, lambda text: None)[grid.models[0]]
+        cells[name] = next(c for c in cells_of(grid) if c.method.name == name)
+    data = cell_data(session, "mmlu_pro")
+    other = replace(data, labels_digest="another gold")
+    assert scores_key(session, cells["TAQO-oracle"], data)[0] != scores_key(session, cells["TAQO-oracle"], other)[0]
+    assert scores_key(session, cells["TAQO"], data)[0] == scores_key(session, cells["TAQO"], other)[0]
+
+
+def test_golden_keys():
+    """What a scores, plan and samples key is made of; a change here makes every stored result another one, so say why."""
+    grid = build_grid("demo", methods=("TAQ", "TAQ-native"), datasets=("mmlu_pro",), avg_bits=(4.25,))
+    session = SimpleNamespace(ref=ModelRef("m", "r", "bfloat16"), grid=grid, machine="cpu:TEST/1t",
+                              budget=lambda bits: Budget(bits or 0.0, tuple(sorted(grid.levels)), 96, 16, grid.tolerance))
+    session._solver_calib = {("mmlu_pro", 42): (None, "solver calib")}
+    data = SimpleNamespace(calib_digest="calib", labels_digest="labels", eval_digest="eval", task=SimpleNamespace(name="mmlu_pro"))
+    found = {}
+    for name in ("TAQ", "TAQ-native"):
+        cell = next(c for c in cells_of(grid) if c.method.name == name)
+        scored = scores_key(session, cell, data)[0]
+        found[name] = [scored, plan_key(session, cell, scored)[0], samples_key(session, cell, data, "plan")[0], cell_key(session, cell, data)]
+    assert found == GOLDEN_KEYS
+
+
+GOLDEN_KEYS = {  # scores, plan, samples, cell
+    "TAQ": ["eea29767c783a850", "3b62dd579ccd1fc7", "bc8021cb886b15e9", "1fc4cca425767019"],
+    "TAQ-native": ["eea29767c783a850", "68ade9ce0c5cbe85", "0bac684d5862dd22", "576ea7202787cea6"]}
+
+
+def test_the_folders_name_does_not_count(done, tiny_folder, tmp_path):
+    """The same weights in a folder of another name are the same model: nothing is computed again."""
+    twin = tmp_path / "another-name"
+    shutil.copytree(tiny_folder, twin)
+    assert keys(twin, done) == keys(tiny_folder, done)
+
+
+@pytest.mark.parametrize("metric", ("task", "loglik"))
+def test_the_oracle_runs_on_the_tasks_own_metric(tiny_folder, tmp_path, metric):
+    """Labelled calibration documents, the harness's engine, one block at a time; weights as loaded afterwards."""
+    assert run(tiny_folder, tmp_path, "--method", "TAQO-oracle", "TAQO-oracle-native", "--oracle_metric", metric, "--oracle_docs", "4") == 0
+    for result in load_results(tmp_path / "results"):
+        if result["method"]["name"].startswith("TAQO-oracle"):
+            notes = result["score_notes"]
+            assert len(notes["drops"]) == 8 and min(notes["drops"]) >= 0 and notes["zero"] <= 8
+            assert (notes["full"] < 0) == (metric == "loglik")
+
+
+def test_two_models_make_two_tables(tiny_folder, tmp_path):
+    from report.tables.tables import tables
+    from tests.tiny import save_tiny
+
+    other = save_tiny(tmp_path / "tiny-other", seed=1)
+    assert run(tiny_folder, tmp_path, "--model", str(tiny_folder), str(other), datasets=("mmlu_pro",)) == 0
+    titles = [t.title for t in tables(tmp_path / "results")]
+    assert len(titles) == 2 and {t.split(" ")[0] for t in titles} == {"tiny-llama", "tiny-other"}
+
+
+def test_a_failed_rerun_does_not_destroy_a_good_result(tiny_folder, tmp_path):
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
+    before = files(tmp_path / "results", "tiny*")
+    shutil.rmtree(tmp_path / "cache")
+    assert run(tiny_folder, tmp_path, "--eval_only", datasets=("mmlu_pro",)) == 1
+    assert before and files(tmp_path / "results", "tiny*") == before
+
+
+def test_scores_do_not_depend_on_the_budget(done, tiny_folder):
+    """A new budget costs no new scores."""
+    before = set((done / "cache").glob("*/scores.json"))
+    assert run(tiny_folder, done, "--method", "TAQ", "TAQoS", "--avg_bits", "5.5") == 0
+    assert set((done / "cache").glob("*/scores.json")) == before
+
+
+def test_the_token_is_never_written(tiny_folder, tmp_path):
+    env = os.environ | {"PYTHONPATH": str(REPO)}
+    secret = "hf_neverwritethisdown"
+    command = [sys.executable, "run_taq_icml.py", "--model", str(tiny_folder), "--dataset", "mmlu_pro", "--eval_size", "4", "--calib_size", "2",
+               "--avg_bits", "4.75", "--threads", "1", "--cache_dir", str(tmp_path / "c"), "--results_dir", str(tmp_path / "r"), "--hf_token", secret]
+    ran = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert secret not in ran.stdout + ran.stderr
+    everything = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert everything and not any(secret.encode() in p.read_bytes() for p in everything)
