@@ -5,17 +5,11 @@ Weights are read from safetensors only: a pickle can run code, even though loade
 """
 
 import json
-import textwrap
 from pathlib import Path
 
 from torch import nn
 
-from core.errors import UserError
-
-
-def one_line(error: BaseException) -> str:
-    """Another library's message as one line; its name where it says nothing."""
-    return textwrap.shorten(str(error), 240, placeholder=" ...") or type(error).__name__
+from core.errors import UserError, one_line
 
 
 def unloadable(what: str, error: Exception, mend: str) -> UserError:

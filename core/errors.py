@@ -4,9 +4,14 @@ A ``UserError`` carries one sentence: the thing, the value, what is allowed, the
 line prints it without a traceback and exits with 2; everything else is a defect of ours.
 """
 
-
 import errno
 import re
+import textwrap
+
+
+def one_line(error: BaseException) -> str:
+    """Another library's message as one line; its name where it says nothing."""
+    return textwrap.shorten(str(error), 240, placeholder=" ...") or type(error).__name__
 
 
 class UserError(Exception):

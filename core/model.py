@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from core.checkpoint import check_causal, check_files, check_loaded, check_vocabulary, one_line, unloadable
+from core.checkpoint import check_causal, check_files, check_loaded, check_vocabulary, unloadable
 from core.digest import file_sha256
-from core.errors import UserError
+from core.errors import UserError, one_line
 from core.registry import did_you_mean
 from core.types import ModelRef
 

@@ -1,6 +1,6 @@
-"""What one document gave: the record from which every metric is computed.  Needs no torch."""
+"""What one document gave, the record from which every metric is computed; and a metric as it comes out.  Needs no torch."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True)
@@ -12,11 +12,46 @@ class Sample:
     gold: str  # the gold answer as the task states it
     text: str  # generated text, or the chosen option
     answer: str | None  # extracted answer; None = could not be parsed
-    correct: float  # 0 or 1
-    f1: float | None  # token F1 over aliases; None for choice tasks
+    correct: float | None  # 0 or 1; None = the task has no right and wrong
+    f1: float | None  # token F1 over aliases; None where the task has none
     choice_logprobs: tuple[float, ...] | None  # nats, summed over the continuation's tokens
     gold_loglik: float  # nats per token of the gold answer, mean over its tokens
     n_prompt: int  # tokens
     n_new: int  # tokens
     truncated: bool  # the prompt was cut
     stratum: str = ""  # category or subset
+    scores: dict[str, float] = field(default_factory=dict)  # what the task measures besides, by the metric's name
+
+    def metric(self, name: str) -> float | None:
+        """The document's value of a metric: "accuracy", "gold_loglik", "f1", or one of the task's own."""
+        if name in ("gold_loglik", "f1"):
+            return getattr(self, name)
+        return self.correct if name == "accuracy" else self.scores.get(name)
+
+    def as_plain(self) -> dict:
+        """The sample as one JSON object; ``scores`` only where there are any, so that older lines stay the same bytes."""
+        plain = asdict(self)
+        return plain if self.scores else {name: value for name, value in plain.items() if name != "scores"}
+
+
+def sample_of(plain: dict) -> Sample:
+    """Undo :meth:`Sample.as_plain`."""
+    logprobs = plain["choice_logprobs"]
+    return Sample(**plain | {"choice_logprobs": None if logprobs is None else tuple(logprobs)})
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric of a set of samples, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """One category of a data set."""
+
+    n: int  # documents
+    accuracy: Interval | None

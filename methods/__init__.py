@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 
 import quantization  # noqa: F401  (registers quantizers and allocators)
-from core.checkpoint import one_line
 from core.digest import file_sha256
-from core.errors import UserError
+from core.errors import UserError, one_line
 from core.registry import ALLOCATORS, DATASETS, METHODS, QUANTIZERS, SCORERS
 
 for _found in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")):

@@ -5,32 +5,34 @@ Rates carry Wilson intervals, means carry bootstrap intervals, both 95 %; no dat
 
 import numpy as np
 
+from core.sample import Interval, Stratum
 from evaluation.statistics.formulas import bootstrap_interval, wilson_interval
 
 
-def summarise(samples, seed: int = 0) -> dict:
-    """Return n and, each as {"value", "low", "high"}, the metrics of a set of samples; None where there is no data."""
+def summarise(samples, seed: int = 0) -> dict[str, Interval | None]:
+    """The metrics of a set of samples by name, the task's own after the common ones; None where there is no data."""
     samples = list(samples)
-    answered = [s.f1 for s in samples if s.f1 is not None]
     out = {
-        "n": len(samples),
-        "accuracy": _rate([s.correct for s in samples]),
-        "f1": _mean(answered, seed),
+        "accuracy": _rate([s.correct for s in samples if s.correct is not None]),
+        "f1": _mean([s.f1 for s in samples if s.f1 is not None], seed),
         "gold_loglik": _mean([s.gold_loglik for s in samples], seed),
         "parse_fail": _rate([s.answer is None for s in samples]),
         "truncated": _rate([s.truncated for s in samples]),
         "n_prompt": _mean([s.n_prompt for s in samples], seed),
         "n_new": _mean([s.n_new for s in samples], seed),
     }
+    for name in dict.fromkeys(name for s in samples for name in s.scores):
+        values = [s.scores[name] for s in samples if name in s.scores]
+        out[name] = _rate(values) if set(values) <= {0.0, 1.0} else _mean(values, seed)
     return out
 
 
-def by_stratum(samples) -> dict[str, dict]:
-    """Return accuracy and n of each stratum, by name."""
+def by_stratum(samples) -> dict[str, Stratum]:
+    """Accuracy and size of each stratum, by name."""
     groups: dict[str, list] = {}
     for s in samples:
         groups.setdefault(s.stratum, []).append(s.correct)
-    return {name: {"n": len(values), "accuracy": _rate(values)} for name, values in sorted(groups.items())}
+    return {name: Stratum(len(values), _rate([v for v in values if v is not None])) for name, values in sorted(groups.items())}
 
 
 def mean_task_metric(samples) -> tuple[float, float]:
@@ -42,15 +44,13 @@ def mean_task_metric(samples) -> tuple[float, float]:
     return float(score), float(np.mean([s.gold_loglik for s in samples]))
 
 
-def _rate(values) -> dict | None:
+def _rate(values) -> Interval | None:
     if not values:
         return None
-    low, high = wilson_interval(int(sum(values)), len(values))
-    return {"value": float(np.mean(values)), "low": low, "high": high}
+    return Interval(float(np.mean(values)), *wilson_interval(int(sum(values)), len(values)))
 
 
-def _mean(values, seed: int) -> dict | None:
+def _mean(values, seed: int) -> Interval | None:
     if not values:
         return None
-    low, high = bootstrap_interval(np.asarray(values, dtype=np.float64), np.random.default_rng(seed))
-    return {"value": float(np.mean(values)), "low": low, "high": high}
+    return Interval(float(np.mean(values)), *bootstrap_interval(np.asarray(values, dtype=np.float64), np.random.default_rng(seed)))

@@ -96,9 +96,9 @@ def run_here(grid, token: str | None, plugins: list[str]) -> int:
     with Progress(len(cells_of(grid))) as progress:
         results = run_local(grid, token, progress, plugins)
     show(tables_of(grid.results_dir, results), plain_console())
-    bad = [r for r in results if r["status"] != "ok"]
+    bad = [r for r in results if not r.ok]
     for result in bad:
-        print(f"failed: {result['method']['name']} on {result['dataset']} ({result['model']['given']}): {result['error']}", file=sys.stderr)
+        print(f"failed: {result.method.name} on {result.dataset} ({result.model.given}): {result.error}", file=sys.stderr)
     return 1 if bad else 0
 
 

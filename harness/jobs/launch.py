@@ -39,7 +39,7 @@ def run_local(grid: Grid, token: str | None, progress: Progress, plugins: list[s
     finally:
         post.close()
         board.close()
-    if all(r["status"] == "ok" for r in results):
+    if all(r.ok for r in results):
         board.remove()
         forget_like(grid)  # of a twin that was killed: its cells are done now
     return results

@@ -88,15 +88,15 @@ def run_part(session: Session, cell: Cell, part: str, folder: Path, progress: Pr
         return run_cell(session, cell, folder, progress)
     post.start(part)
     try:
-        content = run_cell(session, cell, folder, progress)
+        result = run_cell(session, cell, folder, progress)
     except BaseException as error:  # the disk, Ctrl-C or a pre-emption: the cell can go on later
         post.finish("waiting", reason=_why(error))
         raise
-    if content["status"] == "ok":
-        post.finish("done", cell=content["cell"], file=content["stem"])
+    if result.ok:
+        post.finish("done", cell=result.cell, file=result.file.stem)
     else:
-        post.finish("failed", cell=content["cell"], file=content["stem"], error=content["error"])
-    return content
+        post.finish("failed", cell=result.cell, file=result.file.stem, error=result.error)
+    return result
 
 
 def _why(error: BaseException) -> str:

@@ -152,7 +152,7 @@ def collect(board: Board, console: Console) -> int:
     keys = {known(board, p.name).get("cell") for p in found if p.state in ("done", "failed")} - {None}
     asked = json.loads(json.dumps(settings(grid)))
     folder = board.folder.parents[1]
-    results = [r for r in load_results(folder, keys) if r["settings"] == asked]
+    results = [r for r in load_results(folder, keys) if r.settings == asked]
     if results:
         show(group(results), console)
     missing = [p for p in found if p.state != "done"]

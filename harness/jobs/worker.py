@@ -74,7 +74,7 @@ def _work(board: Board, grid: Grid, part: str, progress, post: Post) -> int:
         sessions = open_sessions(grid, token, progress.say)
         preflight(grid, sessions, progress.say, limit=limit)
         results = run_grid(grid, progress, sessions, post, groups)
-        return sum(r["status"] != "ok" for r in results)
+        return sum(not r.ok for r in results)
     kind, _, number = part.rpartition("-")
     mine = [cells[i] for i in groups[int(number)]] if kind == "scores" else [cells[int(number)]]
     # its own model and data only; the methods stay, since one backward pass serves all of them
@@ -85,4 +85,4 @@ def _work(board: Board, grid: Grid, part: str, progress, post: Post) -> int:
         claim_scores(session, mine, progress, post, part, wait=True)
         return 0
     with session.store.lock(claim(session, mine[0]), "cell"):
-        return int(run_part(session, mine[0], part, results_folder(grid), progress, post)["status"] != "ok")
+        return int(not run_part(session, mine[0], part, results_folder(grid), progress, post).ok)

@@ -1,6 +1,7 @@
 """A cell from its key to its result: the chain of stages."""
 
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from core.digest import digest
@@ -16,7 +17,7 @@ from harness.stages.result import document, failed, file_stem, hash_sample
 from harness.stages.samples import samples, samples_key
 from harness.stages.scores import scores_key
 from harness.stages.weights import true_plan
-from report.records import write_result
+from report.records import Result, write_result
 
 
 def cell_key(session: Session, cell: Cell, data: CellData) -> str:
@@ -32,28 +33,29 @@ def upstream_keys(session: Session, cell: Cell, data: CellData) -> list[str]:
     return found + ([scores_key(session, cell, data)[0]] if cell.method.scorer else [])
 
 
-def run_cell(session: Session, cell: Cell, folder: Path, progress: Progress) -> dict:
+def run_cell(session: Session, cell: Cell, folder: Path, progress: Progress) -> Result:
     """Run one cell through its stages and write its result; an error is written down, not raised, unless the disk refuses."""
     label = f"{cell.method.name} on {cell.dataset}"
     key = digest([session.ref.key, cell.method.name, cell.dataset, cell.avg_bits, cell.seed])  # if even its own key cannot be made
     try:
         data = cell_data(session, cell.dataset)
         key = cell_key(session, cell, data)
-        content, found = compute_cell(session, cell, key, data, progress)
+        result, found = compute_cell(session, cell, key, data, progress)
     except Exception as error:  # recorded with its traceback; the grid goes on and the exit code tells
         stop = error if isinstance(error, StorageError) else storage_error(error, session.store.root)
         if stop:
             raise stop from error
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        content = failed(session, cell, key, text, traceback.format_exc())
-        write_result(folder, file_stem(session, cell, key), content, None)
-        progress.cell_done(f"FAILED  {label}: {text}")
-        return content | {"stem": file_stem(session, cell, key)}
-    write_result(folder, file_stem(session, cell, key), content, found)
-    metrics = content["metrics"]
-    progress.cell_done(f"{label}: accuracy {metrics['accuracy']['value']:.3f}, gold log-likelihood {metrics['gold_loglik']['value']:.3f} "
-                       f"nats/token at {content['bits']['average']:.3f} bits")
-    return content | {"stem": file_stem(session, cell, key)}
+        result, found = failed(session, cell, key, text, traceback.format_exc()), None
+    stem = file_stem(session, cell, key)
+    write_result(folder, stem, result, found)
+    if result.ok:
+        accuracy, loglik = result.metrics["accuracy"], result.metrics["gold_loglik"]
+        progress.cell_done(f"{label}: accuracy {accuracy.value:.3f}, gold log-likelihood {loglik.value:.3f} "
+                           f"nats/token at {result.bits.average:.3f} bits")
+    else:
+        progress.cell_done(f"FAILED  {label}: {result.error}")
+    return replace(result, file=folder / f"{stem}.json")
 
 
 def compute_cell(session: Session, cell: Cell, cell_id: str, data: CellData, progress: Progress):

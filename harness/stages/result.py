@@ -20,7 +20,7 @@ from evaluation.statistics.summary import by_stratum, summarise
 from harness.grid import Cell, reads_solver_calib, settings
 from harness.stages.documents import CellData, solver_calib
 from harness.stages.model import Session
-from report.records import SCHEMA
+from report.records import Bits, MethodFacts, ModelFacts, Result, TaskFacts
 
 PROBE = 64  # positions of a score tensor or mask that a result carries
 
@@ -48,20 +48,25 @@ def hash_sample(made: Plan, scores: Scores | None) -> dict:
     return out
 
 
-def document(session: Session, cell: Cell, key: str, data: CellData, made: Plan, facts: dict, samples: list[Sample]) -> dict:
-    """The result of a finished cell as plain JSON."""
-    return _head(session, cell, key) | {
-        "status": "ok", "error": None,
-        "scoring": data.cfg.scoring, "evaluation": asdict(data.cfg), "data_note": data.note, "task_version": data.task.version,
-        "calibration": {"documents": len(data.calib.doc_ids), "truncated": data.calib.truncated, "digest": data.calib_digest},
-        "stages": facts["stages"] | {"evaluation": data.eval_digest},
-        "bits": {"stored": made.stored_bits, "average": made.avg_bits, "whole_model": made.model_avg_bits,
-                 "group_size": session.group_size if cell.method.budgeted else None,
-                 "per_linear": {fqn: layer.bits for fqn, layer in made.layers.items()}, "notes": made.notes},
-        "probe": facts["probe"], "score_notes": facts["score_notes"], "solver_calibration": solver_facts(session, cell, data),
-        "metrics": summarise(samples), "strata": by_stratum(samples),
-        "seconds": facts["seconds"], "process_peak_bytes": peak_bytes(), "device_peak_bytes": device_peak_bytes(session.device),
-    }
+def document(session: Session, cell: Cell, key: str, data: CellData, made: Plan, facts: dict, samples: list[Sample]) -> Result:
+    """The result of a finished cell."""
+    summary, layers = summarise(samples), {fqn: layer.bits for fqn, layer in made.layers.items()}
+    return Result(
+        **_head(session, cell, key), status="ok", error=None, n=len(samples), metrics=summary, task=task_facts(data),
+        bits=Bits(made.avg_bits, made.model_avg_bits, made.stored_bits, session.group_size if cell.method.budgeted else None, layers, made.notes),
+        stages=facts["stages"] | {"evaluation": data.eval_digest}, scoring=data.cfg.scoring, data_note=data.note,
+        evaluation=asdict(data.cfg), task_version=data.task.version,
+        calibration={"documents": len(data.calib.doc_ids), "truncated": data.calib.truncated, "digest": data.calib_digest},
+        solver_calibration=solver_facts(session, cell, data), probe=facts["probe"], score_notes=facts["score_notes"],
+        strata=by_stratum(samples), seconds=facts["seconds"], process_peak_bytes=peak_bytes(),
+        device_peak_bytes=device_peak_bytes(session.device))
+
+
+def task_facts(data: CellData) -> TaskFacts:
+    """How the task is asked, and the accuracy of a guess."""
+    if data.task.kind != "choice":
+        return TaskFacts("generate", {"accuracy": "EM", "f1": "F1"})
+    return TaskFacts("choice", {"accuracy": "acc"}, float(np.mean([1 / len(r.doc.options) for r in data.requests])))
 
 
 def solver_facts(session: Session, cell: Cell, data: CellData) -> dict | None:
@@ -74,12 +79,12 @@ def solver_facts(session: Session, cell: Cell, data: CellData) -> dict | None:
             "whole_pool": found.task == data.task.name and len(found.doc_ids) >= len(data.calib_docs)}
 
 
-def failed(session: Session, cell: Cell, key: str, error: str, trace: str) -> dict:
+def failed(session: Session, cell: Cell, key: str, error: str, trace: str) -> Result:
     """The record of a cell that failed."""
-    return _head(session, cell, key) | {"status": "error", "error": error, "traceback": trace}
+    return Result(**_head(session, cell, key), status="error", error=error, traceback=trace)
 
 
 def _head(session: Session, cell: Cell, key: str) -> dict:
-    return {"schema": SCHEMA, "cell": key, "model": asdict(session.ref) | {"given": session.label}, "method": asdict(cell.method),
+    return {"cell": key, "model": ModelFacts(**asdict(session.ref), given=session.label), "method": MethodFacts(**asdict(cell.method)),
             "dataset": cell.dataset, "avg_bits": cell.avg_bits, "seed": cell.seed, "run_type": session.grid.run_type,
             "settings": settings(session.grid), "machine": session.machine, "versions": versions()}
