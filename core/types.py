@@ -1,13 +1,15 @@
 """The data that flows between stages.  All frozen; shapes and units stand in the field comments."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from core.errors import UserError
+from core.lazy import torch
 
 
 @dataclass(frozen=True)
