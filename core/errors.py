@@ -4,6 +4,7 @@ A ``UserError`` carries one sentence: the thing, the value, what is allowed, the
 line prints it without a traceback and exits with 2; everything else is a defect of ours.
 """
 
+import difflib
 import errno
 import re
 import textwrap
@@ -12,6 +13,13 @@ import textwrap
 def one_line(error: BaseException) -> str:
     """Another library's message as one line; its name where it says nothing."""
     return textwrap.shorten(str(error), 240, placeholder=" ...") or type(error).__name__
+
+
+def did_you_mean(name: str, known) -> str:
+    """`` (did you mean 'x'?)`` for the nearest known name, ignoring case, or an empty string."""
+    lower = {str(k).lower(): str(k) for k in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    return f" (did you mean {lower[near[0]]!r}?)" if near else ""
 
 
 class UserError(Exception):

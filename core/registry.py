@@ -1,22 +1,17 @@
 """Registries with a collision error and a did-you-mean, and the method records.
 
-A scorer is one function under ``@scorer``; a method is a record that names a scorer, an allocator and
-a quantizer.  ``scorer+allocator+quantizer`` on the command line builds a record on the fly: that is
-the ablation grid.
+A scorer is one function under ``@scorer``; a method is a record that names a scorer, an allocator and a quantizer.
+On the command line ``scorer+allocator+quantizer`` builds a record on the fly (the ablation grid), and brackets behind any
+name give one row settings of its own: ``TaCQ[calib=c4,corrupt=rtn]``.
 """
 
-import difflib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from core.errors import UserError
-
-
-def did_you_mean(name: str, known) -> str:
-    """Return `` (did you mean 'x'?)`` for the nearest known name, ignoring case, or an empty string."""
-    lower = {str(k).lower(): str(k) for k in known}
-    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
-    return f" (did you mean {lower[near[0]]!r}?)" if near else ""
+from core.calibration import READ_BY
+from core.errors import UserError, did_you_mean
+from core.settings import SETTINGS, Setting, shown
 
 
 class Registry:
@@ -25,6 +20,7 @@ class Registry:
     def __init__(self, kind: str):
         self.kind = kind
         self._items: dict[str, object] = {}
+        self.contents: dict[str, str] = {}  # name -> sha256 of the plugin file that registered it
 
     def add(self, name: str, item: object) -> object:
         if name in self._items:
@@ -39,6 +35,11 @@ class Registry:
             raise UserError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._items)}; known: {listed}")
         return self._items[name]
 
+    def identity(self, name: str) -> list:
+        """What identifies an item in a digest: name and version, and the text of the plugin that it comes from."""
+        content = self.contents.get(name)
+        return [name, self.get(name).version, *([content] if content else [])]
+
     def __contains__(self, name: str) -> bool:
         return name in self._items
 
@@ -49,7 +50,7 @@ class Registry:
 def _owner(item) -> str:
     fn = getattr(item, "fn", item)
     if isinstance(item, MethodSpec):
-        return "+".join(part for part in (item.scorer, item.allocator, item.quantizer) if part)
+        return "+".join(name for name in (item.scorer, item.allocator, item.quantizer) if name)
     return f"{getattr(fn, '__module__', '?')}.{getattr(fn, '__qualname__', repr(fn))}"
 
 
@@ -57,10 +58,10 @@ def _owner(item) -> str:
 class ScorerSpec:
     """A scorer: ``fn(ScoreContext) -> Scores`` and what its result depends on.
 
-    ``params`` lists the config fields it may read; reading another is an error, so the key of its
-    scores holds exactly what they depend on.  ``needs`` is drawn from {"calib", "labels",
-    "gradients", "hessian"}: "calib" are unlabeled prompts, the last two read the solvers' calibration set
-    (worked documents or general text, drawn by the seed).  A scorer is keyed by what it needs and no more.
+    ``params`` are the settings that it may read, and the facts of its cell (FACTS); reading another is an error, so the
+    key of its scores holds exactly what they depend on.  ``needs`` is drawn from NEEDS: "calib" are unlabeled prompts,
+    "labels" their answers; "gradients" and "hessian" read the solvers' calibration set (worked documents or general text,
+    drawn by the seed).  A scorer is keyed by what it needs and no more.
     """
 
     name: str
@@ -70,6 +71,29 @@ class ScorerSpec:
     params: tuple[str, ...] = ()
     version: int = 1
     gradients: tuple[str, ...] = ()  # which sums it reads: "abs", "square", "sum"
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The settings that change its scores."""
+        return _settings(self.needs, self.params)
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """An allocator or a quantizer with its version."""
+
+    name: str
+    fn: Callable
+    version: int = 1
+    options: tuple[str, ...] = ()  # the options that a method may fix, or a row's brackets
+    exempt: bool = False  # a published allocation: its rows carry their own bits, no budget
+    needs: tuple[str, ...] = ()  # quantizers: "hessian" or "inputs" (of the linear), "fisher" (gradients); none = weights alone
+    sequential: bool = True  # quantizers: linears of a block one input after the other, or all from the block as loaded
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The settings that change what it does, besides its options."""
+        return _settings(self.needs, ())
 
 
 @dataclass(frozen=True)
@@ -82,49 +106,59 @@ class MethodSpec:
     quantizer: str | None
     paper: str = ""
     native: bool = False
-    options: dict = field(default_factory=dict)  # fixed options of the allocator and quantizer; "N" etc. follow the grid (variants)
+    options: dict = field(default_factory=dict)  # of the allocator and quantizer; "N" etc. follow the grid (variants)
+    settings: dict = field(default_factory=dict)  # given in brackets: this row's own, in place of the grid's
 
     @property
     def budgeted(self) -> bool:
         """Whether this row must meet the grid's stored-bit budget."""
         return not self.native and self.quantizer is not None
 
-
-@dataclass(frozen=True)
-class PartSpec:
-    """An allocator or a quantizer with its version."""
-
-    name: str
-    fn: Callable
-    version: int = 1
-    options: tuple[str, ...] = ()  # the options a method may fix
-    exempt: bool = False  # a published allocation: its rows carry their own bits, no budget
-    needs: tuple[str, ...] = ()  # quantizers: "hessian" (inputs of the linear), "fisher" (gradients); empty = weights alone
-    sequential: bool = True  # quantizers: linears of a block one input after the other, or all from the block as loaded
+    @property
+    def plain(self) -> str:
+        """The name without brackets."""
+        return self.name.partition("[")[0]
 
 
 SCORERS, METHODS = Registry("scorer"), Registry("method")
-
 ALLOCATORS, QUANTIZERS, DATASETS = Registry("allocator"), Registry("quantizer"), Registry("dataset")
-
+REGISTRIES = (SCORERS, METHODS, ALLOCATORS, QUANTIZERS, DATASETS)
+CONTROLS = ("fp16", "uniform", "random")  # every table carries them
 GRANULARITIES = ("layer", "linear", "channel", "group", "element")
-
-NEEDS = ("calib", "labels", "gradients", "hessian")
-
+NEEDS = ("calib", "labels", "gradients", "hessian")  # of a scorer
+QUANTIZER_NEEDS = ("hessian", "inputs", "fisher")
+FACTS = {  # what a scorer may read of its cell, besides settings
+    "seed": "the row's seed", "batch_tokens": "padded tokens a batch", "group_size": "of the common grid",
+    "base": "how linears are stored before any weight is kept",
+}
 COMMON = "common"  # the quantizer of a common row: the grid's own (--quantizer)
-
 DEFAULT_ALLOCATOR = {"layer": "knapsack", "linear": "knapsack", "group": "knapsack", "channel": "topk_keep", "element": "topk_keep"}
 
 
+def _settings(needs, params) -> tuple[str, ...]:
+    implied = [setting.name for need in needs for setting in READ_BY[need]]
+    return tuple(dict.fromkeys([*implied, *(name for name in params if name in SETTINGS)]))
+
+
 def scorer(name: str, *, granularity: str, needs=("calib",), params=(), version: int = 1, gradients=()):
-    """Register the decorated function as a scorer; see :class:`ScorerSpec`."""
+    """Register the decorated function as a scorer; see :class:`ScorerSpec`.
+
+    ``params`` holds settings (core/settings.py) and words: names of settings that are declared elsewhere, or of FACTS.
+    """
+    who = f"scorer {name!r}"
     if granularity not in GRANULARITIES:
-        raise ValueError(f"scorer {name!r}: granularity {granularity!r} is not one of {GRANULARITIES}")
+        raise ValueError(f"{who}: granularity {granularity!r} is not one of {GRANULARITIES}")
     if not set(needs) <= set(NEEDS):
-        raise ValueError(f"scorer {name!r}: needs {tuple(needs)} are not among {NEEDS}")
+        raise ValueError(f"{who}: needs {tuple(needs)} are not among {NEEDS}")
+    names = SETTINGS.declare(params, who)
+    unknown = [n for n in names if n not in SETTINGS and n not in FACTS]
+    if unknown:
+        raise ValueError(f"{who}: params name {unknown[0]!r}, which is no setting and no fact of a cell ({', '.join(FACTS)}); "
+                         "declare it with core.settings.Setting")
 
     def wrap(fn):
-        SCORERS.add(name, ScorerSpec(name, fn, granularity, tuple(needs), tuple(params), version, tuple(gradients)))
+        SCORERS.add(name, ScorerSpec(name=name, fn=fn, granularity=granularity, needs=tuple(needs), params=names,
+                                     version=version, gradients=tuple(gradients)))
         return fn
 
     return wrap
@@ -137,44 +171,105 @@ def method(name: str, *, scorer: str | None = None, allocator: str | None = None
         allocator = DEFAULT_ALLOCATOR[SCORERS.get(scorer).granularity]
     if allocator is None:
         raise ValueError(f"method {name!r} has neither a scorer nor an allocator; name one of them")
+    if re.search(r"[\[\],=+\s]", name):
+        raise ValueError(f"method {name!r} has a bracket, comma, =, + or space in its name; these mean something on the command line")
     read = ALLOCATORS.get(allocator).options + (QUANTIZERS.get(quantizer).options if quantizer not in (None, COMMON) else ())
     if set(options) - set(read):
         raise ValueError(f"method {name!r}: allocator {allocator!r} and quantizer {quantizer!r} read {read}, not {sorted(set(options) - set(read))}")
-    return METHODS.add(name, MethodSpec(name, scorer, allocator, quantizer, paper, native, options))
+    return METHODS.add(name, MethodSpec(name=name, scorer=scorer, allocator=allocator, quantizer=quantizer, paper=paper,
+                                        native=native, options=options))
 
 
-def allocator(name: str, version: int = 1, options: tuple[str, ...] = (), exempt: bool = False):
+def allocator(name: str, version: int = 1, options: tuple = (), exempt: bool = False):
     """Register the decorated function as an allocator; see :class:`PartSpec`."""
-    return lambda fn: ALLOCATORS.add(name, PartSpec(name, fn, version, options, exempt)).fn
+    names = _options(f"allocator {name!r}", options)
+    return lambda fn: ALLOCATORS.add(name, PartSpec(name=name, fn=fn, version=version, options=names, exempt=exempt)).fn
 
 
-def quantizer(name: str, version: int = 1, *, needs: tuple[str, ...] = (), sequential: bool = True, options: tuple[str, ...] = ()):
+def quantizer(name: str, version: int = 1, *, needs: tuple[str, ...] = (), sequential: bool = True, options: tuple = ()):
     """Register the decorated function as a quantizer.
 
     Without ``needs`` it is ``fn(weight, LayerPlan) -> ŵ``; with them ``fn(weight float32, LayerPlan, Aid) -> Stored``.
     """
-    return lambda fn: QUANTIZERS.add(name, PartSpec(name, fn, version, options, False, needs, sequential)).fn
+    if not set(needs) <= set(QUANTIZER_NEEDS):
+        raise ValueError(f"quantizer {name!r}: needs {tuple(needs)} are not among {QUANTIZER_NEEDS}")
+    names = _options(f"quantizer {name!r}", options)
+    return lambda fn: QUANTIZERS.add(name, PartSpec(name=name, fn=fn, version=version, options=names, needs=tuple(needs),
+                                                    sequential=sequential)).fn
+
+
+def _options(who: str, options) -> tuple[str, ...]:
+    """Take up the options' settings; an option is told by a method or in brackets, never by a flag."""
+    flags = [o.name for o in options if isinstance(o, Setting) and o.flag]
+    if flags:
+        raise ValueError(f"{who}: option {flags[0]!r} is declared with a flag; options belong to rows, so pass flag=False")
+    return SETTINGS.declare(options, who)
 
 
 def resolve_method(name: str) -> MethodSpec:
-    """Return the method called ``name``, or build ``scorer+allocator[+quantizer]``."""
-    if "+" not in name:
-        return METHODS.get(name)
-    parts = name.split("+")
-    if len(parts) > 3 or not all(parts):
-        raise UserError(f"method {name!r} has {len(parts)} parts; write scorer+allocator or scorer+allocator+quantizer")
-    base = SCORERS.get(parts[0])
-    exempt = ALLOCATORS.get(parts[1]).exempt
-    quant = parts[2] if len(parts) == 3 else COMMON
+    """The method called ``name``, or built of ``scorer+allocator[+quantizer]``; either with settings in brackets."""
+    plain, bracket, inside = name.partition("[")
+    spec = METHODS.get(plain) if "+" not in plain else _combined(plain)
+    if not bracket:
+        return spec
+    if not inside.endswith("]") or not inside[:-1].strip():
+        raise UserError(f"method {name!r} has brackets that are not NAME[setting=value,...]; write for example TaCQ[calib=c4]")
+    return _with_settings(spec, inside[:-1])
+
+
+def _combined(name: str) -> MethodSpec:
+    chain = name.split("+")
+    if len(chain) > 3 or not all(chain):
+        raise UserError(f"method {name!r} has {len(chain)} parts; write scorer+allocator or scorer+allocator+quantizer")
+    base = SCORERS.get(chain[0])
+    exempt = ALLOCATORS.get(chain[1]).exempt
+    quant = chain[2] if len(chain) == 3 else COMMON
     if quant != COMMON:
         QUANTIZERS.get(quant)
-    follows = {k: v for k, v in (("bits", "N"), ("ratio", "ratio")) if k in ALLOCATORS.get(parts[1]).options}
-    return MethodSpec(name, base.name, parts[1], quant, native=exempt, options=follows)
+    follows = {k: v for k, v in (("bits", "N"), ("ratio", "ratio")) if k in ALLOCATORS.get(chain[1]).options}
+    return MethodSpec(name=name, scorer=base.name, allocator=chain[1], quantizer=quant, native=exempt, options=follows)
+
+
+def _with_settings(spec: MethodSpec, text: str) -> MethodSpec:
+    """The method with what stands in its brackets; canonical, so that one row has one name."""
+    settings, options = readable(spec)
+    values: dict[str, object] = {}
+    for pair in text.split(","):
+        key, equals, value = (word.strip() for word in pair.partition("="))
+        if not equals or not key or not value:
+            raise UserError(f"{spec.name}[{text}] has {pair.strip()!r} where setting=value belongs; write for example {spec.name}[calib=c4]")
+        if key not in (*settings, *options):
+            reads = ", ".join((*settings, *options)) or "no setting"
+            raise UserError(f"{spec.name} reads no setting {key!r}{did_you_mean(key, (*settings, *options))}; it reads: {reads}")
+        if key in values:
+            raise UserError(f"{spec.name}[{text}] names {key} twice; name each setting once")
+        values[key] = SETTINGS[key].read(value, where=f"{spec.name}[{key}]")
+    name = f"{spec.name}[{','.join(f'{k}={shown(values[k])}' for k in sorted(values))}]"
+    return replace(spec, name=name, settings={k: v for k, v in values.items() if k in settings},
+                   options=spec.options | {k: v for k, v in values.items() if k in options})
+
+
+def readable(spec: MethodSpec, common: str | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the settings and of the options that a row may be told in brackets.
+
+    A common row's quantizer is ``common``; where that is not known, any that common rows may have counts.
+    """
+    parts = [ALLOCATORS.get(spec.allocator)] if spec.allocator else []
+    if spec.quantizer == COMMON:
+        solvers = [common] if common else [name for name in QUANTIZERS if QUANTIZERS.get(name).needs == ("hessian",)]
+        parts += [replace(QUANTIZERS.get(name), options=()) for name in solvers]
+    elif spec.quantizer:
+        parts.append(QUANTIZERS.get(spec.quantizer))
+    scored = SCORERS.get(spec.scorer).settings if spec.scorer else ()
+    native = (SETTINGS["published"].name,) if spec.native else ()
+    settings = dict.fromkeys([*scored, *(name for p in parts for name in p.settings), *native])
+    options = dict.fromkeys(name for p in parts for name in p.options if name in SETTINGS)
+    return tuple(settings), tuple(options)
 
 
 # options that take their value from the budget; no published code goes above 8 bits, SliM-LLM's not above 7
-FOLLOWS = {"N": lambda bits: min(8, int(bits)), "N-1": lambda bits: min(8, max(1, int(bits) - 1)), "N<8": lambda bits: min(7, max(2, int(bits))),
-           "budget": float}
+FOLLOWS = {"N": lambda bits: min(8, int(bits)), "N-1": lambda bits: min(8, max(1, int(bits) - 1)),
+           "N<8": lambda bits: min(7, max(2, int(bits))), "budget": float}
 
 
 def variants(spec: MethodSpec, common: str, budgets: tuple[float, ...], ratios: tuple[float, ...]) -> list[tuple[MethodSpec, float | None]]:
@@ -185,15 +280,12 @@ def variants(spec: MethodSpec, common: str, budgets: tuple[float, ...], ratios: 
     """
     if spec.quantizer == COMMON:
         spec = replace(spec, quantizer=common)
-    follows = [k for k, v in spec.options.items() if v in FOLLOWS]
+    follows = [k for k, v in spec.options.items() if isinstance(v, str) and v in FOLLOWS]
     by_ratio = [k for k, v in spec.options.items() if v == "ratio"]
-    out = []
+    rows = []
     for bits in budgets if spec.budgeted or follows else (None,):
         followed = {k: FOLLOWS[spec.options[k]](bits) for k in follows}
         for ratio in ratios if by_ratio else (None,):
             name = f"{spec.name}@{ratio:g}" if by_ratio else spec.name
-            out.append((replace(spec, name=name, options=spec.options | followed | dict.fromkeys(by_ratio, ratio)), bits))
-    return out
-
-
-CONTROLS = ("fp16", "uniform", "random")  # every table carries them
+            rows.append((replace(spec, name=name, options=spec.options | followed | dict.fromkeys(by_ratio, ratio)), bits))
+    return rows

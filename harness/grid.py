@@ -1,119 +1,155 @@
-"""Run types and the grid.  Every field of :class:`Grid` is read by somebody (a test holds that)."""
+"""The grid: model × method × data set × budget × seed, and everything else that can change a result.
 
-from dataclasses import dataclass, field, fields
+Every field states its flag's help, range and choices here; the command line and ``--help`` are made of them (harness/cli/flags.py).
+Settings of methods are declared by the methods (core/settings.py) and held in ``Grid.settings``.
+"""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+
+from core.calibration import GENERAL
 from core.errors import UserError
-from core.registry import QUANTIZERS, SCORERS, MethodSpec, resolve_method, variants
-from evaluation.calibration.mixture import parse_calib
-
-AUTO_GROUPS = (128, 96, 64, 32)
+from core.registry import QUANTIZERS, SCORERS, MethodSpec, readable, resolve_method, variants
+from core.settings import SETTINGS
 
 COMMON_QUANTIZERS = ("gptq", "rtn")
-
+AUTO_GROUPS = (128, 96, 64, 32)
+LEVELS = (2, 3, 4, 5, 6, 8, 16)
 MAX_THREADS = 1024  # OpenMP ends the process without a word when it cannot start a thread
-
 MAX_SEED = 2**63 - 1  # what torch's generators take
+AXES = ("models", "methods", "datasets", "avg_bits", "seeds", "keep_ratio")
+# settings that every result names since there were results; one declared later is named where it is not at its default
+ALWAYS = ("calib", "calib_tokens", "calib_window", "corrupt", "grad_dtype", "kl_docs", "loss_mask", "oracle_docs",
+          "oracle_metric", "published", "score_docs")
+RUN, DATA, BITS, EVALUATION, MACHINE = "what to run", "data", "scores and bits", "evaluation", "machine and folders"
 
-LEAST = {"calib_size": 1, "eval_size": 1, "score_docs": 1, "kl_docs": 1, "oracle_docs": 1, "calib_tokens": 2, "calib_window": 2, "num_fewshot": 0,
-         "max_length": 8, "max_new_tokens": 1, "batch_tokens": 64, "batch_size": 1, "threads": 0}
+
+def asked(group: str, help: str, default=..., *, flag: str = "", metavar: str | None = None, low: int | None = None,
+          choices: tuple = (), runtime: bool = False):
+    """A field of the grid.  runtime: how or where something is run, which changes no result."""
+    told = {"group": group, "help": help, "flag": flag, "metavar": metavar, "low": low, "choices": choices, "runtime": runtime}
+    return field(metadata=told) if default is ... else field(default=default, metadata=told)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """model × method × dataset × budget × seed, and everything else that can change a result."""
+    """What is run, and how; one value a field, several on the axes."""
 
-    run_type: str = field(metadata={"runtime": True})
-    models: tuple[str, ...]
-    methods: tuple[str, ...]
-    datasets: tuple[str, ...]
-    avg_bits: tuple[float, ...]  # stored bits a weight over the quantized linears, metadata included
-    seeds: tuple[int, ...] = (42,)
-    # data
-    data_source: str = "hub"  # hub | folder | embedded
-    data_dir: str | None = field(default=None, metadata={"runtime": True})  # what it holds is in the digests, not where it lies
-    calib_size: int = 512
-    eval_size: int = 2048
-    split_seed: int = 42
-    # scoring of linears
-    score_docs: int = 256
-    kl_docs: int = 64
-    oracle_docs: int = 32
-    oracle_metric: str = "task"  # task | loglik
-    published: bool = False
-    # calibration of solvers (Hessians) and gradients
-    calib: str = "task"  # task | c4 | wikitext2 | mix:0.5
-    calib_tokens: int = 8192  # published: 262144
-    calib_window: int = 512  # tokens of a window of general text; published: 2048
-    loss_mask: str = "all"  # all | answer: which tokens a gradient's loss counts
-    grad_dtype: str = "fp32"  # fp32 | bf16 | fp16
-    corrupt: str = "gptq"  # gptq | rtn: the quantized model that TaCQ compares with
-    # quantization
-    quantizer: str = "gptq"  # of all common rows
-    keep_ratio: tuple[float, ...] = (0.0035,)  # kept weights of native rows with a ratio
-    levels: tuple[int, ...] = (2, 3, 4, 5, 6, 8, 16)
-    group_size: int | None = None  # None = the largest of 128, 96, 64, 32 that fits every width and the budget
-    tolerance: float = 0.01
-    # evaluation
-    scoring: str = "auto"  # auto | letter | cloze, for choice tasks
-    num_fewshot: int | None = None  # None = 5 for open questions, 0 for choices
-    chat_template: str = "off"  # off | on
-    max_length: int = 512
-    max_new_tokens: int = 16
-    batch_tokens: int = 4096
-    batch_size: int | None = None
-    # machine: what these come to (dtype, kind of device, threads) is in the digests, not how it was asked for
-    dtype: str = field(default="auto", metadata={"runtime": True})
-    device: str = field(default="auto", metadata={"runtime": True})
-    threads: int = field(default=0, metadata={"runtime": True})  # 0 = all cores
-    # how to run; none of these changes a result
-    results_dir: str = field(default="results", metadata={"runtime": True})
-    cache_dir: str = field(default="saved_models", metadata={"runtime": True})
-    eval_only: bool = field(default=False, metadata={"runtime": True})
+    run_type: str = asked(RUN, "demo, test or full: the preset that the other flags override (default: demo)", runtime=True)
+    models: tuple[str, ...] = asked(RUN, "smollm2-135m, a hub id (owner/name) or a local folder; several allowed", flag="model",
+                                    metavar="M")
+    methods: tuple[str, ...] = asked(RUN, "methods of the list below, settings of one row in brackets: TaCQ[calib=c4]; several allowed",
+                                     flag="method", metavar="M")
+    datasets: tuple[str, ...] = asked(RUN, "data sets of the list below; several allowed", flag="dataset", metavar="D")
+    avg_bits: tuple[float, ...] = asked(RUN, "stored bits a weight, metadata included, that every common row gets, met from below "
+                                        "within --tolerance", metavar="B")
+    seeds: tuple[int, ...] = asked(RUN, "seeds of random scores and of the documents that solvers and gradients read; several give "
+                                   "mean and sd", (42,), metavar="S")
+    data_source: str = asked(DATA, "where rows come from", "hub", choices=("hub", "folder", "embedded"))
+    data_dir: str | None = asked(DATA, "folder with the data sets in the hub's layout; implies --data_source folder", None,
+                                 metavar="DIR", runtime=True)  # what it holds is in the digests, not where it lies
+    calib_size: int = asked(DATA, "documents that calibrate; if the source is short, the ratio to --eval_size is kept and said", 512,
+                            metavar="N", low=1)
+    eval_size: int = asked(DATA, "documents that evaluate", 2048, metavar="N", low=1)
+    split_seed: int = asked(DATA, "seed of the stratified split", 42, metavar="S")
+    quantizer: str = asked(BITS, "quantizer of every common row; the demo rounds, to stay within minutes", "gptq",
+                           choices=COMMON_QUANTIZERS)
+    keep_ratio: tuple[float, ...] = asked(BITS, "kept weights of native rows such as TaCQ-native; several from one scoring", (0.0035,),
+                                          metavar="R")
+    levels: tuple[int, ...] = asked(BITS, "bits that a linear may get, of 2 3 4 5 6 8 16", LEVELS, metavar="B")
+    group_size: int | None = asked(BITS, "input columns that share a scale (default: largest of 128, 96, 64, 32 that fits)", None,
+                                   metavar="G")
+    tolerance: float = asked(BITS, "how far below --avg_bits a plan may stay", 0.01, metavar="T")
+    scoring: str = asked(EVALUATION, "how choices are scored; auto: cloze below 1e9 parameters, else letter", "auto",
+                         choices=("auto", "letter", "cloze"))
+    num_fewshot: int | None = asked(EVALUATION, "examples before each question (default: 5 for open questions, 0 for choices)", None,
+                                    metavar="K", low=0)
+    chat_template: str = asked(EVALUATION, "wrap prompts in the model's chat template; recorded in every result", "off",
+                               choices=("off", "on"))
+    max_length: int = asked(EVALUATION, "tokens of a prompt; longer ones are cut on the left and counted", 512, metavar="T", low=8)
+    max_new_tokens: int = asked(EVALUATION, "tokens of a generated answer", 16, metavar="T", low=1)
+    batch_tokens: int = asked(EVALUATION, "padded tokens a batch; halved on out-of-memory", 4096, metavar="T", low=64)
+    batch_size: int | None = asked(EVALUATION, "documents a batch, instead of --batch_tokens", None, metavar="N", low=1)
+    # what these come to (dtype, kind of device, threads) is in the digests, not how it was asked for
+    device: str = asked(MACHINE, "auto, cpu, cuda or cuda:N", "auto", runtime=True)
+    dtype: str = asked(MACHINE, "arithmetic and weights as loaded; auto: bf16 where the hardware has it", "auto",
+                       choices=("auto", "bf16", "fp16", "fp32"), runtime=True)
+    threads: int = asked(MACHINE, "CPU threads, 0 for all cores; part of a result's identity", 0, metavar="N", low=0, runtime=True)
+    results_dir: str = asked(MACHINE, "where results are written", "results", metavar="DIR", runtime=True)
+    cache_dir: str = asked(MACHINE, "where scores, plans and samples are kept by content", "saved_models", metavar="DIR", runtime=True)
+    eval_only: bool = asked(RUN, "evaluate stored plans; a cell without one fails instead of being scored", False, runtime=True)
+    settings: Mapping[str, object] = field(default_factory=dict)  # of methods, where they are not at their defaults
 
     def __post_init__(self):
         _check_axes(self)
-        for name, least in LEAST.items():
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.threads > MAX_THREADS:
-            raise UserError(f"--threads is {self.threads}; give 0 (all cores) to {MAX_THREADS}")
-        if self.group_size is not None and self.group_size < 8:
-            raise UserError(f"--group_size is {self.group_size}; give 8 or more input columns, or leave it out for the largest that fits")
-        for name, seed in (*(("seeds", s) for s in self.seeds), ("split_seed", self.split_seed)):
-            if not 0 <= seed <= MAX_SEED:
-                raise UserError(f"--{name} {seed} is out of range; give whole numbers from 0 to {MAX_SEED}")
-        parse_calib(self.calib)
-        choices = {"loss_mask": ("all", "answer"), "grad_dtype": ("fp32", "bf16", "fp16"), "corrupt": ("gptq", "rtn"), "quantizer": COMMON_QUANTIZERS}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"--{name} is {getattr(self, name)!r}; use one of: {', '.join(allowed)}")
-        if self.loss_mask == "answer" and self.calib in ("c4", "wikitext2"):
-            raise UserError(f"--loss_mask answer has no meaning with --calib {self.calib}, which has no answers; use --calib task or --loss_mask all")
-        if not self.keep_ratio or not all(0 < r < 0.5 for r in self.keep_ratio):
-            raise UserError(f"--keep_ratio {self.keep_ratio} is out of range; give shares above 0 and below 0.5, such as 0.0035")
-        if not 0 < self.tolerance < 1:
-            raise UserError(f"--tolerance is {self.tolerance}; give bits a weight above 0 and below 1, such as 0.01")
-        bad = [b for b in self.levels if b not in (2, 3, 4, 5, 6, 8, 16)]
-        if bad or len(set(self.levels)) < 2 or min(self.levels) > 8:
-            raise UserError(f"--levels {self.levels} are not usable; give at least two of 2 3 4 5 6 8 16, one of them below 16")
-        for bits in self.avg_bits:
-            if not 1 < bits <= 16:
-                raise UserError(f"--avg_bits {bits} is out of range; give stored bits a weight between 2 and 16, such as 4.25")
-        if self.data_source == "folder" and not self.data_dir:
-            raise UserError("--data_source folder needs --data_dir with the data sets in the hub's layout")
-        if self.data_source != "folder" and self.data_dir:
-            raise UserError(f"--data_dir {self.data_dir!r} is not read with --data_source {self.data_source}; leave one of the two out")
+        _check_fields(self)
+        for name, value in self.settings.items():
+            SETTINGS[name].checked(value)
+        if self.value("loss_mask") == "answer" and self.value("calib") in GENERAL:
+            raise UserError(f"--loss_mask answer has no meaning with --calib {self.value('calib')}, which has no answers; use "
+                            "--calib task or --loss_mask all")
+
+    def value(self, name: str):
+        """A method's setting: as given, else its default."""
+        return self.settings.get(name, SETTINGS[name].default)
 
 
 def _check_axes(grid: Grid) -> None:
     """Each axis names at least one value, and none twice: the same cell would stand in the table twice."""
-    for name, flag in (("models", "model"), ("datasets", "dataset"), ("avg_bits", "avg_bits"), ("seeds", "seeds"), ("keep_ratio", "keep_ratio")):
-        values = getattr(grid, name)
+    for name in AXES:
+        if name == "methods":
+            continue  # with_controls drops repetitions
+        flag, values = _flag(name), getattr(grid, name)
         if not values:
             raise UserError(f"--{flag} is empty; name at least one")
         twice = [v for i, v in enumerate(values) if v in values[:i]]
         if twice:
             raise UserError(f"--{flag} names {twice[0]!r} twice; name each once")
+
+
+def _flag(name: str) -> str:
+    return next(f.metadata["flag"] for f in fields(Grid) if f.name == name) or name
+
+
+def _check_fields(grid: Grid) -> None:
+    for f in fields(Grid):
+        value, low, choices = getattr(grid, f.name), f.metadata.get("low"), f.metadata.get("choices")
+        if low is not None and value is not None and value < low:
+            raise UserError(f"--{f.name} is {value}; it must be at least {low}")
+        if choices and value not in choices:
+            raise UserError(f"--{f.name} is {value!r}; use one of: {', '.join(choices)}")
+    if grid.threads > MAX_THREADS:
+        raise UserError(f"--threads is {grid.threads}; give 0 (all cores) to {MAX_THREADS}")
+    if grid.group_size is not None and grid.group_size < 8:
+        raise UserError(f"--group_size is {grid.group_size}; give 8 or more input columns, or leave it out for the largest that fits")
+    for name, seed in (*(("seeds", s) for s in grid.seeds), ("split_seed", grid.split_seed)):
+        if not 0 <= seed <= MAX_SEED:
+            raise UserError(f"--{name} {seed} is out of range; give whole numbers from 0 to {MAX_SEED}")
+    if not all(0 < r < 0.5 for r in grid.keep_ratio):
+        raise UserError(f"--keep_ratio {grid.keep_ratio} is out of range; give shares above 0 and below 0.5, such as 0.0035")
+    if not 0 < grid.tolerance < 1:
+        raise UserError(f"--tolerance is {grid.tolerance}; give bits a weight above 0 and below 1, such as 0.01")
+    if set(grid.levels) - set(LEVELS) or len(set(grid.levels)) < 2 or min(grid.levels) > 8:
+        raise UserError(f"--levels {grid.levels} are not usable; give at least two of 2 3 4 5 6 8 16, one of them below 16")
+    for bits in grid.avg_bits:
+        if not 1 < bits <= 16:
+            raise UserError(f"--avg_bits {bits} is out of range; give stored bits a weight between 2 and 16, such as 4.25")
+    if grid.data_source == "folder" and not grid.data_dir:
+        raise UserError("--data_source folder needs --data_dir with the data sets in the hub's layout")
+    if grid.data_source != "folder" and grid.data_dir:
+        raise UserError(f"--data_dir {grid.data_dir!r} is not read with --data_source {grid.data_source}; leave one of the two out")
+
+
+def grid_of(plain: Mapping) -> Grid:
+    """A grid out of JSON data; what an earlier version kept as a field of its own is a setting now."""
+    plain, settings = dict(plain), dict(plain.get("settings", {}))
+    for name in [n for n in plain if n in SETTINGS]:
+        settings[name] = plain.pop(name)
+    known = {f.name for f in fields(Grid)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items() if k in known}
+    return Grid(**values | {"settings": settings})
 
 
 @dataclass(frozen=True)
@@ -126,16 +162,31 @@ class Cell:
     avg_bits: float | None  # None: the row is exempt from the budget (fp16, native forms)
     seed: int
 
+    @property
+    def label(self) -> str:
+        return f"{self.method.name} on {self.dataset}"
+
 
 def cells_of(grid: Grid) -> list[Cell]:
     """All cells in running order: model by model, method by method, so that a model is loaded once."""
     cells = []
     for model in grid.models:
         for name in grid.methods:
-            for spec, bits in variants(resolve_method(name), grid.quantizer, grid.avg_bits, grid.keep_ratio):
+            for spec, bits in variants(checked_method(name, grid.quantizer), grid.quantizer, grid.avg_bits, grid.keep_ratio):
                 seeds = grid.seeds if seeded(spec) else (0,)
                 cells += [Cell(model, spec, dataset, bits, seed) for seed in seeds for dataset in grid.datasets]
     return cells
+
+
+def checked_method(name: str, common: str) -> MethodSpec:
+    """The method of that name, if this grid's quantizer reads what its brackets say."""
+    spec = resolve_method(name)
+    reads = readable(spec, common)[0]
+    for setting in spec.settings:
+        if setting not in reads:
+            raise UserError(f"{spec.name} reads no setting {setting!r} with --quantizer {common}; "
+                            f"it reads: {', '.join(reads) or 'no setting'}")
+    return spec
 
 
 def seeded(spec: MethodSpec) -> bool:
@@ -150,7 +201,15 @@ def reads_solver_calib(spec: MethodSpec) -> bool:
     return bool(solved) or bool({"gradients", "hessian"} & set(scored))
 
 
-def settings(grid: Grid) -> dict:
-    """The fields that must agree for two cells to stand in one table: all but the axes and how it was run."""
-    axes = {"models", "methods", "datasets", "avg_bits", "seeds", "keep_ratio"}
-    return {f.name: getattr(grid, f.name) for f in fields(grid) if f.name not in axes and not f.metadata.get("runtime")}
+def table_settings(grid: Grid) -> dict:
+    """What must agree for two cells to stand in one table: all but the axes and how it was run."""
+    plain = {f.name: getattr(grid, f.name) for f in fields(grid)
+             if f.name not in (*AXES, "settings") and not f.metadata.get("runtime")}
+    plain["levels"] = list(grid.levels)  # as JSON gives it back
+    given = {name: value for name, value in grid.settings.items() if value != SETTINGS[name].default}
+    return plain | {name: grid.value(name) for name in ALWAYS} | given
+
+
+def with_methods(grid: Grid, methods: tuple[str, ...]) -> Grid:
+    """The same grid of other methods, their names in canonical form, without repetitions."""
+    return replace(grid, methods=tuple(dict.fromkeys(checked_method(name, grid.quantizer).name for name in methods)))

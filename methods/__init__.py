@@ -1,4 +1,4 @@
-"""Methods: one file each, found by itself.  Imports ``core`` and ``quantization``, never ``evaluation`` or ``harness``.
+"""Methods: one file each, found by itself.  Imports ``core``, ``streams`` and ``quantization``, never ``evaluation`` or ``harness``.
 
 Adding a file to this folder registers it; a file whose import fails stops the program with its name,
 because a method that vanishes from a table in silence is worse than no table.
@@ -13,7 +13,7 @@ from pathlib import Path
 import quantization  # noqa: F401  (registers quantizers and allocators)
 from core.digest import file_sha256
 from core.errors import UserError, one_line
-from core.registry import ALLOCATORS, DATASETS, METHODS, QUANTIZERS, SCORERS
+from core.registry import REGISTRIES
 
 for _found in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")):
     importlib.import_module(f"{__name__}.{_found}")
@@ -22,24 +22,30 @@ _loaded: dict[Path, str] = {}  # the plugins of this process: file, sha256 of wh
 
 
 def load_plugin(path: str) -> None:
-    """Register the scorers and methods of a file outside the repository (``--plugin my_scorer.py``).
+    """Register the scorers, methods and data sets of a file outside the repository (``--plugin my_scorer.py``).
 
-    A second time does nothing: a notebook, or a run in one process, comes here again.  A file that has changed since is
-    refused, not loaded in the old one's place: what took its functions from the registries would go on with the old text.
+    What it registers is keyed by the file's content too.  A second time does nothing: a notebook, or a run in one process,
+    comes here again.  A file that has changed since is refused, not loaded in the old one's place: what took its functions
+    from the registries would go on with the old text.  A file that fails leaves nothing registered.
     """
     file = Path(path)
     if not file.is_file() or file.suffix != ".py":
         what = "a .py file" if file.is_file() else "a file"
         raise UserError(f"plugin {path!r} is not {what}; pass the path of a Python file that registers a scorer or method")
-    where, before = file.resolve(), _registered()
+    where, before = file.resolve(), [dict(registry._items) for registry in REGISTRIES]
     try:
         text = file_sha256(file)
         if where not in _loaded:
             _execute(file)
     except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's to mend, in one sentence
+        for registry, items in zip(REGISTRIES, before):
+            registry._items = items
         raise UserError(f"plugin {path!r} does not load: {type(error).__name__}: {one_line(error)}; correct the file") from error
-    if where not in _loaded and _registered() == before:
+    new = [(registry, name) for registry, items in zip(REGISTRIES, before) for name in registry if name not in items]
+    if where not in _loaded and not new:
         raise UserError(f"plugin {path!r} registers nothing; it must call scorer, method, allocator, quantizer or register (docs/ADD_A_METHOD.md)")
+    for registry, name in new:
+        registry.contents[name] = text
     if _loaded.setdefault(where, text) != text:
         raise UserError(f"plugin {path!r} has changed since this process loaded it; start the program (or the notebook's kernel) again to use it")
 
@@ -52,7 +58,3 @@ def _execute(file: Path) -> None:
         spec.loader.exec_module(module)
     finally:
         sys.dont_write_bytecode = writes
-
-
-def _registered() -> list[list[str]]:
-    return [list(registry) for registry in (SCORERS, METHODS, ALLOCATORS, QUANTIZERS, DATASETS)]

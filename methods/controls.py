@@ -6,8 +6,9 @@ minimises the plain error of the weights, which tells what the allocator does wi
 ``magnitude`` is |W|, element by element, the classic score that sees neither task nor data.
 """
 
-import torch
+from __future__ import annotations
 
+from core.lazy import torch
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
 

@@ -8,12 +8,13 @@ Paper: arXiv 2405.14917, Eq. 3.  Unit: salience.
 "SliM-LLM-native"  groups of 128 at N−1, N or N+1 bits found by the double-pointer search, then a clip search per group and row.
 """
 
-import torch
+from __future__ import annotations
 
+from core.lazy import Lazy, torch
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
-from quantization.solvers.slim_search import group_salience
-from streams.hessians import score_each
+
+hessians, search = Lazy("streams.hessians"), Lazy("quantization.solvers.slim_search")
 
 
 @scorer("SliM-LLM", granularity="group", needs=("hessian",), params=("group_size",))
@@ -21,9 +22,9 @@ def slim_llm(ctx: ScoreContext) -> Scores:
     """Salience summed over each group, float32 [1, in/g]."""
     def score(weight, factor):
         weight = torch.where(factor.dead, 0.0, weight)  # a dead input's weight has no salience
-        return group_salience(weight, factor.diagonal, ctx.param("group_size")).float()[None]
+        return search.group_salience(weight, factor.diagonal, ctx.param("group_size")).float()[None]
 
-    return Scores("group", score_each(ctx, score, "saliences"), "salience")
+    return Scores("group", hessians.score_each(ctx, score, "saliences"), "salience")
 
 
 method("SliM-LLM", scorer="SliM-LLM", paper="arXiv:2405.14917")

@@ -9,13 +9,13 @@ level of the budget.  Unit: layer loss.  Paper: arXiv 2306.03078.
 "SPQR-budget-native"  the same on N−1 bits, each linear's threshold bisected until it stores the budget (as the TaCQ paper runs it)
 """
 
-import torch
+from __future__ import annotations
 
+from core.lazy import Lazy, torch
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
-from quantization.solvers.spqr import sensitivity
-from streams.hessians import score_each
 
+hessians, solver = Lazy("streams.hessians"), Lazy("quantization.solvers.spqr")
 BILEVEL = {"group": 16, "scale_bits": 3, "zero_bits": 3, "form": "bilevel", "ordered": True}
 
 
@@ -24,9 +24,9 @@ def spqr(ctx: ScoreContext) -> Scores:
     """Squared rounding error over the squared pivot, float32 [out, in]."""
     def score(weight, factor):
         pivots = torch.where(factor.dead, torch.inf, factor.diagonal)  # a weight that never meets an input cannot cost anything
-        return sensitivity(weight, pivots, ctx.base(tuple(weight.shape)))
+        return solver.sensitivity(weight, pivots, ctx.base(tuple(weight.shape)))
 
-    return Scores("element", score_each(ctx, score, "sensitivities"), "layer loss")
+    return Scores("element", hessians.score_each(ctx, score, "sensitivities"), "layer loss")
 
 
 method("SPQR", scorer="SPQR", paper="arXiv:2306.03078")

@@ -7,6 +7,8 @@ Paper: arXiv 2306.07629.
 "SqueezeLLM-native"  2^N values a row by Fisher-weighted k-means; 0.45 % of the weights by magnitude and 0.05 % by Fisher at 16 bits.
 """
 
+from __future__ import annotations
+
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
 

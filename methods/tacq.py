@@ -14,14 +14,17 @@ Deviation: W and W − Wq are taken in float32.  The published script rounds W, 
 moves about 1 kept weight in 370,000; ``published`` does so too.
 """
 
-import torch
+from __future__ import annotations
 
+from core.lazy import torch
 from core.registry import method, scorer
+from core.settings import Setting
 from core.types import ScoreContext, Scores
 
 PAPER = "arXiv:2504.07389"
+CORRUPT = Setting("corrupt", str, "gptq", "quantized model that TaCQ compares with", choices=("gptq", "rtn"))
 GRADIENT = ("grad_dtype",)  # what the gradients depend on beside the documents, which needs=("gradients",) puts in the key
-CORRUPT = (*GRADIENT, "base", "corrupt", "published")  # and the quantized model beside them
+COMPARED = (*GRADIENT, "base", CORRUPT, "published")  # and the quantized model beside them
 
 
 def _operands(weight: torch.Tensor, corrupt: torch.Tensor, published: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,13 +61,13 @@ def _against_corrupt(ctx: ScoreContext, formula, unit: str) -> Scores:
     return Scores("element", {fqn: formula(w, gradient.pop(fqn), corrupt.pop(fqn), published) for fqn, w in _weights(ctx).items()}, unit)
 
 
-@scorer("TaCQ", granularity="element", needs=("gradients",), params=CORRUPT, gradients=("abs",))
+@scorer("TaCQ", granularity="element", needs=("gradients",), params=COMPARED, gradients=("abs",))
 def tacq(ctx: ScoreContext) -> Scores:
     """|W| · Σ|g| · |W − Wq|."""
     return _against_corrupt(ctx, saliency, "nats · weight")
 
 
-@scorer("TaCQ-QAL", granularity="element", needs=("gradients",), params=CORRUPT, gradients=("abs",))
+@scorer("TaCQ-QAL", granularity="element", needs=("gradients",), params=COMPARED, gradients=("abs",))
 def quantization_aware(ctx: ScoreContext) -> Scores:
     """Σ|g| · |Wq − W|: how much the loss moves, to first order."""
     return _against_corrupt(ctx, localization, "nats")

@@ -12,16 +12,20 @@ most 128 candidates a batch into a reservoir, so its sample depends on the batch
 ``published`` the last block is read after the final norm, as the script does.
 """
 
+from __future__ import annotations
+
 from itertools import pairwise
 
 import numpy as np
-import torch
 
+from core.lazy import Lazy, torch
 from core.registry import method, scorer
+from core.settings import Setting
 from core.types import ScoreContext, Scores
-from streams.activations import each_block_output, prompts, standardise
 
-PARAMS = ("score_docs", "batch_tokens", "seed", "published")
+SCORE_DOCS = Setting("score_docs", int, 256, "calibration documents that TAQ and TAQO read", low=1)
+PARAMS = (SCORE_DOCS, "batch_tokens", "seed", "published")
+activations = Lazy("streams.activations")
 RESERVOIR = 256  # token vectors a block
 
 
@@ -51,7 +55,7 @@ def sample_positions(lengths: list[int], seed: int) -> list[np.ndarray]:
 
 def block_statistics(ctx: ScoreContext) -> dict[str, torch.Tensor]:
     """Per block, float64 [blocks]: entropy (nats), variance, mean absolute value."""
-    chosen = prompts(ctx, "score_docs")
+    chosen = activations.prompts(ctx, "score_docs")
     lengths = [len(ctx.calib.tokens[i]) for i in chosen]
     positions = dict(zip(chosen, sample_positions(lengths, ctx.param("seed"))))
     count = len(ctx.blocks)
@@ -66,7 +70,7 @@ def block_statistics(ctx: ScoreContext) -> dict[str, torch.Tensor]:
             start = h.shape[1] - len(ctx.calib.tokens[doc])
             kept[block][doc] = h[row, start + torch.as_tensor(positions[doc], device=h.device)].float().cpu()
 
-    each_block_output(ctx, chosen, see, "block statistics")
+    activations.each_block_output(ctx, chosen, see, "block statistics")
     entropy = [spectral_entropy(torch.cat([kept[b][doc] for doc in chosen])) for b in range(count)]
     mean, square, magnitude = (moments[:, k] / moments[:, 3] for k in range(3))
     return {"entropy": torch.tensor(entropy, dtype=torch.float64), "variance": square - mean.square(), "magnitude": magnitude}
@@ -75,7 +79,7 @@ def block_statistics(ctx: ScoreContext) -> dict[str, torch.Tensor]:
 def _scores(ctx: ScoreContext, normalised: bool) -> Scores:
     stats = block_statistics(ctx)
     stability = -stats["variance"] / (stats["magnitude"] + 1e-8).square() if normalised else -stats["variance"]
-    combined = 0.5 * standardise(stats["entropy"]) + 0.5 * standardise(stability)
+    combined = 0.5 * activations.standardise(stats["entropy"]) + 0.5 * activations.standardise(stability)
     return Scores("layer", ctx.spread(combined.tolist()), "z",
                   notes={"entropy": stats["entropy"].tolist(), "stability": stability.tolist(), "combined": combined.tolist()})
 

@@ -14,27 +14,32 @@ is added to every Δ of the task metric, which changes no ranking but keeps the 
 treating a drop that 32 documents cannot show as none at all.
 """
 
-import torch
+from __future__ import annotations
 
 from core.errors import UserError
+from core.lazy import Lazy, torch
 from core.registry import method, scorer
+from core.settings import Setting
 from core.types import LayerPlan, ScoreContext, Scores
-from quantization.apply import Originals
-from streams.activations import each_block_output, prompts
+from methods.taq import SCORE_DOCS
 
+activations, apply = Lazy("streams.activations"), Lazy("quantization.apply")
+ORACLE_DOCS = Setting("oracle_docs", int, 32, "labelled calibration documents that TAQO-oracle reads", low=1)
+ORACLE_METRIC = Setting("oracle_metric", str, "task", "what TAQO-oracle measures: the task score, or the smoother gold log-likelihood",
+                        choices=("task", "loglik"))
 PROBE = LayerPlan(4, 128, 32, 32)  # the script's base quantizer: groups of 128, float scale and zero
 
 
-@scorer("TAQO", granularity="layer", params=("score_docs", "batch_tokens", "published"))
+@scorer("TAQO", granularity="layer", params=(SCORE_DOCS, "batch_tokens", "published"))
 def taqo(ctx: ScoreContext) -> Scores:
     """Mean L2 norm of each block's output at the prompt's last token."""
-    chosen = prompts(ctx, "score_docs")
+    chosen = activations.prompts(ctx, "score_docs")
     total = torch.zeros(len(ctx.blocks), dtype=torch.float64)
 
     def see(block, h, mask, batch):
         total[block] += h[:, -1].float().norm(dim=-1).sum(dtype=torch.float64).cpu()
 
-    each_block_output(ctx, chosen, see, "activation norms")
+    activations.each_block_output(ctx, chosen, see, "activation norms")
     norms = (total / len(chosen)).tolist()
     return Scores("layer", ctx.spread(norms), "norm", notes={"activation_norm": norms})
 
@@ -42,7 +47,7 @@ def taqo(ctx: ScoreContext) -> Scores:
 def without(ctx: ScoreContext, block: int, quantizer: str) -> tuple[float, float]:
     """The task metric with one block at 4 bits; the model is as it was afterwards."""
     inside = [fqn for fqn, b in ctx.block_of.items() if b == block]
-    originals = Originals({fqn: ctx.linears[fqn] for fqn in inside})  # a copy of one block, not of the model
+    originals = apply.Originals({fqn: ctx.linears[fqn] for fqn in inside})  # a copy of one block, not of the model
     try:
         originals.write({fqn: PROBE for fqn in inside}, quantizer)
         return ctx.task_metric(ctx.model, ctx.param("oracle_docs"))
@@ -50,8 +55,7 @@ def without(ctx: ScoreContext, block: int, quantizer: str) -> tuple[float, float
         originals.restore()
 
 
-@scorer("TAQO-oracle", granularity="layer", needs=("calib", "labels"), params=("oracle_docs", "oracle_metric", "published"),
-        version=2)
+@scorer("TAQO-oracle", granularity="layer", needs=("calib", "labels"), params=(ORACLE_DOCS, ORACLE_METRIC, "published"), version=2)
 def taqo_oracle(ctx: ScoreContext) -> Scores:
     """Drop of the task metric when one block alone is quantized to 4 bits."""
     if ctx.task_metric is None:

@@ -9,14 +9,16 @@ Deviation: the noise of a prompt comes from a generator seeded by (seed, documen
 batching does not change it.  Blocks before l are not run again: their output is the clean one.
 """
 
-import torch
+from __future__ import annotations
 
 from core.digest import digest
-from core.forward import call, skip_to, watch
+from core.lazy import Lazy, torch
 from core.registry import method, scorer
+from core.settings import Setting
 from core.types import ScoreContext, Scores
-from streams.activations import batches, each_block_output, padded, prompts
 
+activations, forward = Lazy("streams.activations"), Lazy("core.forward")
+KL_DOCS = Setting("kl_docs", int, 64, "calibration documents that TAQoS reads", low=1)
 LEVELS = 2**4 - 1
 
 
@@ -34,7 +36,7 @@ def steps(ctx: ScoreContext, chosen: list[int]) -> torch.Tensor:
         last = h[:, -1].float()
         total[block] += (last.amax(-1) - last.amin(-1)).sum(dtype=torch.float64).cpu()
 
-    each_block_output(ctx, chosen, see, "activation ranges")
+    activations.each_block_output(ctx, chosen, see, "activation ranges")
     return total / len(chosen) / LEVELS
 
 
@@ -50,32 +52,37 @@ def noisy(ctx: ScoreContext, h: torch.Tensor, batch: list[int], block: int, step
 
 def batch_kl(ctx: ScoreContext, batch: list[int], step: torch.Tensor) -> torch.Tensor:
     """Phase 2 on one batch: Σ over its prompts of the KL in nats, float64 [blocks]."""
-    ids, mask = padded(ctx, batch)
+    ids, mask = activations.padded(ctx, batch)
     clean_h: dict[int, torch.Tensor] = {}
-    with watch(ctx.blocks, clean_h.__setitem__) as widths:
-        clean = call(ctx.model, ids, mask).logits[:, -1].float().log_softmax(-1)
+    with forward.watch(ctx.blocks, clean_h.__setitem__) as widths:
+        clean = forward.call(ctx.model, ids, mask).logits[:, -1].float().log_softmax(-1)
     out = torch.zeros(len(ctx.blocks), dtype=torch.float64)
     for block in range(len(ctx.blocks)):
         h = noisy(ctx, clean_h.pop(block), batch, block, float(step[block]))
-        with skip_to(ctx.blocks, block, h, widths[block]):
-            moved = call(ctx.model, ids, mask).logits[:, -1].float().log_softmax(-1)
+        with forward.skip_to(ctx.blocks, block, h, widths[block]):
+            moved = forward.call(ctx.model, ids, mask).logits[:, -1].float().log_softmax(-1)
         out[block] = (clean.exp() * (clean - moved)).sum(dtype=torch.float64).cpu()
     return out
 
 
-@scorer("TAQoS", granularity="layer", params=("kl_docs", "batch_tokens", "seed", "published"))
-@torch.inference_mode()
+@scorer("TAQoS", granularity="layer", params=(KL_DOCS, "batch_tokens", "seed", "published"))
 def taqos(ctx: ScoreContext) -> Scores:
     """Mean KL in nats under a 4-bit step of uniform noise at one block."""
-    chosen = prompts(ctx, "kl_docs")
+    with torch.inference_mode():
+        kl, step = mean_kl(ctx)
+    # the KL of two nearly equal float32 distributions can round to -1e-9: it is zero
+    return Scores("layer", ctx.spread([max(0.0, k) for k in kl]), "nats", notes={"kl": kl, "step": step})
+
+
+def mean_kl(ctx: ScoreContext) -> tuple[list[float], list[float]]:
+    """Mean KL in nats and step Δ of each block; batch by batch, so that a kill costs one."""
+    chosen = activations.prompts(ctx, "kl_docs")
     step = torch.tensor(ctx.kept("step", lambda: steps(ctx, chosen).tolist()), dtype=torch.float64)
-    total, todo = torch.zeros(len(ctx.blocks), dtype=torch.float64), batches(ctx, chosen)
+    total, todo = torch.zeros(len(ctx.blocks), dtype=torch.float64), activations.batches(ctx, chosen)
     for done, batch in enumerate(todo):
         ctx.progress("KL under noise", done, len(todo))
         total += torch.tensor(ctx.kept(f"kl-{done}", lambda: batch_kl(ctx, batch, step).tolist()), dtype=torch.float64)
-    kl = (total / len(chosen)).tolist()
-    # the KL of two nearly equal float32 distributions can round to -1e-9: it is zero
-    return Scores("layer", ctx.spread([max(0.0, k) for k in kl]), "nats", notes={"kl": kl, "step": step.tolist()})
+    return (total / len(chosen)).tolist(), step.tolist()
 
 
 method("TAQoS", scorer="TAQoS", paper="arXiv:2511.06516")

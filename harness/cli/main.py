@@ -2,10 +2,10 @@
 
 import os
 import sys
+from dataclasses import fields, replace
 
 from core.commandline import Parser, forgiving_stdout
 from core.errors import UserError, storage_error
-from harness.cli.flags import build_parser, listing
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,26 +34,34 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     import evaluation.tasks  # noqa: F401  (registers the data sets)
     import methods
-    from harness.jobs.launch import for_workers
-    from harness.presets import build_grid
+    from harness.cli.flags import build_parser, listing
 
     early = Parser(add_help=False, allow_abbrev=False)  # plugins first: --help and the checks must know their methods
     early.add_argument("--plugin", action="append", default=[])
     for path in early.parse_known_args(argv)[0].plugin:
         methods.load_plugin(path)
-    args = vars(build_parser().parse_args(argv))
+    args = {name: value for name, value in vars(build_parser().parse_args(argv)).items() if value is not None}
     if args.pop("list"):
         print(listing())
         return 0
-    asked = [name for name in ("status", "collect", "cancel") if args.get(name) is not None]
+    asked = [name for name in ("status", "collect", "cancel") if name in args]
     if asked:
-        return about_run(asked[0], args.get("results_dir") or "results", args[asked[0]])
-    for name in ("status", "collect", "cancel"):
-        args.pop(name)
-    plugins, token = [os.path.abspath(p) for p in args.pop("plugin")], args.pop("hf_token") or os.environ.get("HF_TOKEN")
-    dry, eval_only, options = args.pop("dry_run"), args.pop("eval_only"), job_options(args)
-    lists = {k: tuple(args.pop(k)) for k in ("models", "methods", "datasets", "avg_bits", "seeds", "levels", "keep_ratio") if args.get(k)}
-    grid = for_workers(build_grid(args.pop("run_type"), **args, **lists, eval_only=eval_only or None), options)
+        return about_run(asked[0], args.get("results_dir", "results"), args[asked[0]])
+    return run(args)
+
+
+def run(args: dict) -> int:
+    """Run the grid that parsed flags describe, with their executor."""
+    from harness.jobs.options import Options
+    from harness.presets import build_grid
+
+    plugins, token = [os.path.abspath(path) for path in args.pop("plugin")], args.pop("hf_token", None) or os.environ.get("HF_TOKEN")
+    dry = args.pop("dry_run")
+    args = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
+    options = Options(**{f.name: args.pop(f.name) for f in fields(Options) if f.name in args})
+    grid = build_grid(args.pop("run_type", "demo"), **args)
+    if options.threads and not grid.threads:  # the executor's workers run it with their threads, if none were asked for
+        grid = replace(grid, threads=options.threads)
     if dry:
         return show_dry_run(grid, token, options)
     if options.executor == "local":
@@ -61,27 +69,18 @@ def _main(argv: list[str]) -> int:
     return run_jobs(grid, token, options, plugins)
 
 
-def job_options(args: dict):
-    """Take the executor's flags out of the parsed ones."""
-    from dataclasses import fields
-
-    from harness.jobs.options import Options
-
-    return Options(**{f.name: tuple(value) if isinstance(value := args.pop(f.name), list) else value for f in fields(Options)})
-
-
 def show_dry_run(grid, token: str | None, options) -> int:
     """What would run, and for how long; computes nothing."""
     from harness.forecast.dry_run import dry_run
     from harness.forecast.preflight import preflight
     from harness.grid import cells_of
-    from harness.jobs.loop import open_sessions
     from harness.progress import Progress, plain_console
+    from harness.stages.case import open_cases
 
     with Progress(len(cells_of(grid))) as progress:
-        sessions = open_sessions(grid, token, progress.say)
-        preflight(grid, sessions, progress.say, weights=False, limit=options.mem_bytes, workers=options.sharing, gpus=options.gpus)
-    dry_run(grid, sessions, plain_console(), limit=options.mem_bytes, workers=options.workers, sharing=options.sharing)
+        cases = open_cases(grid, token, progress)
+        preflight(cases, weights=False, limit=options.mem_bytes, workers=options.sharing, gpus=options.gpus, writes=False)
+    dry_run(cases, plain_console(), limit=options.mem_bytes, workers=options.workers, sharing=options.sharing)
     return 0
 
 
@@ -96,10 +95,10 @@ def run_here(grid, token: str | None, plugins: list[str]) -> int:
     with Progress(len(cells_of(grid))) as progress:
         results = run_local(grid, token, progress, plugins)
     show(tables_of(grid.results_dir, results), plain_console())
-    bad = [r for r in results if not r.ok]
-    for result in bad:
+    failures = [result for result in results if not result.ok]
+    for result in failures:
         print(f"failed: {result.method.name} on {result.dataset} ({result.model.given}): {result.error}", file=sys.stderr)
-    return 1 if bad else 0
+    return 1 if failures else 0
 
 
 def run_jobs(grid, token: str | None, options, plugins: list[str]) -> int:
@@ -112,7 +111,7 @@ def run_jobs(grid, token: str | None, options, plugins: list[str]) -> int:
     if token:
         os.environ["HF_TOKEN"] = token  # jobs inherit the environment; it is never written down
     with Progress(len(cells_of(grid))) as progress:
-        board, jobs = launch(grid, token, options, plugins, progress.say)
+        board, jobs = launch(grid, token, options, plugins, progress)
         if options.executor == "slurm" and not options.wait:
             where = "" if grid.results_dir == "results" else f" --results_dir {grid.results_dir}"
             for flag, what in (("status", "where it stands"), ("collect", "its tables"), ("cancel", "stop it")):

@@ -5,47 +5,53 @@ import shutil
 from core.errors import UserError
 from core.registry import QUANTIZERS, SCORERS
 from harness.forecast.memory import kinds_to_make
-from harness.forecast.sizes import dims, finished, stored
-from harness.grid import Cell
-from harness.stages.base_quantized import corrupted_key
-from harness.stages.documents import cell_data
+from harness.forecast.sizes import finished
+from harness.stages.base_quantized import base_quantized_key
+from harness.stages.case import Case
 from harness.stages.gradients import gradients_key
-from harness.stages.model import Session
 from harness.stages.options import reads_data
+from harness.stages.plan import plan_key
 from harness.stages.scores import scores_key
 from streams.gradients import KINDS
 
 SMALL = 2**28  # bytes for samples, plans and all scores that are not one number a weight
 
 
-def check_disk(session: Session, cells: list[Cell], workers: int = 1) -> None:
-    """Room for what these cells will still write."""
-    needed = disk_bytes(session, cells, workers)
-    free = shutil.disk_usage(session.store.root).free
+def check_disk(cases: list[Case], workers: int = 1) -> None:
+    """Room for what these cells of one model will still write."""
+    if not cases:
+        return
+    needed, root = disk_bytes(cases, workers), cases[0].store.root
+    free = shutil.disk_usage(root).free
     if free < needed:
-        raise UserError(f"{session.store.root} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed; free some or use --cache_dir")
+        raise UserError(f"{root} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed; free some or use --cache_dir")
 
 
-def disk_bytes(session: Session, cells: list[Cell], workers: int = 1) -> int:
-    """Bytes of what is not stored yet: element scores, gradient sums, quantized models to compare with, the pieces of all these; samples.
+def disk_bytes(cases: list[Case], workers: int = 1) -> int:
+    """Bytes of what is not stored yet: element scores, gradient sums, quantized models to compare with, unfinished work on all these; samples.
 
-    Pieces are there once for each cell in work: solved blocks in the model's dtype, and two snapshots of gradient sums while one takes the
-    other's place.  How many jobs of a cluster work at a time is not known here (workers 0): they count once, and every job asks again.
+    Unfinished work is there once for each cell at work: solved blocks in the model's dtype, and two snapshots of gradient sums
+    while one takes the other's place.  How many jobs of a cluster work at a time is not known here (workers 0): they count
+    once, and every job asks again.
     """
-    entries, compared, passes, solving = set(), set(), {}, 0
-    for cell in cells:
-        data = cell_data(session, cell.dataset)
-        if finished(session, cell, data):
+    entries: set[str] = set()
+    compared: dict[str, bool] = {}  # quantized models to compare with -> whether a solver makes them
+    passes: dict[str, int] = {}
+    solving, store, sizes = 0, cases[0].store, cases[0].model.sizes
+    for case in cases:
+        if finished(case):
             continue
-        scored = scores_key(session, cell, data)[0] if cell.method.scorer else None
-        spec = SCORERS.get(cell.method.scorer) if scored and not stored(session, scored) else None
-        kinds = kinds_to_make(session, cell, data, spec)
-        entries |= {gradients_key(session, cell, data, kind)[0] for kind in kinds} | ({scored} if spec and spec.granularity == "element" else set())
-        passes |= {gradients_key(session, cell, data, KINDS[0])[0]: len(kinds)} if kinds else {}
-        if spec and "corrupt" in spec.params:
-            compared.add(corrupted_key(session, cell, data)[0])
-        solving += reads_data(cell)
-    d, at_once, compared = dims(session), max(1, workers), {key for key in compared if not stored(session, key)}
+        to_score = None
+        if case.method.scorer and not store.has(plan_key(case)[0]) and not store.has(scores_key(case)[0]):
+            to_score = SCORERS.get(case.method.scorer)
+            entries |= {scores_key(case)[0]} if to_score.granularity == "element" else set()
+        kinds = kinds_to_make(case, to_score)
+        entries |= {gradients_key(case, kind)[0] for kind in kinds}
+        passes |= {gradients_key(case, KINDS[0])[0]: len(kinds)} if kinds else {}
+        if to_score and "corrupt" in to_score.params and not store.has(key := base_quantized_key(case)[0]):
+            compared[key] = bool(QUANTIZERS.get(case.value("corrupt")).needs)
+        solving += reads_data(case.method)
+    at_once = max(1, workers)
     snapshots = 2 * sum(sorted(passes.values())[-at_once:])
-    pieces = min(at_once, solving) + (min(at_once, len(compared)) if QUANTIZERS.get(session.grid.corrupt).needs else 0)
-    return d.linears * (4 * (len(entries) + snapshots) + d.itemsize * (len(compared) + pieces)) + SMALL
+    blocks = min(at_once, solving) + min(at_once, sum(compared.values()))
+    return sizes.linears * (4 * (len(entries) + snapshots) + sizes.itemsize * (len(compared) + blocks)) + SMALL

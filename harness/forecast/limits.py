@@ -16,9 +16,8 @@ import torch
 from core.errors import UserError
 from harness.forecast.memory import Parts, memory
 from harness.forecast.sizes import finished
-from harness.grid import Cell, Grid, cells_of
-from harness.stages.documents import cell_data
-from harness.stages.model import Session
+from harness.stages.case import Case
+from harness.stages.model import LazyModel
 
 HOST, DEVICE = ("originals", "scores", "process"), ("weights", "activations", "solver", "context")
 MENDS = {"weights": "--dtype bf16 or a smaller model", "originals": "--dtype bf16 or a smaller model", "process": "a smaller model",
@@ -68,13 +67,13 @@ def cpu_limit(limit: int | None = None, workers: int = 1) -> tuple[int, str]:
     return min(found, key=lambda pair: pair[0])
 
 
-def limits(session: Session, limit: int | None = None, workers: int = 1, gpus: int = 0) -> list[Limit]:
-    """The budgets of a cell on the session's device; gpus: how many a job on another machine has, though the session is on the CPU."""
+def limits(model: LazyModel, limit: int | None = None, workers: int = 1, gpus: int = 0) -> list[Limit]:
+    """The budgets of a cell on the model's device; gpus: how many a job on another machine has, though the model is on the CPU here."""
     size, whose = cpu_limit(limit, workers)
-    if session.device.type != "cuda":
+    if model.device.type != "cuda":
         return [Limit(size, HOST if gpus and not workers else HOST + DEVICE, whose)]
-    device = torch.cuda.get_device_properties(session.device).total_memory
-    return [Limit(device, DEVICE, f"the memory of {session.device}"), Limit(size, HOST, whose)]
+    device = torch.cuda.get_device_properties(model.device).total_memory
+    return [Limit(device, DEVICE, f"the memory of {model.device}"), Limit(size, HOST, whose)]
 
 
 def used(parts: Parts, budget: Limit) -> int:
@@ -82,34 +81,31 @@ def used(parts: Parts, budget: Limit) -> int:
     return sum(getattr(parts, name) for name in budget.parts)
 
 
-def check_fits(grid: Grid, sessions: dict[str, Session], limit: int | None = None, workers: int = 1, *, gpus: int = 0,
-               only: list[Cell] | None = None) -> None:
-    """Raise one error that names the first cell (of ``only``, if given) that cannot fit, with the numbers, if there is any."""
-    bad: list[tuple[Cell, Parts, Limit]] = []
-    cells = cells_of(grid) if only is None else only
-    for cell in cells:
-        session = sessions[cell.model]
-        data = cell_data(session, cell.dataset)
-        if finished(session, cell, data):
+def check_fits(cases: list[Case], limit: int | None = None, workers: int = 1, *, gpus: int = 0) -> None:
+    """Raise one error that names the first cell that cannot fit, with the numbers, if there is any."""
+    misfits: list[tuple[Case, Parts, Limit]] = []
+    for case in cases:
+        if finished(case):
             continue
-        stages = memory(session, cell, data)
-        over = [(cell, stage, budget) for budget in limits(session, limit, workers, gpus) for stage in stages if used(stage, budget) > budget.bytes]
+        stages = memory(case)
+        over = [(case, stage, budget) for budget in limits(case.model, limit, workers, gpus) for stage in stages
+                if used(stage, budget) > budget.bytes]
         if over:
-            bad.append(max(over, key=lambda found: used(found[1], found[2]) / found[2].bytes))
-    if bad:
-        cell, stage, budget = bad[0]
+            misfits.append(max(over, key=lambda misfit: used(misfit[1], misfit[2]) / misfit[2].bytes))
+    if misfits:
+        case, stage, budget = misfits[0]
         sizes = ", ".join(f"{name} {getattr(stage, name) / 1e9:.2f}" for name in budget.parts if getattr(stage, name))
-        raise UserError(f"{cell.method.name} on {cell.dataset} needs about {used(stage, budget) / 1e9:.2f} GB while {stage.name} "
-                        f"({sessions[cell.model].ref.name}: {sizes}), {budget.whose} is {budget.bytes / 1e9:.2f} GB, and {len(bad)} of {len(cells)} "
-                        f"cells cannot fit; use {mend(sessions[cell.model], stage, budget)}, or more memory")
+        raise UserError(f"{case.cell.label} needs about {used(stage, budget) / 1e9:.2f} GB while {stage.name} "
+                        f"({case.model.ref.name}: {sizes}), {budget.whose} is {budget.bytes / 1e9:.2f} GB, and {len(misfits)} of {len(cases)} "
+                        f"cells cannot fit; use {mend(case, stage, budget)}, or more memory")
 
 
-def mend(session: Session, stage: Parts, budget: Limit) -> str:
+def mend(case: Case, stage: Parts, budget: Limit) -> str:
     """What makes the largest part smaller."""
     largest = max(budget.parts, key=lambda name: getattr(stage, name))
-    if largest == "weights" and stage.name == "gradients are taken" and session.grid.grad_dtype == "fp32" and session.ref.dtype != "float32":
+    if largest == "weights" and stage.name == "gradients are taken" and case.value("grad_dtype") == "fp32" and case.model.ref.dtype != "float32":
         return "--grad_dtype bf16"
     if largest == "activations":
-        asked = "--batch_size" if session.grid.batch_size else "--batch_tokens"
+        asked = "--batch_size" if case.grid.batch_size else "--batch_tokens"
         return f"a lower {'--max_length or --calib_window' if stage.name in LONGEST else asked}"
     return MENDS[largest]

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from core.model import DTYPES
 from core.registry import QUANTIZERS, SCORERS, ScorerSpec
 from evaluation.engine.kv_cache import LOGIT_ROWS
-from harness.forecast.sizes import Asked, Dims, asked, dims, prompt_batches, stored
-from harness.grid import Cell
-from harness.stages.documents import CellData, solver_calib
-from harness.stages.gradients import gradient_kinds, gradients_key, wanted_kinds
-from harness.stages.model import Session
+from harness.forecast.sizes import Asked, asked, prompt_batches
+from harness.stages.case import Case
+from harness.stages.gradients import gradient_kinds, missing_kinds
+from harness.stages.model import Sizes
 from harness.stages.plan import plan_key
 from harness.stages.scores import scores_key
 from streams.blocks import BATCH_TOKENS
@@ -60,12 +59,12 @@ class Parts:
         return self.device + self.host
 
 
-def forward_bytes(d: Dims, tokens: int, itemsize: int) -> int:
+def forward_bytes(d: Sizes, tokens: int, itemsize: int) -> int:
     """Hidden states while one block runs: residual, norm in float32, queries, keys, values; gate, up and their product."""
     return tokens * (itemsize * (5 * d.hidden + 3 * d.widest) + 4 * 2 * d.hidden)
 
 
-def batch_bytes(d: Dims, batch: Asked) -> int:
+def batch_bytes(d: Sizes, batch: Asked) -> int:
     """One batch of questions: hidden states, key-value caches of contexts and tails, logits."""
     tokens = max(batch.rows * (batch.width - batch.prefix), batch.padded)
     cached = batch.rows * (batch.width + batch.steps) + batch.tails * (batch.width + batch.tail)  # tails get copies of their context's
@@ -75,78 +74,75 @@ def batch_bytes(d: Dims, batch: Asked) -> int:
     return forward_bytes(d, tokens, d.itemsize) + cached * d.cache * d.blocks * d.itemsize + logits * d.vocabulary + weights
 
 
-def prompt_bytes(d: Dims, tokens: int, kept: bool) -> int:
+def prompt_bytes(d: Sizes, tokens: int, kept: bool) -> int:
     """A scorer's batch of prompts; ``kept``: the hidden states of all blocks at once."""
     return forward_bytes(d, tokens, d.itemsize) + kept * d.blocks * tokens * d.hidden * d.itemsize
 
 
-def backward_bytes(d: Dims, longest: int, itemsize: int) -> int:
+def backward_bytes(d: Sizes, longest: int, itemsize: int) -> int:
     """One document's backward pass: what every block keeps, logits with their gradient, the gradient of one weight, a slice of the loss."""
     saved = longest * d.blocks * (itemsize * (6 * d.hidden + 4 * d.widest) + 4 * 2 * d.hidden) + d.blocks * d.attention * longest**2 * (itemsize + 4)
     return saved + longest * d.vocabulary * itemsize * 2 + d.largest * (itemsize + 4) + 3 * 4 * min(SLICE, longest * d.vocabulary)
 
 
-def solver_bytes(session: Session, tokens: int, longest: int, sequential: bool) -> int:
+def solver_bytes(case: Case, tokens: int, longest: int, sequential: bool) -> int:
     """Hessians and factor of the widest linear, its working copies, and the documents' hidden states on their way."""
-    d = dims(session)
-    inside = {c for _, c in session.shapes.values()}
+    d = case.model.sizes
+    inside = {c for _, c in case.model.shapes.values()}
     others = 0 if sequential else sum(c * c for c in inside) + min(inside) ** 2  # all Hessians of a block at once
     return 4 * (FACTOR * d.widest_in**2 + others + WORKING * d.largest) + tokens * (d.hidden * d.itemsize + longest)
 
 
-def kinds_to_make(session: Session, cell: Cell, data: CellData, spec: ScorerSpec | None) -> set[str]:
-    """Kinds of gradient sums that a cell reads and the store has not; one pass then makes every kind that the grid wants."""
-    kinds = gradient_kinds(spec.name if spec else None, cell.method.quantizer)
-    missing = {k for k in kinds | wanted_kinds(session.grid.methods) if not stored(session, gradients_key(session, cell, data, k)[0])}
-    return missing if kinds & missing else set()
+def kinds_to_make(case: Case, scored: ScorerSpec | None) -> set[str]:
+    """Kinds of gradient sums that a pass for this cell makes; ``scored`` is its scorer if that has still to run."""
+    return missing_kinds(case, gradient_kinds(scored.name if scored else None, case.method.quantizer))
 
 
-def memory(session: Session, cell: Cell, data: CellData) -> list[Parts]:
+def memory(case: Case) -> list[Parts]:
     """The stages that a cell still has before it; the evaluation is always the last of them."""
-    d, method = dims(session), cell.method
-    found = [Parts("weights are loaded", originals=d.parameters * d.itemsize)]
-    base = {"weights": d.parameters * d.itemsize, "originals": d.linears * d.itemsize, "context": CONTEXT if session.device.type == "cuda" else 0}
+    d, method = case.model.sizes, case.method
+    stages = [Parts("weights are loaded", originals=d.parameters * d.itemsize)]
+    base = {"weights": d.parameters * d.itemsize, "originals": d.linears * d.itemsize, "context": CONTEXT if case.model.device.type == "cuda" else 0}
     spec = SCORERS.get(method.scorer) if method.scorer else None
-    scored = scores_key(session, cell, data)[0] if spec else None
+    planned = method.allocator == "none" or case.store.has(plan_key(case)[0])  # scores are read to make a plan, never again
     element = spec is not None and spec.granularity == "element"
-    to_score = spec if spec and not stored(session, scored) else None
+    to_score = spec if spec and not planned and not case.store.has(scores_key(case)[0]) else None
     if to_score and "calib" in spec.needs and "labels" not in spec.needs:
-        tokens = max(rows * width for rows, width in prompt_batches(session, spec, data))
-        found.append(Parts("prompts are scored", **base, activations=prompt_bytes(d, tokens, "kl_docs" in spec.params or session.grid.published)))
-    found += gradient_stage(session, cell, data, base, to_score) + solver_stage(session, cell, data, base, to_score)
-    if element:
-        copies = 1 if stored(session, plan_key(session, cell, scored)[0]) else 3
-        found.append(Parts("kept weights are chosen", **base, scores=(4 * copies + 1) * d.linears))
-    activations = max(batch_bytes(d, batch) for batch in asked(data))
-    return [*found, Parts("questions are asked", **base, activations=activations, scores=element * d.linears)]
+        tokens = max(rows * width for rows, width in prompt_batches(case, spec))
+        stages.append(Parts("prompts are scored", **base, activations=prompt_bytes(d, tokens, "kl_docs" in spec.params or case.value("published"))))
+    stages += gradient_stage(case, base, to_score) + solver_stage(case, base, to_score)
+    if element and not planned:
+        stages.append(Parts("kept weights are chosen", **base, scores=(4 * 3 + 1) * d.linears))
+    activations = max(batch_bytes(d, batch) for batch in asked(case.data))
+    return [*stages, Parts("questions are asked", **base, activations=activations, scores=element * d.linears)]
 
 
-def gradient_stage(session: Session, cell: Cell, data: CellData, base: dict, spec: ScorerSpec | None) -> list[Parts]:
+def gradient_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]:
     """The backward passes, if the cell needs sums that the store has not."""
-    kinds = kinds_to_make(session, cell, data, spec)
+    kinds = kinds_to_make(case, spec)
     if not kinds:
         return []
-    d, dtype = dims(session), DTYPES[session.grid.grad_dtype]
-    longest = max(len(t) for t in solver_calib(session, data, cell.seed)[0].tokens)
+    d, dtype = case.model.sizes, DTYPES[case.value("grad_dtype")]
+    longest = max(len(t) for t in case.solver_calib.tokens)
     # widening is exact both ways and needs no copy; every other cast holds the weights as they were
-    same, wider = str(dtype) == f"torch.{session.ref.dtype}", dtype.itemsize > d.itemsize
+    same, wider = str(dtype) == f"torch.{case.model.ref.dtype}", dtype.itemsize > d.itemsize
     weights = d.parameters * (dtype.itemsize + (0 if same or wider else d.itemsize))
     made = d.linears * d.itemsize if spec and "corrupt" in spec.params else 0  # the quantized model was made before
     return [Parts("gradients are taken", **base | {"weights": weights}, activations=backward_bytes(d, longest, dtype.itemsize),
                   scores=4 * d.linears * len(kinds) + made)]
 
 
-def solver_stage(session: Session, cell: Cell, data: CellData, base: dict, spec: ScorerSpec | None) -> list[Parts]:
+def solver_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]:
     """A quantizer, or a scorer, that reads the inputs of linears or their gradients."""
-    d, quant = dims(session), QUANTIZERS.get(cell.method.quantizer) if cell.method.quantizer else None
-    corrupt = QUANTIZERS.get(session.grid.corrupt) if spec and "corrupt" in spec.params else None
+    d, quant = case.model.sizes, QUANTIZERS.get(case.method.quantizer) if case.method.quantizer else None
+    corrupt = QUANTIZERS.get(case.value("corrupt")) if spec and "corrupt" in spec.params else None
     reading = {need for reader in (quant, corrupt, spec) if reader for need in reader.needs}
     fisher = 4 * d.linears if "fisher" in reading else 0
     if not {"hessian", "inputs"} & reading:
         return [Parts("linears are solved", **base, scores=fisher, solver=4 * WORKING * d.largest)] if fisher else []
-    lengths = [len(t) for t in solver_calib(session, data, cell.seed)[0].tokens]
+    lengths = [len(t) for t in case.solver_calib.tokens]
     at_once = (spec is not None and "hessian" in spec.needs) or any(q.needs and not q.sequential for q in (quant, corrupt) if q)
     element = spec is not None and spec.granularity == "element" and "hessian" in spec.needs
     scores = max(fisher, 4 * d.linears * element, d.linears * d.itemsize if corrupt else 0)
     return [Parts("linears are solved", **base, activations=forward_bytes(d, max(*lengths, BATCH_TOKENS), d.itemsize), scores=scores,
-                  solver=solver_bytes(session, sum(lengths), max(lengths), not at_once))]
+                  solver=solver_bytes(case, sum(lengths), max(lengths), not at_once))]

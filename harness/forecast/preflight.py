@@ -1,80 +1,98 @@
-"""Before any heavy work: data load and are disjoint, groups divide, budgets can be met, memory and disk suffice.
-
-Also the dry run: what would be computed, what is there already, and roughly how long it takes.
-"""
+"""Before any heavy work: data load and are disjoint, groups divide, budgets can be met, memory and disk suffice."""
 
 import math
 
 from core.errors import DataError, UserError
 from harness.forecast.disk import check_disk
 from harness.forecast.limits import check_fits
-from harness.grid import Cell, Grid, cells_of, reads_solver_calib
-from harness.stages.documents import CellData, cell_data, load_general, solver_calib
-from harness.stages.model import Session
+from harness.forecast.sizes import finished
+from harness.grid import reads_solver_calib
+from harness.presets import check_writable
+from harness.stages.case import Case, Cases, seems_finite
+from harness.stages.model import check_plain, check_positions
 from quantization.bits import achievable
 
 
-def preflight(grid: Grid, sessions: dict[str, Session], say, weights: bool = True, limit: int | None = None, workers: int = 1, *, gpus: int = 0,
-              only: list[Cell] | None = None) -> None:
+def preflight(cases: Cases, weights: bool = True, limit: int | None = None, workers: int = 1, *, gpus: int = 0,
+              only: list[Case] | None = None, writes: bool = True) -> None:
     """Check everything that can be checked before heavy work; raise one clear error at the first that fails.
 
-    limit: bytes of memory that a worker may use, if less than there is; workers: processes that share this machine's memory, 0 if they run elsewhere;
-    gpus: how many each of those elsewhere has; only: the cells that this process will do, if not all: what others need is no reason to stop.
+    weights: load them now to look for NaN; limit: bytes of memory that a worker may use, if less than there is; workers:
+    processes that share this machine's memory, 0 if they run elsewhere; gpus: how many each of those elsewhere has; only:
+    the cells that this process will do, if not all: what others need is no reason to stop; writes: whether it computes.
     """
-    for session in sessions.values():
-        cells = [c for c in (cells_of(grid) if only is None else only) if c.model == session.label]
-        check_budgets(session, cells, say)
-        for dataset in grid.datasets:
-            data = cell_data(session, dataset)
-            check_disjoint(data)
-            describe(data, say)
-            check_calibration(session, cells, data, say)
-        check_disk(session, cells, workers)
-    check_fits(grid, sessions, limit, workers, gpus=gpus, only=only)
-    load_general.cache_clear()  # a shard of text is about 1 GB; what was drawn of it is kept
-    if weights and len(sessions) == 1:  # several models: each is checked when its turn comes, they need not fit together
-        session.check_weights()
-
-
-def check_budgets(session: Session, cells: list[Cell], say) -> None:
-    """Every budget of these cells lies in what levels and group size can give; says the range."""
-    asked = list(dict.fromkeys(c.avg_bits for c in cells if c.method.budgeted))
-    if not asked:
+    say = cases.progress.say
+    for name, model in cases.models.items():
+        mine = [case for case in (cases if only is None else only) if case.cell.model == name]
+        check_plain(model)
+        check_budgets(mine, say)
+        for dataset in dict.fromkeys(case.cell.dataset for case in mine):
+            asked = [case for case in mine if case.cell.dataset == dataset]
+            check_disjoint(asked[0])
+            describe(asked[0], say)
+            check_calibration(asked, say)
+        check_disk(mine, workers)
+    chosen = list(cases if only is None else only)
+    check_fits(chosen, limit, workers, gpus=gpus)
+    cases.forget_texts()
+    if not writes or all(map(finished, chosen)):  # a cache that cannot be written serves what it has
         return
-    low, high = achievable(session.shapes, session.budget(asked[0]))
+    for flag in ("results_dir", "cache_dir"):
+        check_writable(f"--{flag}", getattr(cases.grid, flag))
+    if weights and len(cases.models) == 1:  # several models: each is checked when its turn comes, they need not fit together
+        model = next(iter(cases.models.values()))
+        if not seems_finite(cases.store, model):
+            _ = model.module
+
+
+def check_budgets(cases: list[Case], say) -> None:
+    """Every budget of these cells lies in what levels and group size can give; says the range."""
+    budgeted = {case.cell.avg_bits: case for case in cases if case.method.budgeted}
+    if not budgeted:
+        return
+    case = next(iter(budgeted.values()))
+    low, high = achievable(case.model.shapes, case.budget)
     low = math.ceil(low * 1e4 - 1e-9) / 1e4  # what is printed can be asked for
-    say(f"{session.ref.name}: group size {session.group_size}; stored bits a weight can be {low:.4f} to {high:.2f}; asked: "
-        + ", ".join(f"{b:g}" for b in asked))
-    for bits in asked:
+    say(f"{case.model.ref.name}: group size {case.group_size}; stored bits a weight can be {low:.4f} to {high:.2f}; asked: "
+        + ", ".join(f"{b:g}" for b in budgeted))
+    for bits in budgeted:
         if not low <= bits <= high:
-            raise UserError(f"--avg_bits {bits:g} cannot be met on {session.ref.name} with levels {session.grid.levels} in groups of "
-                            f"{session.group_size}; give {low:.4f} to {high:.2f}")
+            raise UserError(f"--avg_bits {bits:g} cannot be met on {case.model.ref.name} with levels {case.grid.levels} in groups of "
+                            f"{case.group_size}; give {low:.4f} to {high:.2f}")
 
 
-def check_calibration(session: Session, cells: list[Cell], data: CellData, say) -> None:
+def check_calibration(cases: list[Case], say) -> None:
     """Draw what solvers and gradients will read, so that too little of it is an error now; says how much of what was asked there is."""
-    seeds = sorted({c.seed for c in cells if c.dataset == data.task.name and reads_solver_calib(c.method)})
-    for seed in seeds:
-        found = solver_calib(session, data, seed)[0]
-        tokens = sum(map(len, found.tokens))
-        if max(map(len, found.tokens)) < 2:
-            raise UserError(f"every calibration document of {found.task} is a single token; give longer documents (--calib, --max_length)")
-        if seed == seeds[0]:
-            short = "; that is all there is (--calib_size), so every seed reads the same" if len(found.tokens) >= len(data.calib_docs) else ""
-            say(f"{data.task.name}: solvers and gradients read {tokens:,} of {session.grid.calib_tokens:,} tokens, "
-                f"{len(found.tokens)} documents of {found.task}{short}")
+    drawn, told = set(), set()
+    for case in (c for c in cases if reads_solver_calib(c.method)):
+        calib, data = case.solver_calib, case.data
+        if case.solver_calib_digest in drawn:
+            continue
+        drawn.add(case.solver_calib_digest)
+        lengths = [len(tokens) for tokens in calib.tokens]
+        if max(lengths) < 2:
+            raise UserError(f"every calibration document of {calib.task} is a single token; give longer documents (--calib, --max_length)")
+        check_positions(case.model, max(lengths), f"the longest calibration sequence of {calib.task}")
+        if calib.task not in told:  # of several seeds the first
+            told.add(calib.task)
+            short = "; that is all there is (--calib_size), so every seed reads the same" if len(lengths) >= len(data.calib_docs) else ""
+            say(f"{data.task.name}: solvers and gradients read {sum(lengths):,} of {case.value('calib_tokens'):,} tokens, "
+                f"{len(lengths)} documents of {calib.task}{short}")
 
 
-def check_disjoint(data: CellData) -> None:
+def check_disjoint(case: Case) -> None:
     """No document may calibrate and evaluate."""
-    both = set(data.calib.doc_ids) & {r.doc.doc_id for r in data.requests}
+    both = set(case.prompts.doc_ids) & {request.doc.doc_id for request in case.data.requests}
     if both:
-        raise DataError(f"{len(both)} documents of {data.task.name} both calibrate and evaluate (first: {sorted(both)[0]!r}); report this split")
+        raise DataError(f"{len(both)} documents of {case.cell.dataset} both calibrate and evaluate (first: {sorted(both)[0]!r}); report this split")
 
 
-def describe(data: CellData, say) -> None:
+def describe(case: Case, say) -> None:
     """One line about what is asked."""
-    cut = sum(r.truncated for r in data.requests)
-    say(f"{data.task.name}: {len(data.calib.doc_ids)} documents calibrate, {len(data.requests)} evaluate; {data.cfg.scoring}, "
-        f"{data.cfg.num_fewshot} examples, chat template {'on' if data.cfg.chat_template else 'off'}"
-        + (f"; {cut} prompts cut to {data.cfg.max_length} tokens" if cut else "") + (f"; {data.note}" if data.note else ""))
+    data, cfg = case.data, case.data.cfg
+    cut = sum(request.truncated for request in data.requests)
+    longest = max(len(r.context) + max(cfg.max_new_tokens, *map(len, (*r.continuations, r.gold))) for r in data.requests)
+    check_positions(case.model, longest, f"the longest question of {data.task.name} with its answer")
+    say(f"{data.task.name}: {len(data.calib_docs)} documents calibrate, {len(data.requests)} evaluate; {cfg.scoring}, "
+        f"{cfg.num_fewshot} examples, chat template {'on' if cfg.chat_template else 'off'}"
+        + (f"; {cut} prompts cut to {cfg.max_length} tokens" if cut else "") + (f"; {data.note}" if data.note else ""))

@@ -16,12 +16,11 @@ import torch
 
 from core import forward
 from core.architecture import find_blocks, find_linears
-from core.model import DTYPES, empty_model
+from core.model import DTYPES
 from core.registry import QUANTIZERS
 from core.types import Aid, CalibSet, LayerPlan
 from evaluation.engine.kv_cache import call, expand, prefill
-from harness.forecast.sizes import dims
-from harness.stages.model import Session
+from harness.stages.model import LazyModel
 from streams.gradients import gradient_sums
 
 VOCABULARY = 256
@@ -33,11 +32,11 @@ ROWS = 512  # rows of it on a CPU, whose time goes with the number of weights; a
 OVERHEAD = 3  # a whole model's products run slower than one alone, which stays in the caches; only where no block can be built
 
 
-def one_block(session: Session):
+def one_block(source: LazyModel):
     """A model of one decoder block with random weights, or None for a family that cannot be cut to one."""
     from transformers import AutoModelForCausalLM
 
-    config = copy.deepcopy(empty_model(session.where, session.ref, session.token).config.get_text_config())
+    config = copy.deepcopy(source.skeleton.config.get_text_config())
     count = config.num_hidden_layers
     for name, value in config.to_dict().items():  # what is said of every block: kinds of attention, windows
         if isinstance(value, list) and len(value) == count > 1:
@@ -45,8 +44,8 @@ def one_block(session: Session):
     config.num_hidden_layers, config.vocab_size = 1, VOCABULARY
     config.pad_token_id = config.bos_token_id = config.eos_token_id = None
     try:
-        with torch.device(session.device):
-            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, session.ref.dtype), trust_remote_code=False)
+        with torch.device(source.device):
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, source.ref.dtype), trust_remote_code=False)
     except Exception:  # a family that checks its own fields against each other; its time is then estimated from the number of its weights
         return None
     return model.eval().requires_grad_(False) if len(find_blocks(model)[1]) == 1 else None
@@ -58,14 +57,14 @@ def tokens(*lengths: int) -> list[np.ndarray]:
 
 
 class Probe:
-    """Timings of one session, each made once."""
+    """Timings of one model, each made once."""
 
-    def __init__(self, session: Session):
-        self.session, self.known = session, {}
+    def __init__(self, source: LazyModel):
+        self.source, self.sizes, self.known = source, source.sizes, {}
 
     @cached_property
     def model(self):
-        return one_block(self.session)
+        return one_block(self.source)
 
     def seconds(self, run, load: int = 1, least: int = 1) -> float:
         """Seconds of ``run(n)`` a unit of load, for the n up to ``load`` that fits the time."""
@@ -85,8 +84,8 @@ class Probe:
         return time.perf_counter() - start
 
     def _finish(self) -> None:
-        if self.session.device.type == "cuda":
-            torch.cuda.synchronize(self.session.device)
+        if self.source.device.type == "cuda":
+            torch.cuda.synchronize(self.source.device)
 
     def once(self, key, make) -> float:
         if key not in self.known:
@@ -96,7 +95,7 @@ class Probe:
     def token(self, rows: int, width: int) -> float:
         """Seconds a token and block of contexts in this shape."""
         def run(n):
-            ids, mask = forward.pad(tokens(*[width] * n), self.session.device)
+            ids, mask = forward.pad(tokens(*[width] * n), self.source.device)
             with torch.inference_mode():
                 call(self.model, ids, mask, None, last_only=True)
         return self.once(("token", rows, width), lambda: self._bare() if self.model is None else self.seconds(run, rows) / width)
@@ -115,32 +114,32 @@ class Probe:
 
     def _bare(self) -> float:
         """Seconds a token and block, by the operations of its matrix products alone."""
-        d = dims(self.session)
-        return OVERHEAD * 2 * d.linears / d.blocks / self.flops(getattr(torch, self.session.ref.dtype))
+        d = self.sizes
+        return OVERHEAD * 2 * d.linears / d.blocks / self.flops(getattr(torch, self.source.ref.dtype))
 
     def flops(self, dtype: torch.dtype) -> float:
         """Operations a second of matrix products in a dtype."""
         def make():
-            a, b = (torch.ones(size, 1024, device=self.session.device, dtype=dtype) for size in (512, 1024))
+            a, b = (torch.ones(size, 1024, device=self.source.device, dtype=dtype) for size in (512, 1024))
             return 2 * 512 * 1024 * 1024 / self.seconds(lambda n: [a @ b for _ in range(n)], 2**16)
         return self.once(("flops", dtype), make)
 
     def head(self) -> float:
         """Seconds of the logits of one token, and of their log-softmax."""
-        d = dims(self.session)
+        d = self.sizes
         columns = min(d.vocabulary, HEAD)
 
         def make():
-            weight = torch.ones(columns, d.hidden, device=self.session.device, dtype=getattr(torch, self.session.ref.dtype))
+            weight = torch.ones(columns, d.hidden, device=self.source.device, dtype=getattr(torch, self.source.ref.dtype))
             x = torch.ones(512, d.hidden, device=weight.device, dtype=weight.dtype)
             return self.seconds(lambda n: torch.log_softmax((x[:n] @ weight.t()).float(), -1), 512, 16) * d.vocabulary / columns
         return self.once("head", make)
 
-    def backward(self, length: int, kinds: tuple[str, ...]) -> float:
+    def backward(self, length: int, kinds: tuple[str, ...], grad_dtype: str) -> float:
         """Seconds a document of this length and block: forward, backward, and adding up; the head apart."""
         if self.model is None:
             return 3 * length * self._bare()
-        linears, dtype = find_linears(self.model)[0], str(DTYPES[self.session.grid.grad_dtype]).removeprefix("torch.")
+        linears, dtype = find_linears(self.model)[0], str(DTYPES[grad_dtype]).removeprefix("torch.")
 
         def run(n, width=length):
             rows = tokens(*[width] * n)
@@ -153,21 +152,21 @@ class Probe:
             if few > SECONDS:  # slow: a line through two short documents
                 return few + (self._clocked(lambda n: run(n, 4 * SHORT), 1) - few) / (3 * SHORT) * (length - SHORT)
             return max(self._clocked(run, 3) - self._clocked(run, 1), 0.0) / 2  # widening and zeros come once a pass
-        return self.once(("backward", length, kinds), make)
+        return self.once(("backward", length, kinds, dtype), make)
 
     def solve(self, quantizer: str, layer: LayerPlan, options: dict) -> float:
         """Seconds a weight of a quantizer's own work on the commonest linear, factors of wide Hessians not counted."""
-        shapes = list(self.session.shapes.values())
+        shapes = list(self.source.shapes.values())
         rows, cols = max(dict.fromkeys(shapes), key=lambda shape: (shapes.count(shape), shape))
-        rows, cols = rows if self.session.device.type == "cuda" else min(rows, ROWS), min(cols, SOLVED)
+        rows, cols = rows if self.source.device.type == "cuda" else min(rows, ROWS), min(cols, SOLVED)
         return self.once((quantizer, repr(layer), repr(options)), lambda: self._solve(quantizer, layer, options, rows, cols))
 
     def _solve(self, quantizer: str, layer: LayerPlan, options: dict, rows: int, cols: int) -> float:
         spec, generator = QUANTIZERS.get(quantizer), torch.Generator().manual_seed(0)
-        weight = (0.02 * torch.randn(rows, cols, generator=generator)).to(self.session.device)
+        weight = (0.02 * torch.randn(rows, cols, generator=generator)).to(self.source.device)
         x = torch.randn(2 * cols, cols, generator=generator).to(weight.device)
         aid = Aid("probe", x.t() @ x, {}, lambda: iter([x]), weight.square(), options)
-        half = weight.to(getattr(torch, self.session.ref.dtype))
+        half = weight.to(getattr(torch, self.source.ref.dtype))
 
         def run(_n):
             if spec.needs:

@@ -11,19 +11,20 @@ A run's id is new every time, since a cluster that was reset gives out old job n
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import time
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
 from core.digest import write_json
 from core.errors import UserError, storage_error
 from core.locks import LEASE_S, idle, take
-from harness.grid import Grid, cells_of
+from harness.grid import Grid, cells_of, grid_of
 
 RUNS = ".runs"
 LAUNCHER = "launcher"
@@ -40,6 +41,11 @@ def part_name(kind: str, index: int) -> str:
 def process_name(what: str) -> str:
     """The name under which this process holds a lease."""
     return f"{socket.gethostname()}-{os.getpid()}-{what}"
+
+
+def process_number(worker: str) -> int:
+    """The process number in such a name; host and part have dashes of their own."""
+    return int(re.match(rf"{re.escape(socket.gethostname())}-(\d+)-", worker)[1])
 
 
 class Board:
@@ -92,8 +98,7 @@ class Board:
 
     def grid(self) -> Grid:
         """The grid as it was asked."""
-        known = {f.name for f in fields(Grid)}
-        return Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.run["grid"].items() if k in known})
+        return grid_of(self.run["grid"])
 
     def write_jobs(self, jobs: dict) -> None:
         write_json(self.folder / "jobs.json", jobs)
@@ -166,6 +171,11 @@ def results_folder(grid: Grid) -> Path:
     folder = Path(grid.results_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".tmp-*"):  # a kill while a result was written
+            if time.time() - left.stat().st_mtime > LEASE_S:
+                left.unlink(missing_ok=True)
+    except FileNotFoundError:  # another process removed it just now
+        return folder
     except OSError as error:
         raise UserError(f"results folder {str(folder)!r} cannot be made ({error.strerror}); choose another with --results_dir") from None
     return folder

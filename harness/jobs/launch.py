@@ -9,37 +9,36 @@ from core.digest import digest, file_sha256
 from core.errors import UserError
 from harness.forecast.limits import cpu_limit
 from harness.forecast.preflight import preflight
-from harness.grid import Cell, Grid, cells_of, settings
+from harness.grid import Grid, table_settings
 from harness.jobs.board import EVERYTHING, Board, Post, forget_like, part_name, runs
 from harness.jobs.executors import submit_processes, submit_slurm
-from harness.jobs.loop import open_sessions, run_grid
+from harness.jobs.loop import run_grid
 from harness.jobs.options import Options
 from harness.jobs.status import parts
 from harness.jobs.worker import Job
 from harness.progress import Progress
-from harness.stages.cell import cell_key, upstream_keys
-from harness.stages.documents import cell_data
-from harness.stages.model import Session
+from harness.stages.case import Case, Cases, open_cases
+from harness.stages.cell import cell_key, upstream
 from harness.stages.scores import scores_key
-from report.records import read_if_whole
+from report.records import Result, read_if_whole
 
 FOLLOW_S = 1.0
 
 
-def run_local(grid: Grid, token: str | None, progress: Progress, plugins: list[str]) -> list[dict]:
+def run_local(grid: Grid, token: str | None, progress: Progress, plugins: list[str]) -> list[Result]:
     """The whole grid in this process; its notice board is taken down when every cell is done."""
-    sessions = open_sessions(grid, token, progress.say)
-    preflight(grid, sessions, progress.say)
+    cases = open_cases(grid, token, progress)
+    preflight(cases)
     forget_like(grid)
     board = Board.new(grid, "local", [], plugins)
     post = Post(board, EVERYTHING)
     progress.watchers.append(post.update)
     try:
-        results = run_grid(grid, progress, sessions, post)
+        results = run_grid(cases, post)
     finally:
         post.close()
         board.close()
-    if all(r.ok for r in results):
+    if all(result.ok for result in results):
         board.remove()
         forget_like(grid)  # of a twin that was killed: its cells are done now
     return results
@@ -50,17 +49,17 @@ def for_workers(grid: Grid, options: Options) -> Grid:
     return replace(grid, threads=options.threads) if options.threads and not grid.threads else grid
 
 
-def launch(grid: Grid, token: str | None, options: Options, plugins: list[str], say) -> tuple[Board, list]:
+def launch(grid: Grid, token: str | None, options: Options, plugins: list[str], progress: Progress) -> tuple[Board, list]:
     """Check what can be checked here, write the run down, hand its parts to the executor; returns the run's board and its local jobs."""
     check_place(grid, options)
     # the machine that hands jobs in need not have their GPU; keys made here only tell equal cells from different ones
     dtype = "bf16" if grid.dtype == "auto" and options.gpus else grid.dtype
     here = replace(grid, device="cpu", dtype=dtype) if options.executor == "slurm" else grid
-    sessions = open_sessions(here, token, say)
-    preflight(here, sessions, say, weights=options.executor != "slurm", limit=options.mem_bytes, workers=options.sharing, gpus=options.gpus)
-    groups, readers = score_groups(here, sessions)
+    cases = open_cases(here, token, progress)
+    preflight(cases, weights=options.executor != "slurm", limit=options.mem_bytes, workers=options.sharing, gpus=options.gpus)
+    groups, readers = score_groups(cases)
     asked = [grid.device, grid.dtype, options.executor, options.gpus]
-    names = [identity(here, cell, sessions[cell.model], asked, plugins) for cell in cells_of(grid)]
+    names = [identity(case, asked, plugins) for case in cases]
     taken = in_other_hands(grid, names) if options.executor == "slurm" else {}
     forget_like(grid)
     memory = options.mem_bytes or (cpu_limit(None, options.sharing)[0] if options.sharing > 1 else None)  # what one worker may use
@@ -71,7 +70,7 @@ def launch(grid: Grid, token: str | None, options: Options, plugins: list[str], 
     elif options.executor == "debug":
         _debug(board)
     else:
-        _hand_in(board, options, taken, readers, say)
+        _hand_in(board, options, taken, readers, progress.say)
     return board, jobs
 
 
@@ -84,14 +83,14 @@ def check_place(grid: Grid, options: Options) -> None:
                         "CUDA_VISIBLE_DEVICES to choose GPUs")
 
 
-def identity(here: Grid, cell: Cell, session: Session, asked: list, plugins: list[str]) -> str:
+def identity(case: Case, asked: list, plugins: list[str]) -> str:
     """What makes a cell the same in two runs on a cluster: its key as on this machine, what was asked of the jobs, the plugins' text."""
     texts = [file_sha256(path) for path in plugins]
     try:
-        key = cell_key(session, cell, cell_data(session, cell.dataset))
+        key = cell_key(case)
     except UserError as error:  # the cell will say so itself
         key = str(error)
-    return digest([key, settings(here), asked, texts])
+    return digest([key, table_settings(case.grid), asked, texts])
 
 
 def _hand_in(board: Board, options: Options, taken: dict[int, dict], readers: list[set[int]], say) -> None:
@@ -165,17 +164,19 @@ def follow(board: Board, progress: Progress, jobs: list) -> None:
         board.close()
 
 
-def score_groups(grid: Grid, sessions: dict[str, Session]) -> tuple[list[list[int]], list[set[int]]]:
-    """Groups of cells by number, one cell for each different scores, grouped by what they share; and all cells that read each group's scores."""
+def score_groups(cases: Cases) -> tuple[list[list[int]], list[set[int]]]:
+    """Groups of cells by number, one cell for each different scores, grouped by what they share; and all cells that read each group's scores.
+
+    Scores that share one backward pass are one group, so that no two jobs wait for each other; every other scorer's scores
+    are a group of their own.  Cells of one group differ in budget, allocator or quantizer only.
+    """
     groups: dict[str, list[int]] = {}
     readers: dict[str, set[int]] = {}
     seen: set[str] = set()
-    for index, cell in enumerate(cells_of(grid)):
-        if not cell.method.scorer:
+    for index, case in enumerate(cases):
+        if not case.method.scorer:
             continue
-        session = sessions[cell.model]
-        data = cell_data(session, cell.dataset)
-        key, shared = scores_key(session, cell, data)[0], upstream_keys(session, cell, data)[0]  # the gradients' key, or the scores' own
+        key, shared = scores_key(case)[0], next(iter(upstream(case).values()))  # the gradients' key, or the scores' own
         readers.setdefault(shared, set()).add(index)
         if key not in seen:
             seen.add(key)

@@ -9,86 +9,76 @@ import time
 from pathlib import Path
 
 from core.digest import digest
-from core.errors import StorageError, UserError, storage_error
-from harness.grid import Cell, Grid, cells_of
+from core.errors import StorageError, storage_error
 from harness.jobs.board import Post, part_name, results_folder
-from harness.progress import Progress
-from harness.stages.cell import cell_key, run_cell, upstream_keys
-from harness.stages.documents import cell_data
-from harness.stages.model import Session
+from harness.stages.case import Case, Cases
+from harness.stages.cell import cell_key, run_cell, stored_result, upstream
 from harness.stages.scores import scores
-from harness.store.store import Store
+from report.records import Result
 
 log = logging.getLogger(__name__)
-
 LOOK_S = 1.0  # how often a process that is out of work looks whether another has finished or died
 
 
-def open_sessions(grid: Grid, token: str | None, say) -> dict[str, Session]:
-    """One session a model; a name that cannot be used is an error before any work."""
-    store = Store(Path(grid.cache_dir))
-    store.sweep()
-    return {name: Session(name, grid, store, token, say) for name in grid.models}
-
-
-def run_grid(grid: Grid, progress: Progress, sessions: dict[str, Session], post: Post | None = None,
-             groups: list[list[int]] = ()) -> list[dict]:
+def run_grid(cases: Cases, post: Post | None = None, groups: list[list[int]] = ()) -> list[Result]:
     """Run every cell, or find it finished by another process; returns the results, failed ones with status "error".
 
     groups: cells by number whose scores are made first, one of each group (harness/jobs/launch.py); several workers share them.
     """
-    found: dict[int, dict] = {}
-    folder = results_folder(grid)
-    cells = cells_of(grid)
-    for name in grid.models:
-        session = sessions[name]
+    results: dict[int, Result] = {}
+    folder = results_folder(cases.grid)
+    for name, model in cases.models.items():
         for index, group in enumerate(groups):
-            if cells[group[0]].model == name:
-                claim_scores(session, [cells[i] for i in group], progress, post, part_name("scores", index))
-        todo = [i for i, cell in enumerate(cells) if cell.model == name]
+            if cases[group[0]].cell.model == name:
+                claim_scores([cases[i] for i in group], post, part_name("scores", index))
+        todo = [i for i, case in enumerate(cases) if case.cell.model == name]
         patient = True
         while todo:
-            left = [i for i in todo if not _try(session, cells[i], i, folder, progress, post, found, patient)]
+            for i in todo:
+                if (result := _attempt(cases[i], part_name("cell", i), folder, post, patient=patient)) is not None:
+                    results[i] = result
+            left = [i for i in todo if i not in results]
             if left == todo:
-                progress.update(f"waiting for other processes: {len(left)} cells", 0, 1)
+                cases.progress.update(f"waiting for other processes: {len(left)} cells", 0, 1)
                 time.sleep(LOOK_S)
             patient = left != todo  # after a round without work, wait inside a cell: that is where a dead owner's lock is found out
             todo = left
-        session.release()
-    return [found[i] for i in sorted(found)]
+        model.release()
+    return [results[i] for i in sorted(results)]
 
 
-def _try(session: Session, cell: Cell, index: int, folder: Path, progress: Progress, post: Post | None, found: dict, patient: bool) -> bool:
-    """Run a cell unless another process has it or (patient) is making what it needs; whether it is done."""
+def _attempt(case: Case, part: str, folder: Path, post: Post | None, *, patient: bool) -> Result | None:
+    """Run a cell unless another process has it or (patient) is making what it needs; None if it has to wait."""
+    lock = None
     try:
-        if patient and any(session.store.busy(key) for key in upstream_keys(session, cell, cell_data(session, cell.dataset))):
-            return False
-        lock = session.store.take(claim(session, cell))
-    except UserError:  # what is wrong will be wrong again in run_cell, which writes it down
-        lock = None
-    else:
-        if lock is None:
-            return False
+        if stored_result(case, folder) is None:  # one that is there needs no lock: its cache may be read-only
+            if patient and any(map(case.store.busy, upstream(case).values())):
+                return None
+            if (lock := case.store.take(claim(case))) is None:
+                return None
+    except StorageError:
+        raise
+    except Exception:  # what is wrong with its keys or data will be wrong again in run_cell, which writes it down
+        log.debug("the keys of %s cannot be made", case.cell.label, exc_info=True)
     try:
-        found[index] = run_part(session, cell, part_name("cell", index), folder, progress, post)
+        return run_part(case, part, folder, post)
     finally:
         if lock is not None:
             lock.release()
-    return True
 
 
-def claim(session: Session, cell: Cell) -> str:
+def claim(case: Case) -> str:
     """The name of the lock that says who runs a cell."""
-    return f"cell-{cell_key(session, cell, cell_data(session, cell.dataset))}"
+    return f"cell-{cell_key(case)}"
 
 
-def run_part(session: Session, cell: Cell, part: str, folder: Path, progress: Progress, post: Post | None) -> dict:
+def run_part(case: Case, part: str, folder: Path, post: Post | None) -> Result:
     """Run one cell and put up on the board what became of it."""
     if post is None:
-        return run_cell(session, cell, folder, progress)
+        return run_cell(case, folder)
     post.start(part)
     try:
-        result = run_cell(session, cell, folder, progress)
+        result = run_cell(case, folder)
     except BaseException as error:  # the disk, Ctrl-C or a pre-emption: the cell can go on later
         post.finish("waiting", reason=_why(error))
         raise
@@ -106,14 +96,17 @@ def _why(error: BaseException) -> str:
     return "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
 
 
-def claim_scores(session: Session, cells: list[Cell], progress: Progress, post: Post | None, part: str, wait: bool = False) -> None:
+def claim_scores(cases: list[Case], post: Post | None, part: str, wait: bool = False) -> None:
     """Make the scores of some cells, unless another process does or found that it cannot; an error is left to the cells, which write it down."""
     if post and (post.board.state(part) or {}).get("state") == "failed":
         return
+    store = cases[0].store
     try:
-        keyed = [(cell, cell_data(session, cell.dataset)) for cell in cells]
-        lock = session.store.take("group-" + digest([cell_key(session, *both) for both in keyed]))
-    except UserError:
+        lock = store.take("group-" + digest([cell_key(case) for case in cases]))
+    except StorageError:
+        raise
+    except Exception as error:
+        log.warning("the scores of %s cannot be made: %s", cases[0].cell.label, error)
         return
     if lock is None and not wait:
         return
@@ -121,14 +114,14 @@ def claim_scores(session: Session, cells: list[Cell], progress: Progress, post: 
         post.start(part)
     state, facts = "done", {}
     try:
-        for cell, data in keyed:
-            scores(session, cell, data, progress)
+        for case in cases:
+            scores(case)
     except BaseException as error:
-        ours = isinstance(error, Exception) and not isinstance(error, StorageError) and not storage_error(error, session.store.root)
+        ours = isinstance(error, Exception) and not isinstance(error, StorageError) and not storage_error(error, store.root)
         state, facts = ("failed", {"error": str(error)}) if ours else ("waiting", {"reason": _why(error)})
         if not ours:
             raise
-        log.warning("scores of %s on %s failed: %s", cell.method.name, cell.dataset, error)
+        log.warning("scores of %s failed: %s", case.cell.label, error)
     finally:
         if lock is not None:
             lock.release()

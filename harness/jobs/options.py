@@ -3,41 +3,49 @@
 import math
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from core.errors import UserError
 
 EXECUTORS = ("local", "process", "debug", "slurm")
+SHARED, JOBS = ("process", "slurm", "debug"), ("slurm", "debug")  # executors that read a flag; debug takes those of slurm
 
-# which executors read a flag; debug takes those of slurm, to be tried before
-READS = {"max_parallel": ("process", "slurm", "debug"), "cpus_per_task": ("process", "slurm", "debug"), "wait": ("slurm", "debug")}
 
-JOBS = ("slurm", "debug")
+def asked(help: str, default=None, *, metavar: str | None = None, low: int | None = None, readers: tuple = JOBS, repeated: bool = False):
+    """A flag of the executors.  repeated: given again and again, not several values at once."""
+    told = {"help": help, "flag": "", "metavar": metavar, "low": low, "choices": (), "readers": readers, "repeated": repeated}
+    return field(default=default, metadata=told)
 
 
 @dataclass(frozen=True)
 class Options:
     """How jobs are asked for; none of it changes a result, except that ``cpus_per_task`` are a CPU job's threads.  None = not asked."""
 
-    executor: str = "local"
-    max_parallel: int | None = None  # jobs at a time; 2 processes, or 64 jobs of an array
-    partition: str | None = None
-    gpus_per_task: int | None = None
-    cpus_per_task: int | None = None  # 4 on a cluster, the cores shared out on one machine
-    time: str | None = None  # 4 hours; a job that needs more is queued again and goes on
-    mem: str | None = None
-    setup: tuple[str, ...] = ()  # shell lines before the work: module load, source activate
-    sbatch: tuple[str, ...] = ()  # KEY=VALUE, handed on
-    max_requeues: int | None = None  # 20
-    wait: bool = False
+    executor: str = asked(f"{', '.join(EXECUTORS)}: this process, several on this machine, jobs one by one in this process, or job "
+                          "arrays on a cluster", "local", readers=EXECUTORS)
+    max_parallel: int | None = asked("processes, or jobs of an array, at a time (default: 2 processes, 64 jobs)", metavar="N", low=1,
+                                     readers=SHARED)
+    partition: str | None = asked("SLURM partition", metavar="P")
+    gpus_per_task: int | None = asked("GPUs of a job (default: 0)", metavar="N", low=0)
+    cpus_per_task: int | None = asked("CPU cores of a job or process, and its threads unless --threads says otherwise (default: 4, or "
+                                      "the machine's cores shared out)", metavar="N", low=1, readers=SHARED)
+    time: str | None = asked("time limit of a job: minutes, H:MM:SS or D-HH:MM:SS; one that needs more is queued again and goes on "
+                             "(default: 4:00:00)", metavar="T")
+    mem: str | None = asked("memory of a job, such as 64G; cells that cannot fit into it are refused before anything starts", metavar="SIZE")
+    setup: tuple[str, ...] = asked("shell line before the work, such as 'module load cuda'; repeatable", (), metavar="LINE", repeated=True)
+    sbatch: tuple[str, ...] = asked("more for sbatch, such as account=lab qos=low", (), metavar="KEY=VALUE")
+    max_requeues: int | None = asked("how often a job that runs out of time is queued again (default: 20)", metavar="N", low=0)
+    wait: bool = asked("stay until a cluster's jobs have ended, then print the tables; Ctrl-C leaves them running", False)
 
     def __post_init__(self):
         if self.executor not in EXECUTORS:
             raise UserError(f"--executor is {self.executor!r}; use one of: {', '.join(EXECUTORS)}")
-        for name, least in (("max_parallel", 1), ("gpus_per_task", 0), ("cpus_per_task", 1), ("max_requeues", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"--{name} is {value}; it must be at least {least}")
+        for f in fields(self):
+            value, low, readers = getattr(self, f.name), f.metadata["low"], f.metadata["readers"]
+            if low is not None and value is not None and value < low:
+                raise UserError(f"--{f.name} is {value}; it must be at least {low}")
+            if value not in (None, (), False) and self.executor not in readers:
+                raise UserError(f"--{f.name} does nothing with --executor {self.executor}; add --executor {readers[0]} or leave it out")
         if self.minutes < 1:
             raise UserError(f"--time is {self.minutes} minutes; give at least 1")
         if self.mem is not None:
@@ -45,10 +53,6 @@ class Options:
         for pair in self.sbatch:
             if not re.fullmatch(r"-{0,2}[a-z][a-z-]*(=.+)?", pair):
                 raise UserError(f"--sbatch {pair!r} is not KEY=VALUE of sbatch, such as account=lab or qos=low")
-        for field in fields(self):
-            readers = READS.get(field.name, JOBS)
-            if field.name != "executor" and getattr(self, field.name) not in (None, (), False) and self.executor not in readers:
-                raise UserError(f"--{field.name} does nothing with --executor {self.executor}; add --executor {readers[0]} or leave it out")
 
     @property
     def minutes(self) -> int:

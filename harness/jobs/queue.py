@@ -6,7 +6,7 @@ import socket
 import subprocess
 
 from core.errors import UserError
-from harness.jobs.board import LAUNCHER, Board
+from harness.jobs.board import LAUNCHER, Board, process_number
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED", "UNKNOWN"}
 
@@ -61,7 +61,7 @@ def _interrupt(board: Board) -> list[str]:
     first = [name for name in alive if name.endswith(f"-{LAUNCHER}")] or alive
     for name in first:
         try:
-            os.kill(int(name.split("-")[-2]), signal.SIGINT)
+            os.kill(process_number(name), signal.SIGINT)
         except ProcessLookupError:  # it has just ended
             continue
     return first

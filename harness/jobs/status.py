@@ -1,6 +1,5 @@
 """What became of a run: --status and --collect, from its notice board, the cluster's queue and the results folder."""
 
-import json
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.grid import settings
+from harness.grid import table_settings
 from harness.jobs.board import Board
 from harness.jobs.queue import ENDED, job_states
 from harness.progress import clock
@@ -150,7 +149,7 @@ def collect(board: Board, console: Console) -> int:
 
     grid, found = board.grid(), [p for p in parts(board) if p.name.startswith("cell-")]
     keys = {known(board, p.name).get("cell") for p in found if p.state in ("done", "failed")} - {None}
-    asked = json.loads(json.dumps(settings(grid)))
+    asked = table_settings(grid)
     folder = board.folder.parents[1]
     results = [r for r in load_results(folder, keys) if r.settings == asked]
     if results:

@@ -66,23 +66,25 @@ def work(board: Board, part: str) -> int:
 
 def _work(board: Board, grid: Grid, part: str, progress, post: Post) -> int:
     from harness.forecast.preflight import preflight
-    from harness.jobs.loop import claim, claim_scores, open_sessions, run_grid, run_part
+    from harness.jobs.loop import claim, claim_scores, run_grid, run_part
+    from harness.stages.case import open_cases
 
     token, limit = os.environ.get("HF_TOKEN"), board.run["memory"]
-    cells, groups = cells_of(grid), board.run["scores"]
+    groups = board.run["scores"]
     if part == EVERYTHING:
-        sessions = open_sessions(grid, token, progress.say)
-        preflight(grid, sessions, progress.say, limit=limit)
-        results = run_grid(grid, progress, sessions, post, groups)
-        return sum(not r.ok for r in results)
+        cases = open_cases(grid, token, progress)
+        preflight(cases, limit=limit)
+        return sum(not result.ok for result in run_grid(cases, post, groups))
     kind, _, number = part.rpartition("-")
-    mine = [cells[i] for i in groups[int(number)]] if kind == "scores" else [cells[int(number)]]
+    numbers = groups[int(number)] if kind == "scores" else [int(number)]
+    cells = cells_of(grid)
     # its own model and data only; the methods stay, since one backward pass serves all of them
-    small = replace(grid, models=(mine[0].model,), datasets=tuple(dict.fromkeys(c.dataset for c in mine)))
-    session = open_sessions(small, token, progress.say)[mine[0].model]
-    preflight(small, {mine[0].model: session}, progress.say, limit=limit, only=mine)
+    small = replace(grid, models=(cells[numbers[0]].model,), datasets=tuple(dict.fromkeys(cells[i].dataset for i in numbers)))
+    cases = open_cases(small, token, progress)
+    mine = [case for case in cases if case.cell in [cells[i] for i in numbers]]
+    preflight(cases, limit=limit, only=mine)
     if kind == "scores":
-        claim_scores(session, mine, progress, post, part, wait=True)
+        claim_scores(mine, post, part, wait=True)
         return 0
-    with session.store.lock(claim(session, mine[0]), "cell"):
-        return int(not run_part(session, mine[0], part, results_folder(grid), progress, post).ok)
+    with cases.store.lock(claim(mine[0]), "cell"):
+        return int(not run_part(mine[0], part, results_folder(grid), post).ok)

@@ -1,75 +1,73 @@
-"""The quantized model that TaCQ compares with, and the base level of a row."""
+"""The base level of a row, and the model quantized at it, with which TaCQ compares."""
 
 import torch
 from safetensors.torch import save_file
 
 from core.registry import QUANTIZERS
 from core.types import LayerPlan
-from harness.grid import Cell
-from harness.progress import Progress
-from harness.stages.case import solver_memory
-from harness.stages.documents import CellData, solver_calib
-from harness.stages.model import Session
+from harness.stages.case import Case
 from harness.stages.options import VERSIONS, quantizer_options
+from harness.store.partial import Partial
 from harness.store.solved_blocks import SolvedBlocks
-from harness.store.store import _tensors, stage_key
+from harness.store.store import Content, stage_key
+from harness.store.tensors import load_tensors
 from quantization.bits import uniform_bits
 
 
-def base(session: Session, cell: Cell) -> dict:
+def base(case: Case) -> dict:
     """How every linear is stored before any weight is kept.
 
     Common rows: the highest level that the budget affords everywhere, on the common grid.  Native rows: their N bits and group.
     """
-    spec = cell.method
-    if spec.native and "bits" in spec.options:
-        return {"bits": spec.options["bits"], "group": spec.options.get("group")}
-    budget = session.budget(cell.avg_bits)
-    total = budget.avg_bits * sum(r * c for r, c in session.shapes.values())
-    fits = [b for b in budget.levels if b < 16 and uniform_bits(b, session.shapes, budget) <= total]
+    options = case.method.options
+    if case.method.native and "bits" in options:
+        return {"bits": options["bits"], "group": options.get("group")}
+    return case.once("base", lambda: _common_base(case))
+
+
+def _common_base(case: Case) -> dict:
+    budget, shapes = case.budget, case.model.shapes
+    total = budget.avg_bits * case.model.weights
+    fits = [bits for bits in budget.levels if bits < 16 and uniform_bits(bits, shapes, budget) <= total]
     return {"bits": max(fits, default=min(budget.levels)), "group": budget.group_size}
 
 
-def corrupting(session: Session, cell: Cell) -> dict:
-    """By which quantizer the model that TaCQ compares with is made; a native row's own search and quirks, if it has any."""
-    name = session.grid.corrupt
-    return {"quantizer": [name, QUANTIZERS.get(name).version], "options": quantizer_options(session, cell.method, name)}
-
-
-def base_layer(found: dict, shape: tuple[int, int]) -> LayerPlan:
+def base_layer(level: dict, shape: tuple[int, int]) -> LayerPlan:
     """The LayerPlan of :func:`base` for one linear; no group = one scale a row."""
-    return LayerPlan(found["bits"], found["group"] or shape[1])
+    return LayerPlan(level["bits"], level["group"] or shape[1])
 
 
-def corrupted_key(session: Session, cell: Cell, data: CellData) -> tuple[str, dict]:
-    """Digest of the quantized model that TaCQ compares with."""
-    return stage_key("corrupted", VERSIONS["weights"], model=session.ref.key, base=base(session, cell), corrupt=corrupting(session, cell),
-                     calib=solver_calib(session, data, cell.seed)[1], machine=session.machine)
+def corrupting(case: Case) -> dict:
+    """By which quantizer the model to compare with is made; a native row's own search and quirks, if it has any."""
+    name = case.value("corrupt")
+    return {"quantizer": QUANTIZERS.identity(name), "options": quantizer_options(case, name)}
 
 
-def corrupted(session: Session, cell: Cell, data: CellData, progress: Progress) -> dict[str, torch.Tensor]:
-    """ŵ of every linear at the base level by --corrupt, on the CPU in the model's dtype; from the store, or made and the model restored."""
-    key, identity = corrupted_key(session, cell, data)
-    with session.store.lock(key, "quantized model"):
-        entry = session.store.get(key)
-        if entry is None:
-            with solver_memory(session, "the model to compare with is quantized"):
-                values = _corrupt(session, cell, data, progress, SolvedBlocks(session.store.partial(key)))
-            entry = session.store.put(key, identity, {"model": session.label}, lambda folder: save_file(values, folder / "weights.safetensors"))
-        session.store.partial(key).clear()
-        return _tensors(entry / "weights.safetensors")
+def base_quantized_key(case: Case) -> tuple[str, dict]:
+    """Digest of the model to compare with."""
+    return stage_key("corrupted", VERSIONS["weights"], model=case.model.ref.key, base=base(case), corrupt=corrupting(case),
+                     calib=case.solver_calib_digest, machine=case.model.machine)
 
 
-def _corrupt(session: Session, cell: Cell, data: CellData, progress: Progress, keeper: SolvedBlocks) -> dict[str, torch.Tensor]:
-    originals, step, by = session.originals, progress.stage("the quantized model to compare with"), corrupting(session, cell)
-    layers = {fqn: base_layer(base(session, cell), shape) for fqn, shape in session.shapes.items()}
-    name = by["quantizer"][0]
+def base_quantized(case: Case) -> dict[str, torch.Tensor]:
+    """ŵ of every linear at the base level by --corrupt, on the CPU in the model's dtype; the model is as loaded afterwards."""
+    def compute(partial: Partial) -> Content:
+        with case.memory("the model to compare with is quantized"):
+            values = _quantize(case, SolvedBlocks(partial))
+        return Content(lambda folder: save_file(values, folder / "weights.safetensors"), {"model": case.model.label})
+
+    return load_tensors(case.store.make(*base_quantized_key(case), compute) / "weights.safetensors")
+
+
+def _quantize(case: Case, keeper: SolvedBlocks) -> dict[str, torch.Tensor]:
+    model, by, step = case.model, corrupting(case), case.progress.stage("the quantized model to compare with")
+    layers, name = {fqn: base_layer(base(case), shape) for fqn, shape in model.shapes.items()}, by["quantizer"][0]
     if QUANTIZERS.get(name).needs:
-        originals.solve(layers, name, model=session.model, blocks=session.blocks, block_of=session.block_of,
-                        calib=solver_calib(session, data, cell.seed)[0], options=by["options"], step=step, keeper=keeper)
+        model.originals.solve(layers, name, model=model.module, blocks=model.blocks, block_of=model.block_of,
+                              calib=case.solver_calib, options=by["options"], step=step, keeper=keeper)
     else:
-        originals.restore()
-        originals.write(layers, name, step)
-    out = {fqn: lin.weight.detach().to("cpu", copy=True) for fqn, lin in session.linears.items()}
-    originals.restore()
-    return out
+        model.originals.restore()
+        model.originals.write(layers, name, step)
+    values = {fqn: linear.weight.detach().to("cpu", copy=True) for fqn, linear in model.linears.items()}
+    model.originals.restore()
+    return values

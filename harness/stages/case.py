@@ -1,28 +1,195 @@
-"""One cell with all that its stages need."""
+"""One cell with all that its stages need: the one argument of every stage and of every forecast.
 
+Cases of one grid share models, task data and the store; what a case works out of them (budget, base level, calibration sets,
+keys) is worked out once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 
+import torch
+
+from core.calibration import parse_calib
+from core.digest import digest, write_json
 from core.errors import UserError
 from core.forward import is_out_of_memory
-from harness.stages.model import Session
+from core.registry import MethodSpec
+from core.types import Budget, CalibSet
+from harness.grid import AUTO_GROUPS, Cell, Grid, cells_of
+from harness.progress import Progress
+from harness.stages.documents import TaskData, load_general, task_data, tokens_digest
+from harness.stages.model import LazyModel, check_finite
+from harness.store.store import Content, Store, stage_key
+from quantization.bits import check_groups, fitting_groups
+
+log = logging.getLogger(__name__)
 
 
-class Missing(UserError):
-    """A stage is not in the store and --eval_only forbids computing it."""
+class Case:
+    """A cell, its model, its task data, the grid, the store, and where progress is shown."""
+
+    def __init__(self, cell: Cell, cases: Cases):
+        self.cell, self.grid, self.store = cell, cases.grid, cases.store
+        self.model: LazyModel = cases.models[cell.model]
+        self._cases, self._known = cases, {}
+
+    @property
+    def progress(self) -> Progress:
+        return self._cases.progress
+
+    @property
+    def method(self) -> MethodSpec:
+        return self.cell.method
+
+    @property
+    def data(self) -> TaskData:
+        """The documents asked and calibrated on; DataError if they cannot be read."""
+        return self._cases.data(self.cell.model, self.cell.dataset)
+
+    def value(self, name: str):
+        """A setting of this row: as in its brackets, else the grid's."""
+        return self.method.settings.get(name, self.grid.value(name))
+
+    def once(self, name, make: Callable):
+        """Something that is worked out once a case."""
+        if name not in self._known:
+            self._known[name] = make()
+        return self._known[name]
+
+    @cached_property
+    def group_size(self) -> int:
+        """The group size of common rows: as asked, or the largest of 128, 96, 64, 32 that divides every width."""
+        shapes = self.model.shapes
+        if self.grid.group_size is not None:
+            check_groups(shapes, self.grid.group_size)
+            return self.grid.group_size
+        fits = fitting_groups([columns for _, columns in shapes.values()], AUTO_GROUPS)
+        if not fits:
+            check_groups(shapes, AUTO_GROUPS[-1])
+        return fits[0]  # the largest stores the least, so if it cannot reach a budget, no smaller one can
+
+    @cached_property
+    def budget(self) -> Budget:
+        """The budget of a common row; native rows get the levels and group size without a bound."""
+        return Budget(avg_bits=self.cell.avg_bits or 0.0, levels=tuple(sorted(set(self.grid.levels))), group_size=self.group_size,
+                      scale_bits=16, tolerance=self.grid.tolerance)
+
+    @property
+    def prompts(self) -> CalibSet:
+        """What an unlabeled scorer of this row reads."""
+        return self.data.prompts(parse_calib(self.value("calib")), tokens=self.value("calib_tokens"), window=self.value("calib_window"))
+
+    @cached_property
+    def prompts_digest(self) -> str:
+        """Ids, tokens and masks of the prompts: all that an unlabeled scorer sees."""
+        calib = self.prompts
+        return digest([list(calib.doc_ids), [list(map(int, t)) for t in calib.tokens], [list(map(bool, m)) for m in calib.loss_mask]])
+
+    @property
+    def solver_calib(self) -> CalibSet:
+        """What Hessians and gradients of this row are calibrated on, drawn by its seed."""
+        return self.data.solver_calib(parse_calib(self.value("calib")), tokens=self.value("calib_tokens"),
+                                      window=self.value("calib_window"), loss=self.value("loss_mask"), seed=self.cell.seed)
+
+    @cached_property
+    def solver_calib_digest(self) -> str:
+        return tokens_digest(self.solver_calib)
+
+    @contextmanager
+    def memory(self, what: str, mend: str = "lower --calib_tokens or --calib_window, or use --device cpu or --grad_dtype bf16") -> Iterator[None]:
+        """Out of memory outside the evaluation is the user's to mend: smaller batches of questions would not help."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(f"out of memory on {self.model.device} while {what}; {mend}") from None
 
 
-def refuse_if_eval_only(session: Session, stage: str, key: str) -> None:
-    if session.grid.eval_only:
-        raise Missing(f"--eval_only: the {stage} of this cell ({key}) is not in {session.store.root}; run once without --eval_only")
+class Cases(Sequence):
+    """The cells of a grid in running order, each as a :class:`Case`."""
+
+    def __init__(self, grid: Grid, store: Store, models: dict[str, LazyModel], progress: Progress, token: str | None = None):
+        self.grid, self.store, self.models, self.progress, self._token = grid, store, models, progress, token
+        self._cases = [Case(cell, self) for cell in cells_of(grid)]
+        self._data: dict[tuple[str, str], TaskData] = {}
+
+    def __getitem__(self, index: int) -> Case:
+        return self._cases[index]
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def of_model(self, name: str) -> list[Case]:
+        return [case for case in self._cases if case.cell.model == name]
+
+    def data(self, model_name: str, dataset: str) -> TaskData:
+        """The task data of a model and data set, read once, with the batches that an earlier out-of-memory error led to."""
+        key = model_name, dataset
+        if key not in self._data:
+            model = self.models[model_name]
+            data = task_data(self.grid, dataset, model.tokenizer, model.parameters, self._token)
+            while (entry := self.store.get(batches_key(model, data)[0])) is not None:  # so all cells of a data set are asked alike
+                data.back_off(json.loads((entry / "batch_tokens.json").read_text()))
+            self._data[key] = data
+        return self._data[key]
+
+    def forget_texts(self) -> None:
+        """A shard of general text is about 1 GB; what was drawn of it stays."""
+        load_general.cache_clear()
 
 
-@contextmanager
-def solver_memory(session: Session, what: str):
-    """Out of memory outside the evaluation is the user's to mend: smaller batches of questions would not help."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(f"out of memory on {session.device} while {what}; lower --calib_tokens or --calib_window, or use --device cpu"
-                        " or --grad_dtype bf16") from None
+def open_cases(grid: Grid, token: str | None, progress: Progress) -> Cases:
+    """The cells of a grid; a model's name that cannot be used is an error before any work."""
+    store = Store(Path(grid.cache_dir), grid.eval_only)
+    store.sweep()
+    models = {name: LazyModel(name, store.root / "base", grid.device, grid.dtype, threads=grid.threads, token=token, say=progress.say)
+              for name in grid.models}
+    for model in models.values():
+        model.on_load = lambda module, model=model: finite(store, model, module)
+    return Cases(grid, store, models, progress, token)
+
+
+def finite_key(model: LazyModel, version: int = 2) -> tuple[str, dict]:
+    """Digest of the fact that all of a model's weights are finite; in version 1 those of the linears."""
+    return stage_key("finite", version, model=model.ref.key)
+
+
+def seems_finite(store: Store, model: LazyModel) -> bool:
+    """Whether the weights were checked before, so that they need not be loaded for that alone; who loads them checks them again."""
+    return any(store.get(finite_key(model, version)[0]) for version in (1, 2))
+
+
+def finite(store: Store, model: LazyModel, module) -> None:
+    """Check a model's weights for NaN and infinity, once."""
+    def compute(_partial) -> Content:
+        check_finite(model.ref.name, module)
+        return Content(lambda folder: write_json(folder / "finite.json", True), {"model": model.label})
+
+    store.make(*finite_key(model), compute)
+
+
+def batches_key(model: LazyModel, data: TaskData) -> tuple[str, dict]:
+    """Digest of the note that a model cannot run these batches on this kind of machine."""
+    return stage_key("batch_tokens", 1, model=model.ref.key, evaluation=data.eval_digest, machine=model.machine)
+
+
+def smaller_batches(case: Case, least: int) -> None:
+    """Ask this data set's questions in batches of half the tokens from now on, in later runs too; says so."""
+    cfg, model = case.data.cfg, case.model
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = cfg.batch_tokens // 2
+    if cfg.batch_size is not None or half < least:
+        raise UserError(f"out of memory on {model.device} with batches of {cfg.batch_size or cfg.batch_tokens} "
+                        f"{'documents' if cfg.batch_size else 'tokens'}; lower --batch_size or --max_length, or use a smaller model")
+    log.warning("out of memory with batches of %d tokens; going on with %d (new batch plan, new digest)", cfg.batch_tokens, half)
+    key, identity = batches_key(model, case.data)
+    case.store.put(key, identity, {"model": model.label}, lambda folder: write_json(folder / "batch_tokens.json", half))
+    case.data.back_off(half)

@@ -1,73 +1,122 @@
-"""A cell from its key to its result: the chain of stages."""
+"""A cell from its key to its result: the chain of stages, and what happens when one of them fails."""
 
 import traceback
 from dataclasses import replace
 from pathlib import Path
 
 from core.digest import digest
-from core.errors import StorageError, UserError, storage_error
-from harness.grid import Cell
-from harness.progress import Progress
-from harness.stages.documents import CellData, cell_data
-from harness.stages.gradients import gradient_kinds, gradients_key
-from harness.stages.model import Session
+from core.errors import StorageError, UserError, one_line, storage_error
+from core.registry import SCORERS
+from core.sample import Sample
+from harness.grid import table_settings
+from harness.stages.base_quantized import base_quantized_key
+from harness.stages.case import Case
+from harness.stages.gradients import gradients_key, own_kinds
 from harness.stages.options import reads_data
 from harness.stages.plan import plan, plan_key
-from harness.stages.result import document, failed, file_stem, hash_sample
-from harness.stages.samples import samples, samples_key
+from harness.stages.result import failed, file_stem, finished
+from harness.stages.samples import labelled, samples, samples_key
 from harness.stages.scores import scores_key
-from harness.stages.weights import true_plan
-from report.records import Result, write_result
+from harness.stages.weights import true_plan, weights_key
+from report.records import Result, load_samples, read_result, write_result
 
 
-def cell_key(session: Session, cell: Cell, data: CellData) -> str:
+def cell_key(case: Case) -> str:
     """Digest of a whole cell, known before anything is computed: its plan's and its evaluation's inputs."""
-    scored = scores_key(session, cell, data)[0] if cell.method.scorer else None
-    return samples_key(session, cell, data, f"{cell.method.name}:{plan_key(session, cell, scored)[0]}")[0]
+    return samples_key(case, f"{case.method.name}:{plan_key(case)[0]}")[0]
 
 
-def upstream_keys(session: Session, cell: Cell, data: CellData) -> list[str]:
-    """Digests of what a cell's scores are made of, and of the scores: what another process may be making just now."""
-    kinds = gradient_kinds(cell.method.scorer, cell.method.quantizer)
-    found = [gradients_key(session, cell, data, kind)[0] for kind in sorted(kinds)]
-    return found + ([scores_key(session, cell, data)[0]] if cell.method.scorer else [])
+def upstream(case: Case) -> dict[str, str]:
+    """Digests of what a cell's scores are made of, and of the scores, by stage: another process may be making them just now."""
+    keys = {f"gradients {kind}": gradients_key(case, kind)[0] for kind in sorted(own_kinds(case))}
+    return keys | ({"scores": scores_key(case)[0]} if case.method.scorer else {})
 
 
-def run_cell(session: Session, cell: Cell, folder: Path, progress: Progress) -> Result:
+def run_cell(case: Case, folder: Path) -> Result:
     """Run one cell through its stages and write its result; an error is written down, not raised, unless the disk refuses."""
-    label = f"{cell.method.name} on {cell.dataset}"
-    key = digest([session.ref.key, cell.method.name, cell.dataset, cell.avg_bits, cell.seed])  # if even its own key cannot be made
+    label, cell = case.cell.label, case.cell
+    key = digest([case.model.ref.key, cell.method.name, cell.dataset, cell.avg_bits, cell.seed])  # if even its own key cannot be made
     try:
-        data = cell_data(session, cell.dataset)
-        key = cell_key(session, cell, data)
-        result, found = compute_cell(session, cell, key, data, progress)
-    except Exception as error:  # recorded with its traceback; the grid goes on and the exit code tells
-        stop = error if isinstance(error, StorageError) else storage_error(error, session.store.root)
+        key = cell_key(case)
+        result, answers = stored_result(case, folder), None
+        if result is None:
+            result, answers = compute_cell(case)
+            key = result.cell
+    except (Exception, SystemExit) as error:  # recorded with its traceback; the grid goes on and the exit code tells
+        stop = error if isinstance(error, StorageError) else storage_error(error, case.store.root)
         if stop:
             raise stop from error
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        result, found = failed(session, cell, key, text, traceback.format_exc()), None
-    stem = file_stem(session, cell, key)
-    write_result(folder, stem, result, found)
+        if isinstance(error, SystemExit) and _queued_again(error):
+            raise
+        result, answers = failed(case, key, _in_words(error), traceback.format_exc()), None
+    if result.file is None:
+        stem = file_stem(case, key)
+        write_result(folder, stem, result, answers)
+        result = replace(result, file=folder / f"{stem}.json")
     if result.ok:
         accuracy, loglik = result.metrics["accuracy"], result.metrics["gold_loglik"]
-        progress.cell_done(f"{label}: accuracy {accuracy.value:.3f}, gold log-likelihood {loglik.value:.3f} "
-                           f"nats/token at {result.bits.average:.3f} bits")
+        case.progress.cell_done(f"{label}: accuracy {accuracy.value:.3f}, gold log-likelihood {loglik.value:.3f} "
+                                f"nats/token at {result.bits.average:.3f} bits")
     else:
-        progress.cell_done(f"FAILED  {label}: {result.error}")
-    return replace(result, file=folder / f"{stem}.json")
+        case.progress.cell_done(f"FAILED  {label}: {result.error}")
+    return result
 
 
-def compute_cell(session: Session, cell: Cell, cell_id: str, data: CellData, progress: Progress):
-    """The chain of stages; returns (result document, samples)."""
-    plan_id, made, scored, facts = plan(session, cell, data, progress)
-    notes = {"probe": hash_sample(made, scored), "score_notes": scored.notes if scored else {}}
-    del scored  # element scores are as large as the model; 64 of each linear are kept
-    key, found, seconds, batched = samples(session, cell, data, plan_id, made, progress)
-    stages = {"scores": facts["scores"], "plan": plan_id, "plan_entry": facts.get("plan_entry"), "samples": key}
-    timing = {"scores": facts["score_seconds"], "samples": seconds}
-    if reads_data(cell):
-        stages["weights"], made, solved = true_plan(session, cell, data, plan_id, made, progress)
-        timing["weights"] = solved.pop("seconds")
-        made.notes["solver"] = solved
-    return document(session, cell, cell_id, batched, made, notes | {"stages": stages, "seconds": timing}, found), found
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"SystemExit: {one_line(error)}; a scorer, allocator or quantizer must return or raise, not end the program"
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def _queued_again(error: SystemExit) -> bool:
+    """Whether it is submitit that ends this job, which it has put back into the queue."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and "submitit" in Path(frames[-1].filename).parts
+
+
+def stored_result(case: Case, folder: Path) -> Result | None:
+    """The cell's result if it is there, whole, and its samples are in the store: a run then only reads.
+
+    What it was made of (scores, plans, weights) is not read again, since nothing of it is used.
+    """
+    path = folder / f"{file_stem(case, cell_key(case))}.json"
+    if not path.is_file():
+        return None
+    try:
+        result = read_result(path)
+        answers = load_samples(result) if result.ok else []
+    except UserError:  # damaged: written again
+        return None
+    same = result.ok and (result.model.given, result.settings) == (case.model.label, table_settings(case.grid))
+    if not same or len(answers) != len(case.data.requests) or answers != labelled(case, answers):
+        return None
+    return result if case.store.get(result.stages["samples"]) else None
+
+
+def compute_cell(case: Case) -> tuple[Result, list[Sample]]:
+    """The chain of stages; returns the result and the samples."""
+    planned = plan(case)
+    key, answers = samples(case, planned)
+    made_of = upstream(case) | ({"plan": planned.entry} if planned.entry else {}) | {"samples": key}
+    stages = {"scores": made_of.get("scores"), "plan": planned.id, "plan_entry": planned.entry, "samples": key}
+    true = planned.plan
+    if reads_data(case.method):
+        true, told = true_plan(case, planned)
+        stages["weights"] = made_of["weights"] = weights_key(case, planned.id)[0]
+        true.notes["solver"] = told
+    seconds = _seconds(case, made_of)
+    stages["evaluation"] = case.data.eval_digest
+    result = finished(case, cell_key(case), planned=planned, true=true, stages=stages, seconds=seconds, samples=answers)
+    return result, answers
+
+
+def _seconds(case: Case, made_of: dict[str, str]) -> dict[str, float]:
+    """What making each stage took when it was made, the stages inside it not counted; kinds of gradients share one pass."""
+    seconds: dict[str, float] = {}
+    if case.method.scorer and "corrupt" in SCORERS.get(case.method.scorer).params:
+        made_of = {"base_quantized": base_quantized_key(case)[0]} | made_of
+    for stage, key in made_of.items():
+        name = stage.partition(" ")[0]
+        if case.store.has(key):
+            seconds[name] = max(seconds.get(name, 0.0), case.store.seconds(key))
+    return seconds

@@ -1,13 +1,17 @@
 """What one model is asked on one data set: documents, prompts, batches, calibration; and their digests."""
 
-import json
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from __future__ import annotations
 
-from core.digest import digest, write_json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cache, cached_property
+
+from core.calibration import GENERAL, CalibChoice
+from core.digest import digest
+from core.registry import DATASETS
 from core.types import CalibSet
 from evaluation.calibration.documents import build_calib
-from evaluation.calibration.mixture import build_solver_calib, calib_digest, parse_calib
+from evaluation.calibration.mixture import build_solver_calib, calib_digest
 from evaluation.data.general_text import load_texts
 from evaluation.data.sources import load_rows
 from evaluation.data.splits import Split, split
@@ -16,8 +20,6 @@ from evaluation.engine.prompts import EvalConfig, Request, build_requests
 from evaluation.tasks import get_task
 from evaluation.tasks.base import Task
 from harness.grid import Grid
-from harness.stages.model import Session
-from harness.store.store import stage_key
 
 FEWSHOT_OPEN = 5  # a small model without examples answers open questions with an empty line
 
@@ -29,34 +31,10 @@ def load_split(dataset: str, source: str, data_dir: str | None, token: str | Non
     return split(task.docs(load_rows(dataset, source, data_dir, token)), calib, evaluate, seed, task.stratified)
 
 
-@dataclass(frozen=True)
-class CellData:
-    """Everything that a cell reads of its data set."""
-
-    task: Task
-    cfg: EvalConfig
-    calib: CalibSet
-    calib_docs: tuple
-    requests: tuple[Request, ...]
-    batches: tuple[tuple[int, ...], ...]
-    note: str
-    calib_digest: str  # the prompts' tokens; all that an unlabeled scorer sees
-    labels_digest: str  # the calibration documents with their answers; an oracle sees these too
-    eval_digest: str
-
-    def with_budget(self, batch_tokens: int) -> "CellData":
-        """The same questions in smaller batches: a new batch plan, hence new samples' identity."""
-        return evaluation_plan(replace(self, cfg=replace(self.cfg, batch_tokens=batch_tokens)))
-
-
-def evaluation_plan(data: CellData) -> CellData:
-    """Fix the batches and the digest of what is asked and how it is batched."""
-    batches = batch_plan(data.requests, data.cfg)
-    asked = [[r.doc.doc_id, r.doc.gold, list(r.doc.aliases), list(r.context), [list(c) for c in r.continuations], list(r.gold)]
-             for r in data.requests]
-    identity = {"task": data.task.name, "version": data.task.version, "asked": digest(asked), "config": asdict(data.cfg),
-                "batches": batches, "prefix": shared_prefix(data.requests, data.cfg)}
-    return replace(data, batches=batches, eval_digest=digest(identity))
+@cache
+def load_general(name: str, source: str, data_dir: str | None, token: str | None) -> list[str]:
+    """Read a general text once a process."""
+    return load_texts(name, source, data_dir, token)
 
 
 def eval_config(grid: Grid, task: Task, parameters: int) -> EvalConfig:
@@ -64,74 +42,92 @@ def eval_config(grid: Grid, task: Task, parameters: int) -> EvalConfig:
     scoring = task.default_scoring(parameters) if grid.scoring == "auto" or grid.scoring not in task.scorings else grid.scoring
     shots = grid.num_fewshot if grid.num_fewshot is not None else FEWSHOT_OPEN if task.kind == "generate" else 0
     new_tokens = grid.max_new_tokens if task.kind == "generate" else 1  # choices write nothing: the flag must not change their identity
-    return EvalConfig(scoring, shots, grid.chat_template == "on", grid.max_length, new_tokens, grid.batch_tokens, grid.batch_size)
+    return EvalConfig(scoring=scoring, num_fewshot=shots, chat_template=grid.chat_template == "on", max_length=grid.max_length,
+                      max_new_tokens=new_tokens, batch_tokens=grid.batch_tokens, batch_size=grid.batch_size)
 
 
-def cell_data(session: Session, dataset: str) -> CellData:
-    """Build the data side of every cell of (model, dataset); cached on the session."""
-    cache = session.__dict__.setdefault("_data", {})
-    if dataset not in cache:
-        grid = session.grid
-        parts = load_split(dataset, grid.data_source, grid.data_dir, session.token, grid.calib_size, grid.eval_size, grid.split_seed)
-        task = get_task(dataset)
-        cfg = eval_config(grid, task, session.structure["parameters"])
-        if parse_calib(grid.calib).kind in ("c4", "wikitext2"):  # scorers that read prompts read the general text too
-            calib = _solver_calib(session, task, cfg, parts.calib, grid.split_seed)
-        else:  # a mix would show them answers, so it is for solvers and gradients only
-            calib = build_calib(task, parts.calib, session.tokenizer, grid.max_length, cfg.chat_template, grid.split_seed)
-        requests = tuple(build_requests(task, parts.eval, parts.calib, session.tokenizer, cfg))
-        prompts = digest([list(calib.doc_ids), [list(map(int, t)) for t in calib.tokens], [list(map(bool, m)) for m in calib.loss_mask]])
-        labels = [[d.doc_id, d.question, d.gold, d.gold_index, list(d.aliases), list(d.options)] for d in parts.calib]
-        labels_digest = digest([task.name, task.version, labels])
-        data = evaluation_plan(CellData(task, cfg, calib, parts.calib, requests, (), parts.note, prompts, labels_digest, ""))
-        cache[dataset] = backed_off(session, data)
-    return cache[dataset]
+class TaskData:
+    """Everything that cells of one model read of one data set.
+
+    The batches may become smaller on the way (:meth:`back_off`); all else stays.
+    """
+
+    def __init__(self, task: Task, cfg: EvalConfig, documents: Split, tokenizer, grid: Grid, token: str | None):
+        self.task, self.cfg, self.note = task, cfg, documents.note
+        self.calib_docs: tuple = documents.calib
+        self.requests: tuple[Request, ...] = tuple(build_requests(task, documents.eval, documents.calib, tokenizer, cfg))
+        self._tokenizer, self._grid, self._token = tokenizer, grid, token
+        self._drawn: dict[tuple, CalibSet] = {}
+        self._labelled: dict[int, tuple[Request, ...]] = {}
+
+    @cached_property
+    def batches(self) -> tuple[tuple[int, ...], ...]:
+        return batch_plan(self.requests, self.cfg)
+
+    @cached_property
+    def asked_digest(self) -> str:
+        """The questions, however they are batched."""
+        return digest([[r.doc.doc_id, r.doc.gold, list(r.doc.aliases), list(r.context), [list(c) for c in r.continuations], list(r.gold)]
+                       for r in self.requests])
+
+    @cached_property
+    def eval_digest(self) -> str:
+        """What is asked and how it is batched."""
+        content = DATASETS.contents.get(self.task.name)  # a plugin's task is its file too
+        return digest({"task": self.task.name, "version": self.task.version, "asked": self.asked_digest, "config": asdict(self.cfg),
+                       "batches": self.batches, "prefix": shared_prefix(self.requests, self.cfg)} | ({"content": content} if content else {}))
+
+    def back_off(self, batch_tokens: int) -> None:
+        """Ask the same questions in smaller batches: a new batch plan, hence new samples' identity."""
+        self.cfg = replace(self.cfg, batch_tokens=batch_tokens)
+        for name in ("batches", "eval_digest"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def labels_digest(self) -> str:
+        """The calibration documents with their answers, which an oracle sees."""
+        labels = [[d.doc_id, d.question, d.gold, d.gold_index, list(d.aliases), list(d.options)] for d in self.calib_docs]
+        return digest([self.task.name, self.task.version, labels])
+
+    def prompts(self, choice: CalibChoice, tokens: int, window: int) -> CalibSet:
+        """What unlabeled scorers read: the calibration documents' prompts, or general text.
+
+        A mix would show them answers, so it is for solvers and gradients only.
+        """
+        if choice.kind in GENERAL:
+            return self.solver_calib(choice, tokens=tokens, window=window, loss="all", seed=self._grid.split_seed)
+        return self._once(("prompts",), lambda: build_calib(self.task, self.calib_docs, self._tokenizer, self._grid.max_length,
+                                                            self.cfg.chat_template, self._grid.split_seed))
+
+    def solver_calib(self, choice: CalibChoice, *, tokens: int, window: int, loss: str, seed: int) -> CalibSet:
+        """What Hessians and gradients are calibrated on, drawn by a seed."""
+        grid = self._grid
+        return self._once((choice, tokens, window, loss, seed), lambda: build_solver_calib(
+            choice, self.task, self.calib_docs, self._tokenizer, scoring=self.cfg.scoring, max_length=grid.max_length,
+            chat=self.cfg.chat_template, loss=loss, budget_tokens=tokens, window=window, seed=seed,
+            texts=lambda name: load_general(name, grid.data_source, grid.data_dir, self._token)))
+
+    def _once(self, key: tuple, draw: Callable[[], CalibSet]) -> CalibSet:
+        if key not in self._drawn:
+            self._drawn[key] = draw()
+        return self._drawn[key]
+
+    def labelled(self, count: int) -> tuple[Request, ...]:
+        """The first ``count`` calibration documents as questions with their gold, for an oracle; examples never include themselves."""
+        if count not in self._labelled:
+            docs, rest = self.calib_docs[:count], self.calib_docs[count:]
+            cfg = self.cfg if len(rest) >= self.cfg.num_fewshot else replace(self.cfg, num_fewshot=len(rest))
+            self._labelled[count] = tuple(build_requests(self.task, docs, rest, self._tokenizer, cfg))
+        return self._labelled[count]
 
 
-def _solver_calib(session: Session, task: Task, cfg: EvalConfig, docs, seed: int) -> CalibSet:
-    grid = session.grid
-    return build_solver_calib(parse_calib(grid.calib), task, docs, session.tokenizer, scoring=cfg.scoring, max_length=grid.max_length,
-                              chat=cfg.chat_template, loss=grid.loss_mask, budget_tokens=grid.calib_tokens, window=grid.calib_window, seed=seed,
-                              texts=lambda name: load_general(name, grid.data_source, grid.data_dir, session.token))
+def tokens_digest(calib: CalibSet) -> str:
+    """What a Hessian sees of a calibration set: ids and tokens, no mask; gradients add theirs."""
+    return calib_digest(replace(calib, loss_mask=()))
 
 
-@cache
-def load_general(name: str, source: str, data_dir: str | None, token: str | None) -> list[str]:
-    """Read a general text once a process."""
-    return load_texts(name, source, data_dir, token)
-
-
-def solver_calib(session: Session, data: CellData, seed: int) -> tuple[CalibSet, str]:
-    """What Hessians and gradients of a cell are calibrated on, drawn by its seed, and its digest; cached on the session."""
-    cache = session.__dict__.setdefault("_solver_calib", {})
-    key = (data.task.name, seed)
-    if key not in cache:
-        found = _solver_calib(session, data.task, data.cfg, data.calib_docs, seed)
-        cache[key] = found, calib_digest(replace(found, loss_mask=()))  # Hessians read no mask; gradients add theirs
-    return cache[key]
-
-
-def _marker(session: Session, data: CellData) -> tuple[str, dict]:
-    return stage_key("batch_tokens", 1, model=session.ref.key, evaluation=data.eval_digest, machine=session.machine)
-
-
-def backed_off(session: Session, data: CellData) -> CellData:
-    """The batches that an earlier out-of-memory error led to, so that all cells of a column are asked alike."""
-    while (entry := session.store.get(_marker(session, data)[0])) is not None:
-        data = data.with_budget(json.loads((entry / "batch_tokens.json").read_text()))
-    return data
-
-
-def back_off(session: Session, data: CellData, batch_tokens: int) -> CellData:
-    """Note that this model cannot run these batches here, for this run and for later ones."""
-    key, identity = _marker(session, data)
-    session.store.put(key, identity, {"model": session.label}, lambda folder: write_json(folder / "batch_tokens.json", batch_tokens))
-    session.__dict__["_data"][data.task.name] = smaller = data.with_budget(batch_tokens)
-    return smaller
-
-
-def labelled_requests(session: Session, data: CellData, count: int) -> tuple[Request, ...]:
-    """The first ``count`` calibration documents as questions with their gold, for an oracle; examples never include themselves."""
-    docs, rest = data.calib_docs[:count], data.calib_docs[count:]
-    cfg = data.cfg if len(rest) >= data.cfg.num_fewshot else replace(data.cfg, num_fewshot=len(rest))
-    return tuple(build_requests(data.task, docs, rest, session.tokenizer, cfg))
+def task_data(grid: Grid, dataset: str, tokenizer, parameters: int, token: str | None) -> TaskData:
+    """Read a data set and put it to a model of this size."""
+    task = get_task(dataset)
+    documents = load_split(dataset, grid.data_source, grid.data_dir, token, grid.calib_size, grid.eval_size, grid.split_seed)
+    return TaskData(task, eval_config(grid, task, parameters), documents, tokenizer, grid, token)

@@ -1,23 +1,23 @@
-"""The gradients stage: sums over the solvers' calibration set, one entry a kind, one backward pass for all kinds that the grid wants."""
+"""The gradients stage: sums over the solvers' calibration set, one entry a kind, one backward pass for all kinds that the grid wants.
+
+Sums so far outlive a kill: snapshots of them lie in the store's folder of the unfinished pass.
+"""
 
 import time
 
 import torch
 from safetensors.torch import save_file
 
+from core.calibration import READ_BY
 from core.digest import digest
-from core.errors import UserError
 from core.model import DTYPES
 from core.registry import QUANTIZERS, SCORERS, resolve_method
-from harness.grid import Cell
-from harness.progress import Progress
-from harness.stages.case import solver_memory
-from harness.stages.documents import CellData, solver_calib
-from harness.stages.model import Session
+from harness.stages.case import Case
 from harness.stages.options import VERSIONS
 from harness.store.partial import Partial
-from harness.store.store import _tensors, stage_key
-from streams.gradients import KINDS, Snapshots, gradient_sums
+from harness.store.store import Content, stage_key
+from harness.store.tensors import load_tensors
+from streams.gradients import KINDS, GradientSums, Snapshots, gradient_sums
 
 SNAPSHOT_S = 60.0  # at least this long between two snapshots of a backward pass
 COST = 0.05  # of a pass's time that its snapshots may take
@@ -30,51 +30,65 @@ def gradient_kinds(scorer: str | None, quantizer: str | None) -> set[str]:
     return kinds | ({"square"} if quantizer in QUANTIZERS and "fisher" in QUANTIZERS.get(quantizer).needs else set())
 
 
-def wanted_kinds(names: tuple[str, ...]) -> set[str]:
-    """Kinds of gradient sums that the grid's methods will ask for, so that one backward pass gives them all."""
-    kinds: set[str] = set()
-    for name in names:
-        spec = resolve_method(name)
-        kinds |= gradient_kinds(spec.scorer, spec.quantizer)
-    return kinds
+def own_kinds(case: Case) -> set[str]:
+    """Kinds that this row reads."""
+    return gradient_kinds(case.method.scorer, case.method.quantizer)
 
 
-def gradients_key(session: Session, cell: Cell, data: CellData, kind: str) -> tuple[str, dict]:
+def wanted_kinds(case: Case) -> set[str]:
+    """Kinds that the grid's methods will ask of this row's documents, so that one backward pass gives them all."""
+    names = [setting.name for setting in READ_BY["gradients"]]
+    specs = [spec for spec in map(resolve_method, case.grid.methods)
+             if all(spec.settings.get(name, case.grid.value(name)) == case.value(name) for name in names)]
+    return {kind for spec in specs for kind in gradient_kinds(spec.scorer, spec.quantizer)}
+
+
+def missing_kinds(case: Case, needed: set[str]) -> set[str]:
+    """Kinds that a pass must make before ``needed`` are there: none, or all that the grid wants and the store has not."""
+    missing = {kind for kind in needed | wanted_kinds(case) if not case.store.has(gradients_key(case, kind)[0])}
+    return missing if needed & missing else set()
+
+
+def gradients_key(case: Case, kind: str) -> tuple[str, dict]:
     """Digest of one kind of gradient sum."""
-    grid = session.grid
-    calib, tokens = solver_calib(session, data, cell.seed)
-    return stage_key("gradients", VERSIONS["gradients"], model=session.ref.key, kind=kind, calib=tokens, counted=digest(list(calib.loss_mask)),
-                     dtype=grid.grad_dtype, machine=session.machine)
+    counted = case.once("counted", lambda: digest(list(case.solver_calib.loss_mask)))
+    return stage_key("gradients", VERSIONS["gradients"], model=case.model.ref.key, kind=kind, calib=case.solver_calib_digest,
+                     counted=counted, dtype=case.value("grad_dtype"), machine=case.model.machine)
 
 
-def gradients(session: Session, cell: Cell, data: CellData, kind: str, progress: Progress) -> dict[str, torch.Tensor]:
-    """One kind of gradient sum of every linear, from the store or from one backward pass that fills every kind the grid needs."""
-    key = gradients_key(session, cell, data, kind)[0]
-    with session.store.lock(key, "gradients"):
-        if session.store.get(key) is None:
-            common = gradients_key(session, cell, data, KINDS[0])[0]  # a pass fills several kinds: one place for its snapshots, one process at it
-            with session.store.lock(f"{common}-pass", "backward pass"):
-                if session.store.get(key) is None:
-                    _backward(session, cell, data, kind, progress, session.store.partial(common))
-        return _tensors(session.store.path(key) / "gradients.safetensors")
+def gradients(case: Case, kind: str) -> dict[str, torch.Tensor]:
+    """One kind of gradient sum of every linear, float32 [out, in], from the store or from one pass for every kind the grid needs."""
+    def compute(_partial: Partial) -> Content | None:
+        common = gradients_key(case, KINDS[0])[0]  # a pass fills several kinds: one place for its snapshots, one process at it
+        with case.store.lock(f"{common}-pass", "backward pass"):
+            if case.store.get(gradients_key(case, kind)[0]) is None:
+                _store_pass(case, kind, case.store.partial(common))
+        return None
+
+    return load_tensors(case.store.make(*gradients_key(case, kind), compute) / "gradients.safetensors")
 
 
-def _backward(session: Session, cell: Cell, data: CellData, kind: str, progress: Progress, kept: Partial) -> None:
-    if session.grid.eval_only:
-        raise UserError(f"--eval_only: the gradients of this cell are not in {session.store.root}; run once without --eval_only")
-    session.originals.restore()
-    missing = {k for k in wanted_kinds(session.grid.methods) if session.store.get(gradients_key(session, cell, data, k)[0]) is None}
-    wanted = tuple(sorted({kind} | missing))
-    snapshots = GradientSnapshots(kept, SNAPSHOT_S)
-    with solver_memory(session, "gradients are computed"):
-        found = gradient_sums(session.model, session.linears, solver_calib(session, data, cell.seed)[0], wanted,
-                              str(DTYPES[session.grid.grad_dtype]).removeprefix("torch."), progress.update, snapshots)
-    seconds = snapshots.seconds
+def _store_pass(case: Case, kind: str, partial: Partial) -> None:
+    """Run one pass and store each kind that it gives; all of them carry the pass's seconds."""
+    wanted = tuple(sorted({kind} | missing_kinds(case, {kind})))
+    snapshots = GradientSnapshots(partial, SNAPSHOT_S)
+    with case.store.clock() as clock:
+        sums = _backward(case, wanted, snapshots)
+    facts = {"model": case.model.label, "seconds": clock.seconds + partial.spent, "losses": [float(x) for x in sums.losses],
+             "skipped": sums.skipped}
     for name in wanted:
-        key, identity = gradients_key(session, cell, data, name)
-        facts = {"model": session.label, "seconds": seconds, "losses": [float(x) for x in found.losses], "skipped": found.skipped}
-        session.store.put(key, identity, facts, lambda folder, name=name: save_file(found.sums.pop(name), folder / "gradients.safetensors"))
-    kept.clear()
+        key, identity = gradients_key(case, name)
+        case.store.put(key, identity, facts, lambda folder, name=name: save_file(sums.sums.pop(name), folder / "gradients.safetensors"))
+    partial.clear()
+
+
+def _backward(case: Case, kinds: tuple[str, ...], snapshots: "GradientSnapshots") -> GradientSums:
+    model = case.model
+    model.originals.restore()
+    dtype = str(DTYPES[case.value("grad_dtype")]).removeprefix("torch.")
+    with case.memory("gradients are computed"):
+        return gradient_sums(model.module, model.linears, case.solver_calib, kinds, grad_dtype=dtype, progress=case.progress.update,
+                             snapshots=snapshots)
 
 
 class GradientSnapshots(Snapshots):
@@ -84,30 +98,26 @@ class GradientSnapshots(Snapshots):
     and the digest of the pass say what is in a file, so files of two processes that died may even mix.
     """
 
-    def __init__(self, kept: Partial, every: float):
-        self.kept, self.every, self.before = kept, every, 0.0
+    def __init__(self, partial: Partial, every: float):
+        self.partial, self.every = partial, every
         self.start = self.last = time.perf_counter()
         self.cost = 0.0  # seconds that the last snapshot took
 
-    @property
-    def seconds(self) -> float:
-        """Spent on the sums so far, by this process and those before it."""
-        return self.before + time.perf_counter() - self.start
-
     def resume(self, sums: dict[str, dict[str, torch.Tensor]]) -> tuple[int, list[float]]:
         """As in the head, if it has all the kinds that are wanted now."""
-        head = self.kept.load_json(HEAD)
+        head = self.partial.load_json(HEAD)
+        self.partial.spent = 0.0  # the head says what the sums cost in all
         if head is None or not all(own.keys() <= set(head["kinds"]) for own in sums.values()):
             return 0, []
         folder = self._folder(head["done"])
         for fqn, own in sums.items():
-            found = folder.load_tensors(fqn)
-            if found is None or not own.keys() <= found.keys():
+            stored = folder.load_tensors(fqn)
+            if stored is None or not own.keys() <= stored.keys():
                 _clear(sums)
                 return 0, []
             for kind, value in own.items():
-                value.copy_(found[kind])
-        self.before = head["seconds"]
+                value.copy_(stored[kind])
+        self.partial.spent = head["seconds"]
         return head["done"], head["losses"]
 
     def after(self, done: int, losses: list[float], sums: dict[str, dict[str, torch.Tensor]]) -> None:
@@ -118,15 +128,16 @@ class GradientSnapshots(Snapshots):
         folder, kinds = self._folder(done), sorted(next(iter(sums.values())))
         for fqn, own in sums.items():
             folder.save_tensors(fqn, own)
-        self.kept.save_json(HEAD, {"done": done, "losses": losses, "kinds": kinds, "seconds": self.seconds})
-        for other in self.kept.folder.iterdir():
+        seconds = self.partial.spent + time.perf_counter() - self.start
+        self.partial.save_json(HEAD, {"done": done, "losses": losses, "kinds": kinds, "seconds": seconds})
+        for other in self.partial.folder.iterdir():
             if other.is_dir() and other != folder.folder:
                 Partial(other).clear()
         self.last = time.perf_counter()
         self.cost = self.last - began
 
     def _folder(self, done: int) -> Partial:
-        return Partial(self.kept.folder / f"{done:06d}")
+        return Partial(self.partial.folder / f"{done:06d}")
 
 
 def _clear(sums: dict[str, dict[str, torch.Tensor]]) -> None:

@@ -1,58 +1,62 @@
 """One model of the grid: its identity first, its weights only when something must be computed.
 
-The shapes of the linears and the whole-model counts are stored under the weights' fingerprint, so that a
-run whose every cell is cached never loads the model.
+A run whose every cell is stored never loads the weights: names, shapes and counts come from the model's configuration.
 """
 
-import json
+from __future__ import annotations
+
 import logging
 import os
+from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from core import demo_model
 from core.architecture import find_blocks, find_linears, other_bits, uncovered
-from core.digest import write_json
 from core.errors import UserError
 from core.model import empty_model, load_model, load_tokenizer, model_ref, pick_device, pick_dtype, resolve_model
-from core.types import Budget
-from harness.grid import AUTO_GROUPS, Grid
+from core.types import ModelRef
 from harness.presets import BRIEF_MODELS, DEMO_MODEL
-from harness.store.store import Store, stage_key
 from quantization.apply import Originals
-from quantization.bits import check_groups, fitting_groups
 
 log = logging.getLogger(__name__)
+KNOWN = (DEMO_MODEL, *BRIEF_MODELS)
 
 
 def machine(device: torch.device) -> str:
-    """The kind of device that did the arithmetic; part of the samples' identity."""
+    """The kind of device that did the arithmetic; part of the samples' identity.
+
+    Where AVX-512 has no instructions for bf16 they are imitated, with other roundings, so such a CPU is another kind.
+    """
     if device.type == "cuda":
         return f"cuda:{torch.cuda.get_device_name(device)}"
     if device.type != "cpu":
         return device.type
-    amx = "+amx" if torch.cpu._is_amx_tile_supported() else ""
-    return f"cpu:{torch.backends.cpu.get_cpu_capability()}{amx}"
+    kind, amx = torch.backends.cpu.get_cpu_capability(), torch.cpu._is_amx_tile_supported()
+    imitated = kind == "AVX512" and not amx and not torch.cpu._is_avx512_bf16_supported()
+    return f"cpu:{kind}{'+amx' if amx else '-without-bf16' if imitated else ''}"
 
 
-class Session:
-    """A model, its tokenizer, its linears; everything lazy."""
+class LazyModel:
+    """A model, its tokenizer, its linears; everything on first use.
 
-    def __init__(self, name: str, grid: Grid, store: Store, token: str | None, say=log.info):
-        self.grid, self.store, self.token, self.say = grid, store, token, say
-        self.label = name
-        self.where = self._locate(name)
-        self.device = pick_device(grid.device)
-        self.ref = model_ref(self.where, pick_dtype(grid.dtype, self.device), token, (DEMO_MODEL, *BRIEF_MODELS))
-        self.threads = grid.threads or os.cpu_count() or 1
+    ``on_load`` is told once, when the weights are there.
+    """
+
+    def __init__(self, name: str, base: Path, device: str = "auto", dtype: str = "auto", *, threads: int = 0,
+                 token: str | None = None, say=log.info):
+        self.label, self.token, self.say = name, token, say
+        demo = name.lower() in (DEMO_MODEL, demo_model.NAME.lower())
+        self.where = str(demo_model.ensure_demo_model(base, say)) if demo else resolve_model(name, KNOWN)
+        self.device = pick_device(device)
+        self.ref: ModelRef = model_ref(self.where, pick_dtype(dtype, self.device), token, KNOWN)
+        self.threads = threads or os.cpu_count() or 1
         torch.set_num_threads(self.threads)
-        self.machine = f"{machine(self.device)}/{self.threads}t" if self.device.type == "cpu" else machine(self.device)
-
-    def _locate(self, name: str) -> str:
-        if name.lower() in (DEMO_MODEL, demo_model.NAME.lower()):
-            return str(demo_model.ensure_demo_model(self.store.root / "base", self.say))
-        return resolve_model(name, (DEMO_MODEL, *BRIEF_MODELS))
+        self.machine = machine(self.device) + (f"/{self.threads}t" if self.device.type == "cpu" else "")
+        self.on_load: Callable[[nn.Module], None] = lambda module: None
 
     @cached_property
     def tokenizer(self):
@@ -60,88 +64,109 @@ class Session:
         return load_tokenizer(self.where, self.ref, self.token)
 
     @cached_property
-    def model(self):
-        """The weights, loaded on first use and checked once for NaN and infinity."""
+    def module(self) -> nn.Module:
+        """The weights, loaded on first use."""
         self.say(f"Loading {self.ref.name} ({self.ref.dtype}, {self.device})")
-        model = load_model(self.where, self.ref, self.device, self.token)
-        key, identity = stage_key("finite", 1, model=self.ref.key)
-        with self.store.lock(key, identity["stage"]):
-            if self.store.get(key) is None:
-                broken = [fqn for fqn, lin in find_linears(model)[0].items() if not torch.isfinite(lin.weight).all()]
-                if broken:
-                    raise UserError(f"weights of {broken[0]} in {self.ref.name} hold NaN or infinity ({len(broken)} linears); repair the checkpoint")
-                self.store.put(key, identity, {"model": self.label}, lambda folder: write_json(folder / "finite.json", True))
-        return model
-
-    def check_weights(self) -> None:
-        """Load and check the weights now, unless they were checked before."""
-        if self.store.get(stage_key("finite", 1, model=self.ref.key)[0]) is None:
-            _ = self.model
+        module = load_model(self.where, self.ref, self.device, self.token)
+        self.on_load(module)
+        return module
 
     def release(self) -> None:
-        """Free the weights; what the store knows of the model stays."""
-        for attribute in ("originals", "linears", "blocks", "model"):
-            self.__dict__.pop(attribute, None)
+        """Free the weights; what is known of the model stays."""
+        for name in ("originals", "linears", "blocks", "module"):
+            self.__dict__.pop(name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     @cached_property
-    def linears(self):
-        return find_linears(self.model)[0]
+    def linears(self) -> dict[str, nn.Linear]:
+        return find_linears(self.module)[0]
 
     @cached_property
-    def blocks(self):
-        return find_blocks(self.model)[1]
+    def blocks(self) -> list[nn.Module]:
+        return find_blocks(self.module)[1]
 
     @cached_property
     def originals(self) -> Originals:
         return Originals(self.linears)
 
     @cached_property
-    def structure(self) -> dict:
-        """Shapes, blocks and whole-model counts, from the model's configuration alone (no weights), stored by fingerprint."""
-        key, identity = stage_key("structure", 2, model=self.ref.key)
-        with self.store.lock(key, identity["stage"]):
-            entry = self.store.get(key)
-            if entry is None:
-                content = self._structure()
-                entry = self.store.put(key, identity, {"model": self.label}, lambda folder: write_json(folder / "structure.json", content))
-        return json.loads((entry / "structure.json").read_text())
-
-    def _structure(self) -> dict:
-        model = empty_model(self.where, self.ref, self.token)
-        linears, block_of = find_linears(model)
-        left_out = uncovered(linears, find_blocks(model)[1])
+    def skeleton(self) -> nn.Module:
+        """The model's modules without weights."""
+        skeleton = empty_model(self.where, self.ref, self.token)
+        left_out = uncovered(find_linears(skeleton)[0], find_blocks(skeleton)[1])
         if left_out:
             raise UserError(f"{self.ref.name} has {len(left_out)} weight matrices in its blocks that are not nn.Linear (first: {left_out[0]}); "
                             "they would stay unquantized, so its bits could not be compared; use a model with plain linears")
-        bits, values = other_bits(model, linears)
-        return {"shapes": {f: list(lin.weight.shape) for f, lin in linears.items()}, "block_of": block_of, "other": [bits, values],
-                "parameters": sum(p.numel() for p in model.parameters())}
+        return skeleton
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        return {fqn: tuple(shape) for fqn, shape in self.structure["shapes"].items()}
-
-    @property
-    def block_of(self) -> dict[str, int]:
-        return self.structure["block_of"]
-
-    @property
-    def other(self) -> tuple[int, int]:
-        return tuple(self.structure["other"])
+        """[out, in] of every quantized linear, by name: allocators go through them in this order."""
+        return {fqn: tuple(linear.weight.shape) for fqn, linear in sorted(find_linears(self.skeleton)[0].items())}
 
     @cached_property
-    def group_size(self) -> int:
-        """The group size of all common cells: as asked, or the largest of 128, 96, 64, 32 that divides every width."""
-        if self.grid.group_size is not None:
-            check_groups(self.shapes, self.grid.group_size)
-            return self.grid.group_size
-        fits = fitting_groups([cols for _, cols in self.shapes.values()], AUTO_GROUPS)
-        if not fits:
-            check_groups(self.shapes, AUTO_GROUPS[-1])
-        return fits[0]  # the largest stores the least, so if it cannot reach a budget, no smaller one can
+    def block_of(self) -> dict[str, int]:
+        return dict(sorted(find_linears(self.skeleton)[1].items()))
 
-    def budget(self, avg_bits: float | None) -> Budget:
-        """The budget of a common cell; native cells get the levels and group size without a bound."""
-        return Budget(avg_bits or 0.0, tuple(sorted(set(self.grid.levels))), self.group_size, 16, self.grid.tolerance)
+    @cached_property
+    def other(self) -> tuple[int, int]:
+        """(stored bits, values) of all that is not a quantized weight."""
+        return other_bits(self.skeleton, find_linears(self.skeleton)[0])
+
+    @cached_property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.skeleton.parameters())
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        return Sizes(self)
+
+    @cached_property
+    def weights(self) -> int:
+        """Weights of the quantized linears."""
+        return sum(rows * columns for rows, columns in self.shapes.values())
+
+
+class Sizes:
+    """The sizes of a model that estimates of memory and time need."""
+
+    def __init__(self, model: LazyModel):
+        config, head = model.skeleton.config.get_text_config(), model.skeleton.get_output_embeddings()
+        shapes = model.shapes.values()
+        self.parameters, self.linears = model.parameters, model.weights
+        self.largest = max(rows * columns for rows, columns in shapes)
+        self.widest_in = max(columns for _, columns in shapes)
+        self.widest = max(max(shape) for shape in shapes)
+        self.itemsize = getattr(torch, model.ref.dtype).itemsize
+        self.blocks = max(model.block_of.values()) + 1
+        self.vocabulary, self.hidden = head.weight.shape if head is not None else (config.vocab_size, config.hidden_size)
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self.cache = 2 * (getattr(config, "num_key_value_heads", None) or heads) * width  # numbers a token and block: key and value
+        self.attention = heads if config._attn_implementation == "eager" else 0  # heads whose whole [T, T] weights are held
+
+
+def check_finite(name: str, module: nn.Module) -> None:
+    """Refuse weights with NaN or infinity, wherever in the model they are."""
+    broken = [fqn for fqn, p in module.named_parameters() if not torch.isfinite(p).all()]
+    if broken:
+        raise UserError(f"weights of {broken[0].removesuffix('.weight')} in {name} hold NaN or infinity ({len(broken)} tensors); "
+                        "repair the checkpoint")
+
+
+def check_positions(model: LazyModel, longest: int, what: str) -> None:
+    """Refuse sequences that are longer than the model has positions for."""
+    limit = getattr(model.skeleton.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise UserError(f"{what} is {longest} tokens long, but {model.ref.name} has {limit} positions (max_position_embeddings); "
+                        "lower --max_length, --max_new_tokens or --calib_window")
+
+
+def check_plain(model: LazyModel) -> None:
+    """Refuse a checkpoint that is quantized already: its weights are not those that a method would quantize."""
+    kind = getattr(model.skeleton.config, "quantization_config", None)
+    if kind is not None:
+        named = kind.get("quant_method") if isinstance(kind, dict) else getattr(kind, "quant_method", None)
+        raise UserError(f"{model.ref.name} is quantized already ({named or 'its config.json has a quantization_config'}); "
+                        "use the checkpoint in full precision")

@@ -1,35 +1,35 @@
 """Which options and versions a row's allocator and quantizer have."""
 
 from core.registry import ALLOCATORS, QUANTIZERS, MethodSpec
-from harness.grid import Cell
-from harness.stages.model import Session
+from harness.stages.case import Case
 
 VERSIONS = {"distortion": 1, "gradients": 1, "scores": 1, "plan": 1, "weights": 1, "samples": 1}
 
 
-def published_quantizer(spec: MethodSpec, published: bool) -> str | None:
-    """The native quantizer with the script's padding quirk, when --published asks for it."""
-    return "rtn-float-padded" if published and spec.quantizer == "rtn-float" else spec.quantizer
+def published_quantizer(case: Case) -> str | None:
+    """The row's quantizer; a native one with the script's padding quirk, when --published asks for it."""
+    name = case.method.quantizer
+    return "rtn-float-padded" if case.value("published") and name == "rtn-float" else name
 
 
-def plan_options(session: Session, spec: MethodSpec) -> dict:
+def plan_options(case: Case) -> dict:
     """The allocator's options; --published adds the rounding of the script's first version where it is read."""
-    quirk = session.grid.published and "rounding" in ALLOCATORS.get(spec.allocator).options
-    return spec.options | ({"rounding": "round"} if quirk else {})
+    quirk = case.value("published") and "rounding" in ALLOCATORS.get(case.method.allocator).options
+    return case.method.options | ({"rounding": "round"} if quirk else {})
 
 
-def distortion_quantizer(spec: MethodSpec, published: bool) -> str | None:
+def distortion_quantizer(case: Case) -> str | None:
     """Whose error the knapsack weighs: the row's own quantizer, or round-to-nearest where that one reads data."""
-    name = published_quantizer(spec, published)
+    name = published_quantizer(case)
     return "rtn" if name and QUANTIZERS.get(name).needs else name
 
 
-def quantizer_options(session: Session, spec: MethodSpec, quantizer: str) -> dict:
-    """The row's options that a quantizer reads; a native row's follows the published code's quirks if asked, the common grid has none."""
-    named = {k: v for k, v in spec.options.items() if k in QUANTIZERS.get(quantizer).options}
-    return named | ({"published": True} if session.grid.published and spec.native else {})
+def quantizer_options(case: Case, quantizer: str) -> dict:
+    """The row's options that a quantizer reads; a native row follows the published code's quirks if asked, the common grid has none."""
+    named = {k: v for k, v in case.method.options.items() if k in QUANTIZERS.get(quantizer).options}
+    return named | ({"published": True} if case.value("published") and case.method.native else {})
 
 
-def reads_data(cell: Cell) -> bool:
-    """Whether the row's quantizer looks at calibration data."""
-    return cell.method.quantizer is not None and bool(QUANTIZERS.get(cell.method.quantizer).needs)
+def reads_data(method: MethodSpec) -> bool:
+    """Whether a row's quantizer looks at calibration data."""
+    return method.quantizer is not None and bool(QUANTIZERS.get(method.quantizer).needs)

@@ -1,7 +1,7 @@
-"""Plans on disk and their identity by content."""
+"""The plan stage: scores and a budget become bits; a plan on disk and its identity by content."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import torch
@@ -10,111 +10,160 @@ from safetensors.numpy import load_file, save_file
 from core.digest import array_digest, digest, write_json
 from core.environment import versions
 from core.registry import ALLOCATORS, QUANTIZERS
-from core.types import Budget, LayerPlan, Plan, Scores
-from harness.grid import Cell, settings
-from harness.progress import Progress
-from harness.stages.case import refuse_if_eval_only
-from harness.stages.documents import CellData
-from harness.stages.model import Session
+from core.types import LayerPlan, Plan, Scores
+from harness.grid import table_settings
+from harness.stages.case import Case
 from harness.stages.options import VERSIONS, distortion_quantizer, plan_options
-from harness.stages.scores import scores
-from harness.store.store import stage_key
+from harness.stages.scores import scores, scores_key
+from harness.store.partial import Partial
+from harness.store.store import Content, stage_key
 from quantization.allocators.common import AllocContext
 from quantization.apply import distortion_table
 from quantization.bits import check_budget, full_precision_plan, make_plan
 
+PROBE = 64  # positions of a score tensor or mask that a result carries
 
-def plan_key(session: Session, cell: Cell, scored: str | None) -> tuple[str, dict]:
+
+@dataclass(frozen=True)
+class Planned:
+    """What a plan stage leaves for those after it."""
+
+    id: str  # the plan by content: two methods that decide alike share weights and samples
+    plan: Plan
+    entry: str | None = None  # its place in the store
+    probe: dict = field(default_factory=dict)  # a fixed sample of scores and masks
+    score_notes: dict = field(default_factory=dict)
+
+
+def plan_key(case: Case) -> tuple[str, dict]:
     """Digest of a plan's inputs; an exempt allocation reads no budget but the group size and scale bits."""
-    spec, budget = cell.method, asdict(session.budget(cell.avg_bits))
-    alloc, quant = ALLOCATORS.get(spec.allocator), distortion_quantizer(spec, session.grid.published)
+    return case.once("plan_key", lambda: _plan_key(case))
+
+
+def _plan_key(case: Case) -> tuple[str, dict]:
+    spec, budget = case.method, asdict(case.budget)
+    allocator, weighed = ALLOCATORS.get(spec.allocator), distortion_quantizer(case)
     if not spec.budgeted:
         budget = {name: budget[name] for name in ("group_size", "scale_bits")}
-    quantizer = [quant, QUANTIZERS.get(quant).version, VERSIONS["distortion"]] if quant else None
-    options = {k: v for k, v in plan_options(session, spec).items() if k in alloc.options}
-    return stage_key("plan", VERSIONS["plan"], model=session.ref.key, scores=scored, allocator=[alloc.name, alloc.version],
-                     options=options, budget=budget, quantizer=quantizer)
+    return stage_key("plan", VERSIONS["plan"], model=case.model.ref.key, scores=scores_key(case)[0] if spec.scorer else None,
+                     allocator=ALLOCATORS.identity(allocator.name),
+                     options={k: v for k, v in plan_options(case).items() if k in allocator.options}, budget=budget,
+                     quantizer=[*QUANTIZERS.identity(weighed), VERSIONS["distortion"]] if weighed else None)
 
 
-def plan(session: Session, cell: Cell, data: CellData, progress: Progress) -> tuple[str, Plan, Scores | None, dict]:
-    """Digest by content, plan, the scores it was made from, and upstream facts (digests, seconds)."""
-    spec, facts = cell.method, {"scores": None, "score_seconds": 0.0}
-    if spec.allocator == "none":
-        made = full_precision_plan(session.shapes, session.other, torch.finfo(getattr(torch, session.ref.dtype)).bits)
-        return plan_digest(made), made, None, facts
-    budget, alloc = session.budget(cell.avg_bits), ALLOCATORS.get(spec.allocator)
-    found = None
-    if spec.scorer:
-        facts["scores"], found, facts["score_seconds"] = scores(session, cell, data, progress)
-    quant, options = distortion_quantizer(spec, session.grid.published), plan_options(session, spec)
-    key, identity = plan_key(session, cell, facts["scores"])
-    with session.store.lock(key, identity["stage"]):
-        entry = session.store.get(key)
-        if entry is None:
-            refuse_if_eval_only(session, "plan", key)
-            ctx = AllocContext(session.shapes, session.block_of, budget, found, lambda: distortion(session, budget, quant, progress), options)
-            layers, notes = alloc.fn(ctx)
-            made = make_plan(layers, session.shapes, session.other, notes)
-            if spec.budgeted:
-                check_budget(made, budget, spec.name)
-            entry = session.store.put(key, identity, provenance(session, cell, data, made), lambda folder: write_plan(folder, made))
-    made = read_plan(entry)
-    return plan_digest(made), made, found, facts | {"plan_entry": key}
+def plan(case: Case) -> Planned:
+    """The row's plan, from the store or from its allocator."""
+    if case.method.allocator == "none":
+        element_bits = torch.finfo(getattr(torch, case.model.ref.dtype)).bits
+        whole = full_precision_plan(case.model.shapes, case.model.other, element_bits)
+        return Planned(plan_digest(whole), whole)
+    key, identity = plan_key(case)
+    entry = case.store.make(key, identity, lambda _partial: _compute(case))
+    stored = read_plan(entry)
+    if (entry / "probe.json").is_file():
+        told = json.loads((entry / "probe.json").read_text())
+    else:  # an entry of a version that did not write it
+        told = _probe(stored, scores(case) if case.method.scorer else None)
+    return Planned(id=plan_digest(stored), plan=stored, entry=key, **told)
 
 
-def distortion(session: Session, budget: Budget, quantizer: str, progress: Progress) -> dict[str, list[float]]:
+def _compute(case: Case) -> Content:
+    spec = case.method
+    scored = scores(case) if spec.scorer else None
+    context = AllocContext(shapes=case.model.shapes, block_of=case.model.block_of, budget=case.budget, scores=scored,
+                           distortion=lambda: distortion(case), options=plan_options(case))
+    layers, notes = ALLOCATORS.get(spec.allocator).fn(context)
+    plan = make_plan(layers, case.model.shapes, case.model.other, notes)
+    if spec.budgeted:
+        check_budget(plan, case.budget, spec.name)
+    told = _probe(plan, scored)
+
+    def write(folder) -> None:
+        write_plan(folder, plan)
+        write_json(folder / "probe.json", told)
+
+    return Content(write, provenance(case, plan))
+
+
+def _probe(plan: Plan, scored: Scores | None) -> dict:
+    """PROBE positions of scores and masks a linear, drawn from a generator seeded by the linear's name; and the scorer's notes."""
+    probe: dict[str, dict] = {}
+    for fqn, value in (scored.values if scored else {}).items():
+        flat = value.flatten()
+        at = np.random.default_rng(int(digest(fqn)[:8], 16)).integers(0, flat.numel(), min(PROBE, flat.numel()))
+        probe[fqn] = {"scores": [float(f"{flat[i]:.6g}") for i in (at if flat.numel() > 1 else [0])]}
+        keep = plan.layers[fqn].keep if fqn in plan.layers else None
+        if keep is not None and flat.numel() == keep.size:
+            probe[fqn] |= {"positions": at.tolist(), "kept": keep.ravel()[at].astype(int).tolist()}
+    return {"probe": probe, "score_notes": scored.notes if scored else {}}
+
+
+def distortion_key(case: Case) -> tuple[str, dict]:
+    """Digest of the table of weight errors, shared by all methods and data sets."""
+    return stage_key("distortion", VERSIONS["distortion"], model=case.model.ref.key, levels=case.budget.levels,
+                     group_size=case.budget.group_size, quantizer=QUANTIZERS.identity(distortion_quantizer(case)))
+
+
+def distortion(case: Case) -> dict[str, list[float]]:
     """Table fqn -> ‖W − Q_b(W)‖² at each level."""
-    quant = QUANTIZERS.get(quantizer)
-    key, identity = stage_key("distortion", VERSIONS["distortion"], model=session.ref.key, levels=budget.levels,
-                              group_size=budget.group_size, quantizer=[quant.name, quant.version])
-    with session.store.lock(key, identity["stage"]):
-        entry = session.store.get(key)
-        if entry is None:
-            table = distortion_table(session.originals.weights, budget, quantizer, progress.stage("weight errors at each level"), session.device)
-            entry = session.store.put(key, identity, {"model": session.label}, lambda f: write_json(f / "distortion.json", table))
-    return json.loads((entry / "distortion.json").read_text())
+    def compute(_partial: Partial) -> Content:
+        table = distortion_table(case.model.originals.weights, case.budget, distortion_quantizer(case),
+                                 step=case.progress.stage("weight errors at each level"), device=case.model.device)
+        return Content(lambda folder: write_json(folder / "distortion.json", table), {"model": case.model.label})
+
+    return json.loads((case.store.make(*distortion_key(case), compute) / "distortion.json").read_text())
 
 
-def provenance(session: Session, cell: Cell, data: CellData, made: Plan) -> dict:
+def provenance(case: Case, plan: Plan) -> dict:
     """What the brief wants in meta.json: model, method, data set, run type, config hash, all configs, layers, versions, data digests."""
-    return {"model": asdict(session.ref) | {"given": session.label}, "method": asdict(cell.method), "dataset": data.task.name,
-            "run_type": session.grid.run_type, "config_hash": digest(settings(session.grid)), "config": settings(session.grid),
-            "layers": {fqn: layer.bits for fqn, layer in made.layers.items()}, "avg_bits": made.avg_bits,
-            "model_avg_bits": made.model_avg_bits, "seed": cell.seed, "versions": versions(), "machine": session.machine,
-            "data": {"calibration": data.calib_digest, "evaluation": data.eval_digest}}
+    settings = table_settings(case.grid)
+    return {"model": asdict(case.model.ref) | {"given": case.model.label}, "method": asdict(case.method), "dataset": case.cell.dataset,
+            "run_type": case.grid.run_type, "config_hash": digest(settings), "config": settings,
+            "layers": {fqn: layer.bits for fqn, layer in plan.layers.items()}, "avg_bits": plan.avg_bits,
+            "model_avg_bits": plan.model_avg_bits, "seed": case.cell.seed, "versions": versions(), "machine": case.model.machine,
+            "data": {"calibration": case.prompts_digest, "evaluation": case.data.eval_digest}}
 
 
-def plan_digest(made: Plan) -> str:
-    """Identity of a plan by content: two methods that decide alike share weights and samples."""
-    return digest({fqn: [layer.bits, layer.group_size, layer.scale_bits, layer.zero_bits,
-                         None if layer.group_bits is None else array_digest(layer.group_bits),
-                         None if layer.keep is None else array_digest(layer.keep), layer.form, layer.ordered]
-                   for fqn, layer in sorted(made.layers.items())})
+def plan_digest(plan: Plan) -> str:
+    """Identity of a plan by content.  A field that LayerPlan gained later counts where it is not at its default."""
+    return digest({fqn: _layer_identity(layer) for fqn, layer in sorted(plan.layers.items())})
 
 
-def write_plan(folder, made: Plan) -> None:
+FIRST = ("bits", "group_size", "scale_bits", "zero_bits", "group_bits", "keep", "form", "ordered")  # fields since there were plans
+ARRAYS = {"group_bits": np.uint8, "keep": bool}
+
+
+def _layer_identity(layer: LayerPlan) -> list:
+    values = {f.name: getattr(layer, f.name) for f in fields(layer)}
+    plain = {name: array_digest(v) if isinstance(v, np.ndarray) else v for name, v in values.items()}
+    later = {f.name: plain[f.name] for f in fields(layer) if f.name not in FIRST and values[f.name] != f.default}
+    return [plain[name] for name in FIRST] + ([later] if later else [])
+
+
+def write_plan(folder, plan: Plan) -> None:
     """plan.json, and keep.safetensors (flat positions of kept weights) where there are any."""
-    layers = {fqn: {"bits": p.bits, "group_size": p.group_size, "scale_bits": p.scale_bits, "zero_bits": p.zero_bits,
-                    "group_bits": None if p.group_bits is None else p.group_bits.tolist(), "form": p.form, "ordered": p.ordered,
-                    "shape": None if p.keep is None else list(p.keep.shape)} for fqn, p in made.layers.items()}
-    write_json(folder / "plan.json", {"layers": layers, "stored_bits": made.stored_bits, "avg_bits": made.avg_bits,
-                                      "model_avg_bits": made.model_avg_bits, "notes": made.notes})
-    kept = {fqn: np.flatnonzero(p.keep).astype(np.int64) for fqn, p in made.layers.items() if p.keep is not None}
+    layers = {}
+    for fqn, layer in plan.layers.items():
+        plain = {f.name: getattr(layer, f.name) for f in fields(layer) if f.name != "keep"}
+        plain["group_bits"] = None if layer.group_bits is None else layer.group_bits.tolist()
+        layers[fqn] = plain | {"shape": None if layer.keep is None else list(layer.keep.shape)}
+    write_json(folder / "plan.json", {"layers": layers} | {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "layers"})
+    kept = {fqn: np.flatnonzero(layer.keep).astype(np.int64) for fqn, layer in plan.layers.items() if layer.keep is not None}
     if kept:
         save_file(kept, folder / "keep.safetensors")
 
 
 def read_plan(folder) -> Plan:
-    """Undo :func:`write_plan`."""
+    """Undo :func:`write_plan`; fields that an earlier version did not know are at their defaults."""
     head = json.loads((folder / "plan.json").read_text())
     kept = load_file(folder / "keep.safetensors") if (folder / "keep.safetensors").exists() else {}
     layers = {}
-    for fqn, p in head["layers"].items():
+    for fqn, plain in head.pop("layers").items():
+        shape = plain.pop("shape")
+        bits = plain.pop("group_bits")
         keep = None
         if fqn in kept:
-            keep = np.zeros(p["shape"], dtype=bool)
+            keep = np.zeros(shape, dtype=bool)
             keep.flat[kept[fqn]] = True
-        bits = None if p["group_bits"] is None else np.array(p["group_bits"], dtype=np.uint8)
-        forms = {name: p[name] for name in ("form", "ordered") if name in p}  # a plan stored before there were forms has neither
-        layers[fqn] = LayerPlan(p["bits"], p["group_size"], p["scale_bits"], p["zero_bits"], bits, keep, **forms)
-    return Plan(layers, head["stored_bits"], head["avg_bits"], head["model_avg_bits"], head["notes"])
+        layers[fqn] = LayerPlan(**plain, group_bits=None if bits is None else np.array(bits, dtype=np.uint8), keep=keep)
+    return Plan(layers=layers, **head)

@@ -1,139 +1,114 @@
 """The scores stage: what a scorer says of every linear, never of the budget."""
 
 import json
-import time
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from safetensors.numpy import load_file, save_file
 
 from core.digest import write_json
-from core.registry import SCORERS
+from core.registry import SCORERS, ScorerSpec
 from core.types import ScoreContext, Scores
 from evaluation.engine.ask import evaluate
 from evaluation.statistics.summary import mean_task_metric
-from harness.grid import Cell
-from harness.progress import Progress
-from harness.stages.base_quantized import base, base_layer, corrupted, corrupting
-from harness.stages.case import refuse_if_eval_only
-from harness.stages.documents import CellData, labelled_requests, solver_calib
+from harness.stages.base_quantized import base, base_layer, base_quantized, corrupting
+from harness.stages.case import Case
 from harness.stages.gradients import gradients, gradients_key
-from harness.stages.model import Session
 from harness.stages.options import VERSIONS
+from harness.stages.untouched import untouched
 from harness.store.partial import Partial
-from harness.store.store import stage_key
+from harness.store.store import Content, stage_key
+
+FACTS = {"seed": lambda case: case.cell.seed, "batch_tokens": lambda case: case.grid.batch_tokens,
+         "group_size": lambda case: case.group_size, "base": base, "corrupt": corrupting}
 
 
-class KeptValues:
-    """``ScoreContext.kept``: plain data by name; what is used is what is kept, so the first run and a resumed one see the same."""
-
-    def __init__(self, kept: Partial):
-        self.kept, self.spent = kept, 0.0
-
-    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
-        found, start = self.kept.load(name), time.perf_counter()
-        if found is None:
-            value = make()
-            found = json.dumps({"value": value, "seconds": time.perf_counter() - start}).encode()  # NaN is for the scorer's own checks to refuse
-            self.kept.save(name, found)
-        else:
-            self.spent += json.loads(found)["seconds"]
-        return json.loads(found)["value"]
+def score_params(case: Case, names: tuple[str, ...]) -> dict:
+    """The settings and facts that a scorer declares, as they are for this row."""
+    return {name: FACTS[name](case) if name in FACTS else case.value(name) for name in names}
 
 
-def score_params(session: Session, cell: Cell) -> dict:
-    """The config fields that scorers may declare."""
-    grid = session.grid
-    compares = set(SCORERS.get(cell.method.scorer).params) & {"base", "corrupt"}
-    return {"seed": cell.seed, "score_docs": grid.score_docs, "kl_docs": grid.kl_docs, "oracle_docs": grid.oracle_docs,
-            "oracle_metric": grid.oracle_metric, "batch_tokens": grid.batch_tokens, "published": grid.published,
-            "grad_dtype": grid.grad_dtype, "base": base(session, cell) if compares else None,
-            "corrupt": corrupting(session, cell) if compares else None,
-            "group_size": session.group_size if "group_size" in SCORERS.get(cell.method.scorer).params else None}
+def scores_key(case: Case) -> tuple[str, dict]:
+    """Digest of a row's scores: only what the scorer reads, never the budget."""
+    return case.once("scores_key", lambda: _scores_key(case))
 
 
-def scores_key(session: Session, cell: Cell, data: CellData) -> tuple[str, dict]:
-    """Digest of a cell's scores: only what the scorer reads, never the budget."""
-    spec = SCORERS.get(cell.method.scorer)
-    params = score_params(session, cell)
-    read = {p: params[p] for p in spec.params}
-    upstream = {"model": session.ref.key, "scorer": [spec.name, spec.version], "params": read}
+def _scores_key(case: Case) -> tuple[str, dict]:
+    spec, model = SCORERS.get(case.method.scorer), case.model
+    upstream = {"model": model.ref.key, "scorer": SCORERS.identity(spec.name), "params": score_params(case, spec.params)}
     if set(spec.needs) & {"calib", "labels"}:
-        upstream |= {"calib": data.calib_digest, "machine": session.machine}
+        upstream |= {"calib": case.prompts_digest, "machine": model.machine}
     if set(spec.needs) & {"gradients", "hessian"}:
-        upstream |= {"solver_calib": solver_calib(session, data, cell.seed)[1], "machine": session.machine}
+        upstream |= {"solver_calib": case.solver_calib_digest, "machine": model.machine}
     if spec.gradients:
-        upstream |= {"gradients": [gradients_key(session, cell, data, kind)[0] for kind in spec.gradients]}
+        upstream |= {"gradients": [gradients_key(case, kind)[0] for kind in spec.gradients]}
     if "labels" in spec.needs:
-        upstream |= {"labels": data.labels_digest, "eval_config": asdict(data.cfg)}
+        upstream |= {"labels": case.data.labels_digest, "eval_config": asdict(case.data.cfg)}
     return stage_key("scores", VERSIONS["scores"], **upstream)
 
 
-def scores(session: Session, cell: Cell, data: CellData, progress: Progress) -> tuple[str, Scores, float]:
-    """Digest, scores, and the seconds they took when they were computed."""
-    key, identity = scores_key(session, cell, data)
-    spec = SCORERS.get(cell.method.scorer)
-    with session.store.lock(key, identity["stage"]):
-        entry = session.store.get(key)
-        if entry is None:
-            refuse_if_eval_only(session, "scores", key)
-            start = time.perf_counter()
-            kept = KeptValues(session.store.partial(key))
-            found = run_scorer(session, spec, cell, data, progress, kept)
-            seconds = time.perf_counter() - start + kept.spent
-            values = {fqn: t.float().cpu().contiguous().numpy() for fqn, t in found.values.items()}
-            head = {"granularity": found.granularity, "unit": found.unit, "levels": found.levels, "notes": found.notes}
-
-            def write(folder):
-                save_file(values, folder / "scores.safetensors")
-                write_json(folder / "scores.json", head)
-
-            entry = session.store.put(key, identity, {"model": session.label, "dataset": data.task.name, "seconds": seconds}, write)
-            del found, values, write  # read back below: what is used is what is stored
-        session.store.partial(key).clear()  # also of a stored entry: its maker may have been killed before this line
+def scores(case: Case) -> Scores:
+    """The row's scores, from the store or from its scorer; what is used is what is stored."""
+    entry = case.store.make(*scores_key(case), lambda partial: _compute(case, partial))
     head = json.loads((entry / "scores.json").read_text())
-    values = {fqn: torch.from_numpy(a) for fqn, a in load_file(entry / "scores.safetensors").items()}
+    values = {fqn: torch.from_numpy(array) for fqn, array in load_file(entry / "scores.safetensors").items()}
     levels = tuple(head["levels"]) if head["levels"] else None
-    seconds = json.loads((entry / "meta.json").read_text())["provenance"]["seconds"]
-    return key, Scores(head["granularity"], values, head["unit"], levels, head["notes"]), seconds
+    return Scores(granularity=head["granularity"], values=values, unit=head["unit"], levels=levels, notes=head["notes"])
 
 
-def run_scorer(session: Session, spec, cell: Cell, data: CellData, progress: Progress, kept: KeptValues) -> Scores:
-    """Call a scorer on the weights as loaded and check what it gives back."""
-    session.originals.restore()
-    asked: dict[int, tuple] = {}
+def _compute(case: Case, partial: Partial) -> Content:
+    given = run_scorer(case, SCORERS.get(case.method.scorer), partial)
+    values = {fqn: value.float().cpu().contiguous().numpy() for fqn, value in given.values.items()}
+    head = {"granularity": given.granularity, "unit": given.unit, "levels": given.levels, "notes": given.notes}
 
-    def task_metric(model, documents):
-        if documents not in asked:
-            asked[documents] = labelled_requests(session, data, documents)
-        return mean_task_metric(evaluate(model, session.tokenizer, data.task, asked[documents], data.cfg))
+    def write(folder) -> None:
+        save_file(values, folder / "scores.safetensors")
+        write_json(folder / "scores.json", head)
 
-    params, reads = score_params(session, cell), set(spec.needs)
-    ctx = ScoreContext(session.model, session.tokenizer, session.linears, session.blocks, session.block_of,
-                       data.calib if "calib" in reads else None, params, spec.params,
-                       task_metric if "labels" in reads else None, progress.update,
-                       solver_calib(session, data, cell.seed)[0] if reads & {"gradients", "hessian"} else None,
-                       (lambda kind: gradients(session, cell, data, kind, progress)) if "gradients" in reads else None,
-                       (lambda: corrupted(session, cell, data, progress)) if "base" in spec.params else None,
-                       (lambda shape: base_layer(params["base"], shape)) if "base" in spec.params else None,
-                       kept)
-    found = spec.fn(ctx)
-    session.originals.restore()
-    check_scores(found, spec, session.shapes)
-    return found
+    return Content(write, {"model": case.model.label, "dataset": case.cell.dataset})
 
 
-def check_scores(found: Scores, spec, shapes: dict[str, tuple[int, int]]) -> None:
+def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
+    """Call a scorer on the weights as loaded and check what it gives back, and that it leaves the model as it was."""
+    model, reads, params = case.model, set(spec.needs), score_params(case, spec.params)
+    model.originals.restore()
+
+    def task_metric(module, documents: int) -> tuple[float, float]:
+        data = case.data
+        return mean_task_metric(evaluate(module, model.tokenizer, data.task, data.labelled(documents), data.cfg))
+
+    context = ScoreContext(
+        model=model.module, tokenizer=model.tokenizer, linears=model.linears, blocks=model.blocks, block_of=model.block_of,
+        calib=case.prompts if "calib" in reads else None, params=params, allowed=spec.params,
+        task_metric=task_metric if "labels" in reads else None, progress=case.progress.update,
+        solver_calib=case.solver_calib if reads & {"gradients", "hessian"} else None,
+        gradients=(lambda kind: gradients(case, kind)) if "gradients" in reads else None,
+        corrupted=(lambda: base_quantized(case)) if "base" in spec.params else None,
+        base=(lambda shape: base_layer(params["base"], shape)) if "base" in spec.params else None,
+        kept=partial.once)
+    mend = "lower --batch_tokens, --score_docs or --calib_tokens, or use --device cpu or --grad_dtype bf16"
+    with untouched(model.module, f"scorer {spec.name!r}"), case.memory(f"{spec.name} scores", mend):
+        given = spec.fn(context)
+    model.originals.restore()
+    check_scores(given, spec, model.shapes, case)
+    return given
+
+
+def check_scores(given: Scores, spec: ScorerSpec, shapes: dict[str, tuple[int, int]], case: Case) -> None:
     """One finite float tensor of the granularity's shape for every linear, or an error that names the first offender."""
-    if found.granularity != spec.granularity or set(found.values) != set(shapes):
-        raise ValueError(f"scorer {spec.name!r} gave {found.granularity} scores of {len(found.values)} linears; "
+    if not isinstance(given, Scores):
+        raise ValueError(f"scorer {spec.name!r} returned {type(given).__name__}; it must return core.types.Scores")
+    if given.granularity != spec.granularity or set(given.values) != set(shapes):
+        raise ValueError(f"scorer {spec.name!r} gave {given.granularity} scores of {len(given.values)} linears; "
                          f"it must give {spec.granularity} scores of all {len(shapes)}")
-    for fqn, value in found.values.items():
-        rows, cols = shapes[fqn]
-        shape = tuple(value.shape[:-1] if found.levels else value.shape)
-        wanted = {"layer": [()], "linear": [()], "channel": [(cols,)], "element": [(rows, cols)]}.get(found.granularity)
-        if (wanted and shape not in wanted) or not torch.isfinite(value).all():
-            raise ValueError(f"scorer {spec.name!r}: scores of {fqn} have shape {shape} or are not finite; {found.granularity} scores "
-                             f"of a [{rows}, {cols}] linear have shape {wanted[0] if wanted else '[out or 1, in/g]'}")
+    for fqn, value in given.values.items():
+        rows, columns = shapes[fqn]
+        wanted = {"layer": "[]", "linear": "[]", "channel": f"[{columns}]", "element": f"[{rows}, {columns}]",
+                  "group": f"[1 or {rows}, groups]"}[given.granularity]
+        levels, shape = value.shape[-1:] if given.levels else (), tuple(value.shape[:-1] if given.levels else value.shape)
+        right = len(shape) == 2 and shape[0] in (1, rows) if given.granularity == "group" else str(list(shape)) == wanted
+        if not right or (given.levels and levels != (len(given.levels),)) or not torch.isfinite(value).all():
+            raise ValueError(f"scorer {spec.name!r}: scores of {fqn} have shape {list(value.shape)} or are not finite; {given.granularity} "
+                             f"scores of a [{rows}, {columns}] linear have shape {wanted}"
+                             + (f" and a last axis of {len(given.levels)} levels" if given.levels else ""))
+

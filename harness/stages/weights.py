@@ -1,100 +1,93 @@
-"""The weights stage of rows whose quantizer reads data, and the gradients that scorers and quantizers share.
+"""The weights stage of rows whose quantizer reads data.
 
-ŵ stays in the model and is made again when a later run needs it; what came out of it is stored: the true plan
-(outliers, group bits), damping and loss of every linear.  Consecutive cells with the same weights share them.
-What is finished of a solve or of a backward pass outlives a kill (harness/store/solved_blocks.py).
+ŵ stays in the model and is made again when a later run needs it; what came out of it is stored: the true plan (outliers,
+group bits), damping and loss of every linear.  Consecutive cells with the same weights share them.  Finished blocks of a
+solve outlive a kill (harness/store/solved_blocks.py).
 """
 
 import json
-import time
 from pathlib import Path
 
 from core.digest import write_json
-from core.errors import UserError
 from core.registry import QUANTIZERS
 from core.types import Plan, Stored
-from harness.grid import Cell
-from harness.progress import Progress
-from harness.stages.case import solver_memory
-from harness.stages.documents import CellData, solver_calib
+from harness.stages.case import Case
 from harness.stages.gradients import gradients, gradients_key
-from harness.stages.model import Session
 from harness.stages.options import VERSIONS, quantizer_options
-from harness.stages.plan import read_plan, write_plan
+from harness.stages.plan import Planned, read_plan, write_plan
+from harness.store.partial import Partial
 from harness.store.solved_blocks import SolvedBlocks
-from harness.store.store import stage_key
+from harness.store.store import Content, stage_key
 from quantization.bits import check_budget, make_plan
 
 
-def weights_key(session: Session, cell: Cell, data: CellData, plan_id: str) -> tuple[str, dict]:
+def weights_key(case: Case, plan_id: str) -> tuple[str, dict]:
     """Digest of the quantized weights of a row whose quantizer reads data."""
-    spec = QUANTIZERS.get(cell.method.quantizer)
-    read = {"calib": solver_calib(session, data, cell.seed)[1], "options": quantizer_options(session, cell.method, spec.name)}
+    spec = QUANTIZERS.get(case.method.quantizer)
+    read = {"calib": case.solver_calib_digest, "options": quantizer_options(case, spec.name)}
     if "fisher" in spec.needs:
-        read["fisher"] = gradients_key(session, cell, data, "square")[0]
-    return stage_key("weights", VERSIONS["weights"], model=session.ref.key, plan=plan_id, quantizer=[spec.name, spec.version],
-                     machine=session.machine, **read)
+        read["fisher"] = gradients_key(case, "square")[0]
+    if case.model.ref.dtype == "float16":
+        read["kept"] = "float16"  # in earlier versions kept weights of such models went through bf16
+    return stage_key("weights", VERSIONS["weights"], model=case.model.ref.key, plan=plan_id, quantizer=QUANTIZERS.identity(spec.name),
+                     machine=case.model.machine, **read)
 
 
-def put_weights(session: Session, cell: Cell, data: CellData, plan_id: str, made: Plan, progress: Progress) -> None:
-    """Make the model hold the cell's quantized weights, and store what came out of it."""
-    key, identity = weights_key(session, cell, data, plan_id)
-    if session.originals.holds == key and (entry := session.store.get(key)):
-        _keep_again(session, key, entry)
+def hold_weights(case: Case, planned: Planned) -> None:
+    """Make the model hold the row's quantized weights, and store what came out of them."""
+    key, identity = weights_key(case, planned.id)
+    store, originals = case.store, case.model.originals
+    if originals.holds == key and (entry := store.get(key)):
+        _save_blocks_again(case, key, entry)
         return
-    with session.store.lock(key, "weights"):  # a second process that needs the same weights waits, and then loads the pieces
-        spec, start, keeper = QUANTIZERS.get(cell.method.quantizer), time.perf_counter(), SolvedBlocks(session.store.partial(key))
-        fisher = gradients(session, cell, data, "square", progress) if "fisher" in spec.needs else None
-        with solver_memory(session, f"{spec.name} solves {cell.method.name}"):
-            found = _solve(session, cell, data, made, fisher, progress, keeper)
-        del fisher
-        true = make_plan({fqn: s.layer for fqn, s in found.items()}, session.shapes, session.other, made.notes)
-        if cell.method.budgeted:
-            check_budget(true, session.budget(cell.avg_bits), cell.method.name)
-        notes = {fqn: s.notes for fqn, s in found.items()}
-
-        def write(folder):
-            write_plan(folder, true)
-            write_json(folder / "linears.json", notes)
-
-        if session.store.get(key) is None:  # else the weights were only made again
-            session.store.put(key, identity, {"model": session.label, "seconds": time.perf_counter() - start + keeper.spent}, write)
-        session.originals.holds = key
+    with store.lock(key, "weights"):  # a second process that needs the same weights waits, and then loads the blocks
+        partial = store.partial(key)
+        with store.clock() as clock:
+            content = _solve(case, planned, partial)
+        if store.get(key) is None:  # else the weights were only made again
+            facts = {"model": case.model.label, "seconds": clock.seconds + partial.spent}
+            store.put(key, identity, facts, content.write)
+        originals.holds = key
 
 
-def _solve(session: Session, cell: Cell, data: CellData, made: Plan, fisher, progress: Progress, keeper: SolvedBlocks) -> dict[str, Stored]:
-    return session.originals.solve(made.layers, cell.method.quantizer, model=session.model, blocks=session.blocks, block_of=session.block_of,
-                                   calib=solver_calib(session, data, cell.seed)[0], fisher=fisher,
-                                   options=quantizer_options(session, cell.method, cell.method.quantizer),
-                                   step=progress.stage(f"{cell.method.name}: {cell.method.quantizer}"), keeper=keeper)
+def _solve(case: Case, planned: Planned, partial: Partial) -> Content:
+    spec, model = QUANTIZERS.get(case.method.quantizer), case.model
+    fisher = gradients(case, "square") if "fisher" in spec.needs else None
+    with case.memory(f"{spec.name} solves {case.method.name}"):
+        solved = model.originals.solve(
+            planned.plan.layers, spec.name, model=model.module, blocks=model.blocks, block_of=model.block_of, calib=case.solver_calib,
+            fisher=fisher, options=quantizer_options(case, spec.name), step=case.progress.stage(f"{case.method.name}: {spec.name}"),
+            keeper=SolvedBlocks(partial))
+    true = make_plan({fqn: stored.layer for fqn, stored in solved.items()}, model.shapes, model.other, planned.plan.notes)
+    if case.method.budgeted:
+        check_budget(true, case.budget, case.method.name)
+    notes = {fqn: stored.notes for fqn, stored in solved.items()}
+
+    def write(folder: Path) -> None:
+        write_plan(folder, true)
+        write_json(folder / "linears.json", notes)
+
+    return Content(write)
 
 
-def _keep_again(session: Session, key: str, entry: Path) -> None:
-    """Pieces of the weights that the model holds, which went when the samples of the cell before were stored."""
+def _save_blocks_again(case: Case, key: str, entry: Path) -> None:
+    """Save the blocks that the model holds, which went when the samples of the cell before were stored."""
+    model, keeper = case.model, SolvedBlocks(case.store.partial(key))
     layers, notes = read_plan(entry).layers, json.loads((entry / "linears.json").read_text())
-    keeper = SolvedBlocks(session.store.partial(key))
-    for block in sorted(set(session.block_of.values())):
+    for block in sorted(set(model.block_of.values())):
         if not keeper.has(block):
-            keeper.save(block, {fqn: Stored(session.linears[fqn].weight, layers[fqn], {}, notes[fqn])
-                                for fqn in layers if session.block_of[fqn] == block})
+            inside = [fqn for fqn in layers if model.block_of[fqn] == block]
+            keeper.save(block, {fqn: Stored(model.linears[fqn].weight, layers[fqn], {}, notes[fqn]) for fqn in inside})
 
 
-def true_plan(session: Session, cell: Cell, data: CellData, plan_id: str, made: Plan, progress: Progress) -> tuple[str, Plan, dict]:
-    """Digest of the weights, the plan as it was really stored, and a summary of the solver's notes."""
-    key = weights_key(session, cell, data, plan_id)[0]
-    entry = session.store.get(key)
-    if entry is None:
-        if session.grid.eval_only:
-            raise UserError(f"--eval_only: the weights of this cell ({key}) are not in {session.store.root}; run once without --eval_only")
-        put_weights(session, cell, data, plan_id, made, progress)
-        entry = session.store.get(key)
-        session.store.partial(key).clear()  # the samples were there already, so nothing else would
+def true_plan(case: Case, planned: Planned) -> tuple[Plan, dict]:
+    """The plan as it was really stored, and a summary of the solver's notes."""
+    key = weights_key(case, planned.id)[0]
+    if (entry := case.store.get(key)) is None:
+        case.store.allow("weights", key)
+        hold_weights(case, planned)
+        case.store.partial(key).clear()  # the samples are there already, so nothing else would
+        entry = case.store.path(key)
     notes = json.loads((entry / "linears.json").read_text())
-    seconds = json.loads((entry / "meta.json").read_text())["provenance"]["seconds"]
-    return key, read_plan(entry), summary(notes) | {"seconds": seconds}
-
-
-def summary(notes: dict[str, dict]) -> dict:
-    """How many linears needed more damping than asked, and the worst, for the result; the rest stays in the store."""
-    tried = {fqn: n["tries"] for fqn, n in notes.items() if n.get("tries", 1) > 1}
-    return {"more_damping": tried, "linears": len(notes)}
+    tried = {fqn: told["tries"] for fqn, told in notes.items() if told.get("tries", 1) > 1}
+    return read_plan(entry), {"more_damping": tried, "linears": len(notes)}

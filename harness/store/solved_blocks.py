@@ -1,11 +1,8 @@
-"""The pieces of the long stages: solved blocks, gradient sums so far, and what a scorer asks to be kept.
+"""Blocks of a model that a solver has finished, in the store through a kill (harness/store/partial.py).
 
-All lie under ``.partial/<digest of the stage>`` (harness/store/partial.py) and are gone once the stage is stored; absent or
-damaged ones are made again.  Solved blocks stay until the samples that were asked of them are stored.  A stage's seconds
-count those of the pieces that an earlier process made.
+They lie under ``.partial/<digest of the weights>`` and stay until the samples that were asked of them are stored.
 """
 
-import time
 from dataclasses import fields, replace
 
 import numpy as np
@@ -21,36 +18,38 @@ ARRAYS = ("group_bits", "keep")  # of a LayerPlan
 class SolvedBlocks(Keeper):
     """One record a block: ŵ in the model's dtype, the plan as it came out and the notes of every linear."""
 
-    def __init__(self, kept: Partial):
-        self.kept, self.spent, self.since = kept, 0.0, time.perf_counter()
+    def __init__(self, partial: Partial):
+        self.partial = partial
 
     def load(self, block: int) -> dict[str, Stored] | None:
-        found = self.kept.load_record(f"block-{block:05d}")
-        if found is None:
+        record = self.partial.load_record(_name(block))
+        if record is None:
             return None
-        head, tensors = found
-        self.spent += head["seconds"]
-        self.since = time.perf_counter()
-        return {fqn: _stored(fqn, plain, tensors) for fqn, plain in head["linears"].items()}
+        linears, tensors = record[0]["linears"], record[1]
+        return {fqn: _stored(fqn, plain, tensors) for fqn, plain in linears.items()}
 
-    def save(self, block: int, found: dict[str, Stored]) -> None:
+    def save(self, block: int, linears: dict[str, Stored]) -> None:
         tensors, plain = {}, {}
-        for fqn, one in found.items():
-            tensors[fqn] = one.values
-            tensors |= {f"{fqn}|{name}": torch.from_numpy(array) for name, array in _arrays(one.layer).items()}
-            plain[fqn] = {"layer": {f.name: getattr(one.layer, f.name) for f in fields(LayerPlan) if f.name not in ARRAYS}, "notes": one.notes}
-        self.kept.save_record(f"block-{block:05d}", {"linears": plain, "seconds": time.perf_counter() - self.since}, tensors)
-        self.since = time.perf_counter()
+        for fqn, stored in linears.items():
+            tensors[fqn] = stored.values
+            tensors |= {f"{fqn}|{name}": torch.from_numpy(array) for name, array in _arrays(stored.layer).items()}
+            layer = {f.name: getattr(stored.layer, f.name) for f in fields(LayerPlan) if f.name not in ARRAYS}
+            plain[fqn] = {"layer": layer, "notes": stored.notes}
+        self.partial.save_record(_name(block), {"linears": plain}, tensors)
 
     def has(self, block: int) -> bool:
         """Whether a block's record lies there, whole or not."""
-        return (self.kept.folder / f"block-{block:05d}").exists()
+        return self.partial.has(_name(block))
+
+
+def _name(block: int) -> str:
+    return f"block-{block:05d}"
 
 
 def _arrays(layer: LayerPlan) -> dict[str, np.ndarray]:
     """The arrays of a plan, the mask at one bit a weight."""
-    found = {} if layer.group_bits is None else {"group_bits": np.ascontiguousarray(layer.group_bits)}
-    return found if layer.keep is None else found | {"keep": np.packbits(layer.keep)}
+    arrays = {} if layer.group_bits is None else {"group_bits": np.ascontiguousarray(layer.group_bits)}
+    return arrays if layer.keep is None else arrays | {"keep": np.packbits(layer.keep)}
 
 
 def _stored(fqn: str, plain: dict, tensors: dict[str, torch.Tensor]) -> Stored:
@@ -59,5 +58,6 @@ def _stored(fqn: str, plain: dict, tensors: dict[str, torch.Tensor]) -> Stored:
     if bits is not None:
         layer = replace(layer, group_bits=bits.numpy())
     if mask is not None:
-        layer = replace(layer, keep=np.unpackbits(mask.numpy(), count=values.numel()).astype(bool).reshape(values.shape))
+        keep = np.unpackbits(mask.numpy(), count=values.numel()).astype(bool).reshape(values.shape)
+        layer = replace(layer, keep=keep)
     return Stored(values, layer, {}, plain["notes"])

@@ -4,7 +4,7 @@ An entry is written into a temporary folder, flushed, and renamed into place, so
 ``meta.json`` carries the sha256 of every file; an entry that does not match is put aside as
 ``.damaged-<digest>`` and computed again.  Work on one key is serialised by a lock (core/locks.py) that needs
 no flock; should two processes make one entry all the same, the first one in place stays.
-``journal/`` has one file a process: a line for every entry, and piece of one, that it finished.
+``journal/`` has one file a process: a line for every entry, and file of an unfinished one, that it wrote.
 """
 
 import errno
@@ -15,14 +15,14 @@ import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from filelock import SoftFileLease
-from safetensors import safe_open
 
 from core.digest import canonical_json, digest, file_sha256, write_json
 from core.errors import UserError, storage_error
@@ -30,18 +30,30 @@ from core.locks import hold, lease, take
 from harness.store.partial import Partial
 
 log = logging.getLogger(__name__)
-
 OLD_S = 24 * 3600.0  # a temporary folder this old belongs to nobody any more
+ABANDONED_S = 30 * 24 * 3600.0  # an unfinished stage that nobody has gone on with for so long
+SCORED = ("gradients", "scores", "plan", "weights")  # stages that --eval_only leaves alone
 
-ABANDONED_S = 30 * 24 * 3600.0  # pieces of a stage that nobody has gone on with for so long
+
+class Missing(UserError):
+    """A stage is not in the store and --eval_only forbids computing it."""
+
+
+@dataclass
+class Content:
+    """What a stage computed: ``write(folder)`` makes the entry's files."""
+
+    write: Callable[[Path], None]
+    provenance: dict = field(default_factory=dict)
 
 
 class Store:
     """Entries by digest under one folder."""
 
-    def __init__(self, root: Path):
-        self.root = Path(root)
+    def __init__(self, root: Path, eval_only: bool = False):
+        self.root, self.eval_only = Path(root), eval_only
         self._asked: dict[str, SoftFileLease] = {}  # locks that somebody else had when they were asked for
+        self._nested = [0.0]  # seconds of finished stages inside each stage at work
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -50,23 +62,81 @@ class Store:
     def path(self, key: str) -> Path:
         return self.root / key
 
-    def get(self, key: str) -> Path | None:
-        """Return the entry's folder if it is there and whole, else None; StorageError if it cannot be read."""
+    def make(self, key: str, identity: dict, compute: Callable[[Partial], Content | None]) -> Path:
+        """The entry of ``key``: looked up, else computed by one process while others wait, and stored.
+
+        ``compute`` is handed the folder of the unfinished stage; it returns None if it finds that another process has
+        stored the entry meanwhile.  Its seconds, without those of stages made inside it and with those of processes that
+        were killed at it, are in the entry's provenance.  Raises Missing where --eval_only forbids the stage.
+        """
+        if (entry := self.get(key)) is not None:  # a cache that cannot be written serves what it has
+            if self.partial(key).folder.exists():  # its maker may have been killed before it removed this
+                self.partial(key).clear()
+            return entry
+        stage = identity["stage"]
+        self.allow(stage, key)
+        with self.lock(key, stage):
+            partial = self.partial(key)
+            entry = self.get(key)
+            if entry is None:
+                with self.clock() as clock:
+                    content = compute(partial)
+                entry = self.get(key)  # another process may have stored it, if this one lost its lease
+                if entry is None and content is not None:
+                    facts = {"seconds": clock.seconds + partial.spent} | content.provenance
+                    entry = self.put(key, identity, facts, content.write)
+            partial.clear()
+        if entry is None:
+            raise RuntimeError(f"a file of the unfinished {stage} {key} was damaged while it was in use; run the same command again")
+        return entry
+
+    def allow(self, stage: str, key: str) -> None:
+        """Raise Missing where --eval_only forbids a stage."""
+        if self.eval_only and stage in SCORED:
+            raise Missing(f"--eval_only: the {stage} of this cell ({key}) {'is' if stage == 'plan' else 'are'} not in {self.root}; "
+                          "run once without --eval_only")
+
+    @contextmanager
+    def clock(self) -> Iterator["Clock"]:
+        """Seconds of a stage without those of the stages inside it; known when the block ends."""
+        clock, start = Clock(), time.perf_counter()
+        self._nested.append(0.0)
+        try:
+            yield clock
+        finally:
+            whole = time.perf_counter() - start
+            clock.seconds = whole - self._nested.pop()
+            self._nested[-1] += whole
+
+    def seconds(self, key: str) -> float:
+        """What making an entry took; 0 where nobody wrote it down."""
+        return self.meta(key)["provenance"].get("seconds", 0.0)
+
+    def meta(self, key: str) -> dict:
+        return json.loads((self.path(key) / "meta.json").read_text())
+
+    def get(self, key: str, only: tuple[str, ...] = ()) -> Path | None:
+        """The entry's folder if it is there and whole (``only``: these of its files are), else None; StorageError if unreadable."""
         while True:
-            judged = _judge(self.path(key))
+            judged = _judge(self.path(key), only)
             if judged.state == "whole":
                 return self.path(key)
-            if judged.state == "absent" or self._quarantine(key, judged):
+            if judged.state == "absent" or self._quarantine(key, judged, only):
                 return None
 
-    def _quarantine(self, key: str, judged: "Judged") -> bool:
+    def has(self, key: str) -> bool:
+        """Whether an entry is there.  Its checksums are not read: scores of a large model take minutes, and who uses them checks."""
+        return (self.path(key) / "meta.json").is_file()
+
+    def _quarantine(self, key: str, judged: "Judged", only: tuple[str, ...]) -> bool:
         """Put a damaged entry aside; False if it is no longer the one that was judged.
 
         No lock is held here: another process may have put the damaged entry aside, and a whole one in its place, meanwhile.
         """
         aside = self.root / f".damaged-{key}"
         shutil.rmtree(aside, ignore_errors=True)
-        if _judge(self.path(key)) != judged:
+        aside.unlink(missing_ok=True) if aside.is_file() else None
+        if _judge(self.path(key), only) != judged:
             return False
         try:
             os.replace(self.path(key), aside)
@@ -79,7 +149,7 @@ class Store:
         log.warning("cache entry %s is damaged (%s); put aside as %s and computed again", key, judged.why, aside.name)
         return True
 
-    def put(self, key: str, identity: dict, provenance: dict, write) -> Path:
+    def put(self, key: str, identity: dict, provenance: dict, write: Callable[[Path], None]) -> Path:
         """Let ``write(folder)`` make the files, add meta.json, move the folder into place; StorageError if the disk refuses."""
         temp = None
         try:
@@ -117,24 +187,24 @@ class Store:
         folder = self.root / "journal"
         folder.mkdir(exist_ok=True)
         line = canonical_json({"key": key, "stage": stage, "time": time.time()})
-        with open(folder / f"{socket.gethostname()}-{os.getpid()}.log", "a") as out:
-            out.write(line + "\n")
+        with open(folder / f"{socket.gethostname()}-{os.getpid()}.log", "a") as journal:
+            journal.write(line + "\n")
 
     @contextmanager
-    def lock(self, key: str, what: str):
+    def lock(self, key: str, what: str) -> Iterator[None]:
         """Hold the key: a second process that wants the same entry waits, for ``what`` as it says, and then finds it."""
         with hold(self._lock_path(key), f"the {what} {key}"):
             yield
 
-    def take(self, key: str):
+    def take(self, key: str) -> SoftFileLease | None:
         """The lock of a key, held, if nobody has it, else None; the caller releases it.
 
         The same lease is asked each time, for it watches whether a holder on another host still lives.
         """
         asked = self._asked.setdefault(key, lease(self._lock_path(key)))
-        if (found := take(self._lock_path(key), lock=asked)) is not None:
+        if (held := take(self._lock_path(key), lock=asked)) is not None:
             del self._asked[key]
-        return found
+        return held
 
     def busy(self, key: str) -> bool:
         """Whether an entry is not there and somebody seems to be making it; a guess, for choosing what to do next."""
@@ -149,11 +219,11 @@ class Store:
         return folder / key
 
     def partial(self, key: str) -> Partial:
-        """What is finished of an entry in the making; survives a kill."""
+        """The files of an unfinished entry; they survive a kill."""
         return Partial(self.root / ".partial" / key, lambda name: self._note("piece", f"{key}/{name}"))
 
     def sweep(self) -> None:
-        """Remove temporary folders that killed processes left long ago, and the pieces of stages that were given up."""
+        """Remove temporary folders that killed processes left long ago, and stages that were given up."""
         for pattern, old in ((".tmp-*", OLD_S), (".partial/*", ABANDONED_S)):
             for folder in self.root.glob(pattern):
                 try:
@@ -161,6 +231,12 @@ class Store:
                         shutil.rmtree(folder, ignore_errors=True)
                 except FileNotFoundError:  # its owner has just finished
                     continue
+
+
+class Clock:
+    """Seconds of a stage."""
+
+    seconds = 0.0
 
 
 class Judged(NamedTuple):
@@ -171,15 +247,15 @@ class Judged(NamedTuple):
     meta: bytes = b""
 
 
-def _judge(folder: Path) -> Judged:
+def _judge(folder: Path, only: tuple[str, ...] = ()) -> Judged:
     """Look at an entry.  Damage is a file that is gone or not what was written; one that cannot be read may be whole, and stays."""
     meta = b""
     try:
         if not folder.is_dir():
-            return Judged("absent")
+            return Judged("damaged", "a file in its place") if os.path.lexists(folder) else Judged("absent")
         meta = (folder / "meta.json").read_bytes()
         for name, sha in json.loads(meta)["files"].items():
-            if file_sha256(folder / name) != sha:
+            if (not only or name in only) and file_sha256(folder / name) != sha:
                 return Judged("damaged", name, meta)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, AttributeError, TypeError) as error:
         return Judged("damaged", str(error), meta)
@@ -201,8 +277,3 @@ def stage_key(stage: str, version: int, **upstream) -> tuple[str, dict]:
     """Digest and identity of a stage's output: stage, its version, and exactly what it reads."""
     identity = {"stage": stage, "version": version, **upstream}
     return digest(identity), identity
-
-
-def _tensors(path) -> dict[str, torch.Tensor]:
-    with safe_open(path, "pt") as file:
-        return {fqn: file.get_tensor(fqn) for fqn in file.keys()}

@@ -55,18 +55,18 @@ def session(done):
 
 def test_every_method_has_a_result_within_its_budget(done):
     results = load_results(Path(done["results_dir"]))
-    assert {r["method"]["name"].partition("@")[0] for r in results} == {*NAMES} and all(r["status"] == "ok" for r in results)
+    assert {r.method.name.partition("@")[0] for r in results} == {*NAMES} and all(r.ok for r in results)
     for result in results:
         spec = result["method"]
         if not spec["native"] and spec["quantizer"]:
-            assert 3.74 < result["bits"]["average"] <= 3.75, spec["name"]
-    names = {r["method"]["name"] for r in results}
+            assert 3.74 < result.bits.average <= 3.75, spec["name"]
+    names = {r.method.name for r in results}
     assert {"TaCQ-native@0.01", "TaCQ-native@0.02"} <= names
 
 
 def test_printed_bits_are_those_of_the_packed_arrays(done, session):
     """Quantize again, pack, count bytes: the table's number to the bit, for every row."""
-    results = {r["method"]["name"]: r for r in load_results(Path(done["results_dir"]))}
+    results = {r.method.name: r for r in load_results(Path(done["results_dir"]))}
     progress, data = Progress(1, Console(file=io.StringIO())), cell_data(session, "mmlu_pro")
     weights = sum(rows * cols for rows, cols in session.shapes.values())
     for cell in cells_of(session.grid):
@@ -103,7 +103,7 @@ def test_one_scoring_serves_several_ratios_and_one_backward_pass_every_kind(tiny
     some = ("TaCQ-native", "TaCQ", "SqueezeLLM", "SqueezeLLM-native")
     assert main(flags(**where, methods=some, keep_ratio=(0.002, 0.0035, 0.005))) == 0
     assert passes == [("abs", "square")]
-    kept = [r["bits"]["notes"]["kept"] for r in load_results(tmp_path / "results") if r["method"]["name"].startswith("TaCQ-native@")]
+    kept = [r.bits.notes["kept"] for r in load_results(tmp_path / "results") if r.method.name.startswith("TaCQ-native@")]
     weights = sum(r * c for r, c in open_sessions(build_grid(**(FLAGS | where)), None, print)[str(tiny_folder)].shapes.values())
     assert sorted(kept) == [int(r * weights) for r in (0.002, 0.0035, 0.005)]
     assert len(list((tmp_path / "cache").glob("*/scores.json"))) == 4  # random, SqueezeLLM, TaCQ common, TaCQ native (another base)
@@ -125,8 +125,8 @@ def test_general_text_gives_every_data_set_the_same_weights(tiny_folder, tmp_pat
     given = flags(**root, methods=("TaCQ",), datasets=("trivia_qa", "mmlu_pro"), seeds=(0, 1), calib="c4", calib_window=64,
                   data_dir=str(tmp_path / "data"), max_new_tokens=3)
     assert main(given) == 0
-    cells = [r for r in load_results(tmp_path / "results") if r["method"]["name"] == "TaCQ"]
-    found = {(r["dataset"], r["seed"]): r["stages"]["weights"] for r in cells}
+    cells = [r for r in load_results(tmp_path / "results") if r.method.name == "TaCQ"]
+    found = {(r.dataset, r.seed): r.stages["weights"] for r in cells}
     assert found["trivia_qa", 0] == found["mmlu_pro", 0] != found["mmlu_pro", 1] == found["trivia_qa", 1]
 
 
@@ -175,7 +175,7 @@ def test_the_switches_run(given, tiny_folder, tmp_path):
     names = ("TaCQ", "TaCQ-native", "SqueezeLLM-native", "SPQR-native") if "published" in given else ("TaCQ", "SqueezeLLM-native")
     line = flags(**where, methods=names, keep_ratio=(0.01,), **{k: v for k, v in given.items() if k != "published"})
     assert main(line + (["--published"] if "published" in given else [])) == 0
-    assert {r["status"] for r in load_results(tmp_path / "results")} == {"ok"}
+    assert all(r.ok for r in load_results(tmp_path / "results"))
 
 
 def where_of(tiny_folder, root: Path) -> dict:
@@ -229,7 +229,7 @@ def test_out_of_memory_in_a_solver_is_not_mended_by_smaller_questions(tiny_folde
     from quantization.apply import Originals
     monkeypatch.setattr(Originals, "solve", full)
     assert main(flags(**where_of(tiny_folder, tmp_path), methods=("GPTQ-native",))) == 1
-    failed = [r for r in load_results(tmp_path / "results") if r["method"]["name"] == "GPTQ-native"]
+    failed = [r for r in load_results(tmp_path / "results") if r.method.name == "GPTQ-native"]
     assert "lower --calib_tokens" in failed[0]["error"] and len(calls) == 3  # uniform, random, GPTQ-native: once each
     assert not list((tmp_path / "cache").glob("*/batch_tokens.json"))
 
@@ -254,7 +254,7 @@ def test_seeds_that_read_the_same_documents_are_told(tiny_folder, tmp_path, caps
     assert main(flags(**where_of(tiny_folder, tmp_path), methods=("GPTQ-native",), seeds=(0, 1), calib_tokens=60000)) == 0
     printed = capsys.readouterr()
     assert "every seed reads the same" in printed.err and "all seeds read the same ones" in " ".join(printed.out.split())
-    assert all(r["solver_calibration"]["whole_pool"] for r in load_results(tmp_path / "results") if r["method"]["name"] == "uniform")
+    assert all(r.solver_calibration["whole_pool"] for r in load_results(tmp_path / "results") if r.method.name == "uniform")
 
 
 @pytest.mark.parametrize("name", ("magnitude+flat+gptq", "TaCQ+global_topk", "SPQR+topk_keep+rtn", "SliM-LLM+balanced"))
@@ -266,7 +266,7 @@ def test_combinations_take_their_options_from_the_grid(name, tiny_folder, tmp_pa
 def test_high_budgets_keep_native_rows_within_their_bits(tiny_folder, tmp_path):
     names = ("GPTQ-native", "SliM-LLM-native", "SPQR-native", "SqueezeLLM-native", "TaCQ-native", "SPQR-budget-native")
     assert main(flags(**where_of(tiny_folder, tmp_path), methods=names, avg_bits=(9.5,), keep_ratio=(0.01,))) == 0
-    bits = {r["method"]["name"]: r["method"]["options"]["bits"] for r in load_results(tmp_path / "results") if r["method"]["native"]}
+    bits = {r.method.name: r.method.options["bits"] for r in load_results(tmp_path / "results") if r.method.native}
     assert bits["GPTQ-native"] == 8 and bits["SliM-LLM-native"] == 7
 
 
@@ -279,5 +279,5 @@ def test_the_printed_minimum_can_be_asked_for(tiny_folder, tmp_path, capsys):
     least = re.search(r"stored bits a weight can be ([0-9.]+) to", capsys.readouterr().err)[1]
     assert main(flags(**where, methods=("TaCQ", "SliM-LLM", "GPTQ-native"), avg_bits=(float(least),))) == 0
     for result in load_results(tmp_path / "results"):
-        if not result["method"]["native"] and result["method"]["quantizer"]:
-            assert float(least) - 0.01 < result["bits"]["average"] <= float(least)
+        if not result.method.native and result.method.quantizer:
+            assert float(least) - 0.01 < result.bits.average <= float(least)

@@ -458,7 +458,7 @@ def test_a_size_limit_within_a_cell_stops_the_grid_and_leaves_only_whole_things(
     entries = [p for p in (place / "cache").iterdir() if len(p.name) == 16 and not p.name.startswith(".")]
     assert entries and all(Store(place / "cache").get(p.name) for p in entries) and not list(place.rglob(".tmp-*"))
     found = load_results(place / "results")
-    assert found and all(r["status"] == "ok" and load_samples(r) for r in found) and "magnitude" not in {r["method"]["name"] for r in found}
+    assert found and all(r.ok and load_samples(r) for r in found) and "magnitude" not in {r.method.name for r in found}
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert main(flags) == 0 and len(load_results(place / "results")) == len(found) + 1
 

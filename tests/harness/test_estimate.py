@@ -342,8 +342,8 @@ def test_what_is_stored_costs_nothing(done, tiny_folder, tmp_path, timed, monkey
     new = opened(tiny_folder, tmp_path, methods=("TAQ",), avg_bits=(5.75,))[1:]
     found = seconds(*new)
     assert found["TAQ", 5.75] == pytest.approx(found["uniform", 5.75])  # the scores are there; random's were counted with the table of errors
-    result = next(r for r in load_results(tmp_path / "results") if r["method"]["name"] == "TAQ")
-    shutil.rmtree(tmp_path / "cache" / result["stages"]["samples"])
+    result = next(r for r in load_results(tmp_path / "results") if r.method.name == "TAQ")
+    shutil.rmtree(tmp_path / "cache" / result.stages["samples"])
     assert seconds(session, cells)["TAQ", 4.75] > 0 == seconds(session, cells)["uniform", 4.75]
 
 

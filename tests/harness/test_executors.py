@@ -251,7 +251,7 @@ def test_a_claim_of_a_machine_that_died_is_given_up(local, tiny_folder, tmp_path
     from report.records import load_results
     from tests.harness.test_store import holder
 
-    key = next(r["cell"] for r in load_results(local / "results") if r["method"]["name"] == "uniform")
+    key = next(r.cell for r in load_results(local / "results") if r.method.name == "uniform")
     (tmp_path / "cache" / ".leases").mkdir(parents=True)
     process = holder(tmp_path / "cache" / ".leases" / f"cell-{key}", "another-host", 1.6)
     process.kill()

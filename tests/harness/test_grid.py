@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import evaluation.tasks  # noqa: F401  (registers the data sets)
@@ -17,17 +18,21 @@ import harness.stages.samples
 import methods  # noqa: F401  (registers the methods)
 from core.model import pick_device
 from core.registry import METHODS, SCORERS, method, scorer
-from core.types import Budget, ModelRef
+from core.settings import SETTINGS
+from core.types import ModelRef
+from evaluation.engine.prompts import EvalConfig
 from harness.cli.main import main
-from harness.grid import Grid, cells_of
-from harness.jobs.loop import open_sessions
+from harness.grid import Grid
 from harness.presets import build_grid
+from harness.stages.case import Cases
 from harness.stages.cell import cell_key
-from harness.stages.documents import cell_data
+from harness.stages.options import reads_data
 from harness.stages.plan import plan_digest, plan_key, read_plan
 from harness.stages.samples import samples_key
 from harness.stages.scores import scores_key
+from harness.stages.weights import weights_key
 from report.records import load_results, read_samples
+from tests.harness.bench import case_of
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -54,14 +59,14 @@ def done(tiny_folder, tmp_path_factory):
 
 def test_every_cell_has_a_result_with_its_true_bits(done):
     results = load_results(done / "results")
-    assert len(results) == 2 * 8 and all(r["status"] == "ok" for r in results)
-    assert {r["method"]["name"] for r in results} == {"fp16", "uniform", "random", "TAQ", "TAQO", "TAQoS", "magnitude", "TAQ-native"}
+    assert len(results) == 2 * 8 and all(r.ok for r in results)
+    assert {r.method.name for r in results} == {"fp16", "uniform", "random", "TAQ", "TAQO", "TAQoS", "magnitude", "TAQ-native"}
     for r in results:
-        if r["avg_bits"] is not None:
-            assert 4.74 < r["bits"]["average"] <= 4.75 and len(r["bits"]["per_linear"]) == 56
-    native = next(r for r in results if r["method"]["name"] == "TAQ-native")
+        if r.avg_bits is not None:
+            assert 4.74 < r.bits.average <= 4.75 and len(r.bits.per_linear) == 56
+    native = next(r for r in results if r.method.name == "TAQ-native")
     # 8 blocks: two at 8 bits, six at 4; a group of 128 on 32 or 64 columns is one ragged group with 64 bits of scale and zero
-    assert native["avg_bits"] is None and native["bits"]["average"] > 5.0 + 64 / 64
+    assert native.avg_bits is None and native.bits.average > 5.0 + 64 / 64
 
 
 def test_second_run_computes_nothing_and_changes_no_byte(done, tiny_folder, monkeypatch, capsys):
@@ -121,9 +126,9 @@ def test_a_failed_cell_is_recorded_and_the_grid_goes_on(tiny_folder, tmp_path, c
         assert run(tiny_folder, tmp_path, "--method", "broken_test", datasets=("mmlu_pro",)) == 1
     finally:
         METHODS._items.pop("broken_test"), SCORERS._items.pop("broken_test")
-    results = {r["method"]["name"]: r for r in load_results(tmp_path / "results")}
-    assert results["broken_test"]["status"] == "error" and "the scorer broke" in results["broken_test"]["traceback"]
-    assert results["random"]["status"] == "ok"
+    results = {r.method.name: r for r in load_results(tmp_path / "results")}
+    assert results["broken_test"].status == "error" and "the scorer broke" in results["broken_test"].traceback
+    assert results["random"].ok
     printed = capsys.readouterr()
     assert "failed: broken_test on mmlu_pro" in printed.err and "FAILED: broken_test on mmlu_pro" in printed.out
 
@@ -160,14 +165,14 @@ def test_out_of_memory_halves_the_batches_under_a_new_digest(tiny_folder, tmp_pa
     monkeypatch.setattr(harness.stages.samples, "run_batch", small_machine)
     assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
     result = load_results(tmp_path / "results")[0]
-    assert result["evaluation"]["batch_tokens"] == 300 and "new batch plan" in caplog.text
+    assert result.evaluation["batch_tokens"] == 300 and "new batch plan" in caplog.text
 
 
 def test_samples_hold_what_metrics_need(done):
     for result in load_results(done / "results"):
-        lines = read_samples(Path(result["file"]).with_name(result["samples"]))
+        lines = read_samples(result.file.with_name(result.samples))
         assert len(lines) == 12 and all(s.gold_loglik < 0 for s in lines)
-        assert (lines[0].choice_logprobs is None) == (result["dataset"] == "trivia_qa")
+        assert (lines[0].choice_logprobs is None) == (result.dataset == "trivia_qa")
 
 
 def test_plan_survives_the_store(done):
@@ -192,13 +197,8 @@ def keys(tiny: Path, root: Path, method_name="TAQoS", **changes) -> dict[str, st
     """Every digest of a cell under a changed grid."""
     base = dict(models=(str(tiny),), methods=(method_name,), datasets=("mmlu_pro",), calib_size=6, eval_size=12, device="cpu", threads=1,
                 cache_dir=str(root / "cache"), results_dir=str(root / "results"), avg_bits=(4.75,))
-    grid = build_grid("demo", **(base | changes))
-    session = open_sessions(grid, None, lambda text: None)[grid.models[0]]
-    cell = next(c for c in cells_of(grid) if c.method.name == method_name)
-    data = cell_data(session, "mmlu_pro")
-    scored = scores_key(session, cell, data)[0]
-    return {"cell": cell_key(session, cell, data), "scores": scored, "plan": plan_key(session, cell, scored)[0],
-            "samples": samples_key(session, cell, data, "p")[0]}
+    case = case_of(method_name, **(base | changes))
+    return {"cell": cell_key(case), "scores": scores_key(case)[0], "plan": plan_key(case)[0], "samples": samples_key(case, "p")[0]}
 
 
 SCORED, PLANNED, ASKED = {"cell", "scores", "plan"}, {"cell", "plan"}, {"cell", "samples"}
@@ -219,7 +219,7 @@ CHANGES = {  # field of the grid -> another value, and exactly which digests of 
 
 
 def test_identity_changes_with_what_counts_and_with_nothing_else(done, tiny_folder):
-    assert set(CHANGES) == {f.name for f in fields(Grid)}, "a new field of the grid needs a line in CHANGES"
+    assert set(CHANGES) == {f.name for f in fields(Grid)} - {"settings"} | {s.name for s in SETTINGS if s.flag}, "a new field or setting needs a line in CHANGES"
     base = keys(tiny_folder, done)
     assert keys(tiny_folder, done) == base
     for name, (value, which) in CHANGES.items():
@@ -230,31 +230,32 @@ def test_identity_changes_with_what_counts_and_with_nothing_else(done, tiny_fold
 
 
 def test_an_oracle_is_keyed_by_its_labels_and_others_are_not(done, tiny_folder):
-    session, cells = None, {}
-    for name in ("TAQO-oracle", "TAQO"):
-        grid = build_grid("demo", models=(str(tiny_folder),), methods=(name,), datasets=("mmlu_pro",), calib_size=6, eval_size=12, device="cpu",
-                          threads=1, cache_dir=str(done / "cache"))
-        session = session or open_sessions(grid, None, lambda text: None)[grid.models[0]]
-        cells[name] = next(c for c in cells_of(grid) if c.method.name == name)
-    data = cell_data(session, "mmlu_pro")
-    other = replace(data, labels_digest="another gold")
-    assert scores_key(session, cells["TAQO-oracle"], data)[0] != scores_key(session, cells["TAQO-oracle"], other)[0]
-    assert scores_key(session, cells["TAQO"], data)[0] == scores_key(session, cells["TAQO"], other)[0]
+    def key(name: str, **labels) -> str:
+        case = case_of(name, models=(str(tiny_folder),), methods=(name,), datasets=("mmlu_pro",), calib_size=6, eval_size=12, device="cpu",
+                       threads=1, cache_dir=str(done / "cache"))
+        vars(case.data).update(labels)
+        return scores_key(case)[0]
+
+    assert key("TAQO-oracle") != key("TAQO-oracle", labels_digest="another gold")
+    assert key("TAQO") == key("TAQO", labels_digest="another gold")
 
 
 def test_golden_keys():
     """What a scores, plan and samples key is made of; a change here makes every stored result another one, so say why."""
-    grid = build_grid("demo", methods=("TAQ", "TAQ-native"), datasets=("mmlu_pro",), avg_bits=(4.25,))
-    session = SimpleNamespace(ref=ModelRef("m", "r", "bfloat16"), grid=grid, machine="cpu:TEST/1t",
-                              budget=lambda bits: Budget(bits or 0.0, tuple(sorted(grid.levels)), 96, 16, grid.tolerance))
-    session._solver_calib = {("mmlu_pro", 42): (None, "solver calib")}
-    data = SimpleNamespace(calib_digest="calib", labels_digest="labels", eval_digest="eval", task=SimpleNamespace(name="mmlu_pro"))
-    found = {}
-    for name in ("TAQ", "TAQ-native"):
-        cell = next(c for c in cells_of(grid) if c.method.name == name)
-        scored = scores_key(session, cell, data)[0]
-        found[name] = [scored, plan_key(session, cell, scored)[0], samples_key(session, cell, data, "plan")[0], cell_key(session, cell, data)]
-    assert found == GOLDEN_KEYS
+    grid = build_grid("demo", methods=tuple(GOLDEN_KEYS), datasets=("mmlu_pro",), avg_bits=(4.25,), quantizer="gptq")
+    grid = replace(grid, methods=tuple(GOLDEN_KEYS))
+    model = SimpleNamespace(ref=ModelRef("m", "r", "bfloat16"), machine="cpu:TEST/1t", shapes={"a": (96, 96)}, weights=96 * 96)
+    data = SimpleNamespace(labels_digest="labels", eval_digest="eval", cfg=EvalConfig("letter"),
+                           solver_calib=lambda *_, **__: SimpleNamespace(loss_mask=(np.ones(3, bool),)))
+    cases = Cases(grid, None, {grid.models[0]: model}, None)
+    cases._data[grid.models[0], "mmlu_pro"] = data
+    keys = {}
+    for case in cases:
+        vars(case).update(prompts_digest="calib", solver_calib_digest="solver calib", group_size=96)
+        solved = weights_key(case, "plan")[0] if reads_data(case.method) else None
+        keys[case.method.name.partition("@")[0]] = [scores_key(case)[0] if case.method.scorer else None, plan_key(case)[0], solved,
+                                                    samples_key(case, "plan")[0], cell_key(case)]
+    assert keys == GOLDEN_KEYS
 
 
 GOLDEN_KEYS = {  # scores, plan, samples, cell
@@ -274,8 +275,8 @@ def test_the_oracle_runs_on_the_tasks_own_metric(tiny_folder, tmp_path, metric):
     """Labelled calibration documents, the harness's engine, one block at a time; weights as loaded afterwards."""
     assert run(tiny_folder, tmp_path, "--method", "TAQO-oracle", "TAQO-oracle-native", "--oracle_metric", metric, "--oracle_docs", "4") == 0
     for result in load_results(tmp_path / "results"):
-        if result["method"]["name"].startswith("TAQO-oracle"):
-            notes = result["score_notes"]
+        if result.method.name.startswith("TAQO-oracle"):
+            notes = result.score_notes
             assert len(notes["drops"]) == 8 and min(notes["drops"]) >= 0 and notes["zero"] <= 8
             assert (notes["full"] < 0) == (metric == "loglik")
 

@@ -24,7 +24,7 @@ def test_demo_on_the_real_model_and_again_from_the_cache(real_model, tmp_path):
     flags = ("--model", str(real_model), "--eval_size", "24", "--calib_size", "6", "--method", "TAQ", "TAQO-native")
     first = command(tmp_path, *flags)
     assert first.returncode == 0, first.stderr
-    results = {(r["method"]["name"], r["dataset"]): r for r in load_results(tmp_path / "results")}
+    results = {(r.method.name, r.dataset): r for r in load_results(tmp_path / "results")}
     assert len(results) == 5 * 3
     for dataset in ("trivia_qa", "mmlu_pro", "code_mmlu"):
         full, uniform = (results[m, dataset]["metrics"]["gold_loglik"]["value"] for m in ("fp16", "uniform"))
@@ -41,4 +41,4 @@ def test_real_rows_of_all_three_data_sets(real_model, shared, tmp_path):
                   "--method", "TAQO")
     assert ran.returncode == 0, ran.stderr
     results = load_results(tmp_path / "results")
-    assert {r["dataset"] for r in results} == {"trivia_qa", "mmlu_pro", "code_mmlu"} and all(r["metrics"]["n"] == 8 for r in results)
+    assert {r.dataset for r in results} == {"trivia_qa", "mmlu_pro", "code_mmlu"} and all(r["metrics"]["n"] == 8 for r in results)

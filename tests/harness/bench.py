@@ -1,0 +1,26 @@
+"""One process's view of a grid's cells, for tests of the stages."""
+
+import io
+
+from rich.console import Console
+
+import evaluation.tasks  # noqa: F401  (registers the data sets)
+import methods  # noqa: F401  (registers the methods)
+from harness.presets import build_grid
+from harness.progress import Progress
+from harness.stages.case import Case, Cases, open_cases
+
+
+def silent() -> Progress:
+    """Progress that nobody sees."""
+    return Progress(1, Console(file=io.StringIO()))
+
+
+def cases_of(**grid) -> Cases:
+    """The cells of a grid of the demo's run type, as a process that has just started sees them."""
+    return open_cases(build_grid(grid.pop("run_type", "demo"), **grid), None, silent())
+
+
+def case_of(name: str, dataset: str = "mmlu_pro", **grid) -> Case:
+    """The first cell of a method on a data set."""
+    return next(c for c in cases_of(**grid) if c.method.name.partition("@")[0] == name and c.cell.dataset == dataset)
