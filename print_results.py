@@ -73,7 +73,7 @@ def _print(args) -> int:
         unread = [f"--{name}" for name in ("method", "sort", "details") if getattr(args, name)]
         if unread:
             raise UserError(f"{unread[0]} has no meaning with --compare, which prints two cells; leave one of them out")
-        fitting = [r for r in results if not args.seed or r["seed"] in args.seed]
+        fitting = [r for r in results if not args.seed or r.seed in args.seed]
         found = compare.story(*compare.find_pair(fitting, args.compare))
         if args.format == "terminal":
             show_story(found, plain_console(), args.all)

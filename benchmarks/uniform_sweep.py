@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     with Progress(len(cells_of(grid))) as progress:
         results = run_local(grid, None, progress, [])
     print(sweep_table(tables_of(args.results_dir, results)))
-    return int(any(r["status"] != "ok" for r in results))
+    return int(any(not r.ok for r in results))
 
 
 if __name__ == "__main__":

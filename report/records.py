@@ -1,128 +1,26 @@
-"""The result file: its schema as one typed record, how it is written, and how it is read back, older versions included.
+"""Result files: how they are written and read back.
 
-``results/<name>.json``    a :class:`Result`: the cell, its metrics with intervals, bits per linear, stage digests, versions
-``results/<name>.jsonl``   one line a document (core/sample.py); every metric can be recomputed from it
+``results/<name>.json``                one :class:`report.schema.Result`: the cell, its metrics with intervals, bits, digests, versions
+``results/<name>.jsonl``               one line a document (core/sample.py); every metric can be recomputed from it
+``results/questions/<asked>.jsonl``    one line a :class:`Question`, for all cells that were asked the same (``Result.asked``)
 
 Tables, notebook, page and app read these files only.  Comparisons with full precision (paired differences, McNemar, flips,
 KL) are computed when a table is made, from the per-document lines of both cells.
-
-    schema 1   metrics held ``n``; no ``task``, no ``made``; ``versions`` were those of the process that wrote the file
-    schema 2   as :class:`Result` says
 """
 
 import json
-import types
-import typing
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from functools import cache
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from core.digest import atomic_write, canonical_json, digest, write_json
 from core.errors import UserError, one_line
-from core.sample import Interval, Sample, Stratum, sample_of
+from core.sample import Sample, sample_of
+from report.schema import BODY, HEAD, SCHEMA, VOLATILE, Bits, MethodFacts, ModelFacts, Result, TaskFacts, upgraded
+from report.typed import typed
 
-SCHEMA = 2
-# what may differ between two writings of one result: it says how it came about, not what came out
-VOLATILE = ("process_peak_bytes", "device_peak_bytes", "versions", "seconds", "run_type", "made", "schema")
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """Which weights."""
-
-    name: str
-    revision: str  # commit of the hub, or sha256 over the folder's files
-    dtype: str
-    given: str = ""  # as it was asked for: alias, hub id or folder
-
-
-@dataclass(frozen=True)
-class MethodFacts:
-    """Which row."""
-
-    name: str  # with its settings in brackets, if it has any
-    scorer: str | None = None
-    allocator: str | None = None
-    quantizer: str | None = None
-    paper: str = ""
-    native: bool = False  # bits of its own, no budget
-    options: dict = field(default_factory=dict)  # of allocator and quantizer
-    settings: dict = field(default_factory=dict)  # given in brackets, for this row alone
-
-
-@dataclass(frozen=True)
-class Bits:
-    """What is stored."""
-
-    average: float  # stored bits a weight over the quantized linears, metadata included
-    whole_model: float  # the same with embeddings, head and norms at their own dtype
-    stored: int | None = None  # over the quantized linears
-    group_size: int | None = None  # of the common grid
-    per_linear: dict[str, int] = field(default_factory=dict)  # base level by linear
-    notes: dict = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TaskFacts:
-    """How the data set is asked and what is measured of it."""
-
-    kind: str  # "generate" | "choice"
-    metrics: dict[str, str]  # names of what a table shows, in its order, and their short labels ("accuracy": "EM")
-    chance: float | None = None  # accuracy of a guess, 0..1; None for open questions
-
-
-@dataclass(frozen=True)
-class Result:
-    """One cell.  All from ``samples`` on belongs to cells with status "ok"."""
-
-    cell: str  # digest
-    model: ModelFacts
-    method: MethodFacts
-    dataset: str
-    avg_bits: float | None  # the budget; None = the row has bits of its own
-    seed: int
-    run_type: str
-    settings: dict  # of the grid: all fields but the axes, equal for all cells of a table
-    machine: str
-    versions: dict  # of what made the samples: libraries, Python, this project's commit
-    status: str  # "ok" | "error"
-    error: str | None
-    traceback: str | None = None
-    samples: str = ""  # file name of the documents' lines
-    samples_digest: str = ""
-    made: str = ""  # when the samples were made, UTC, ISO 8601; empty in schema 1
-    n: int = 0  # documents
-    metrics: dict[str, Interval | None] = field(default_factory=dict)  # "accuracy", "gold_loglik", ...
-    task: TaskFacts | None = None
-    bits: Bits | None = None
-    stages: dict = field(default_factory=dict)  # digests: scores, plan, weights, samples, evaluation
-    scoring: str = ""
-    data_note: str = ""  # what was cut or dropped of the data
-    evaluation: dict = field(default_factory=dict)  # how documents were put to the model
-    task_version: int | None = None
-    calibration: dict = field(default_factory=dict)  # the unlabeled prompts
-    solver_calibration: dict | None = None  # what solvers and gradients read
-    probe: dict = field(default_factory=dict)  # a fixed sample of scores and masks, by linear
-    score_notes: dict = field(default_factory=dict)
-    strata: dict[str, Stratum] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage: what making it took, other stages not counted
-    process_peak_bytes: int | None = None
-    device_peak_bytes: int | None = None
-    file: Path | None = None  # where it was read from; not written
-
-    @property
-    def ok(self) -> bool:
-        return self.status == "ok"
-
-    def as_plain(self) -> dict:
-        """The record as JSON data."""
-        plain = asdict(self)
-        del plain["file"]
-        return {"schema": SCHEMA} | plain
-
-
-HEAD = tuple(f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING)
-BODY = ("samples", "samples_digest", "n", "metrics", "task", "bits", "stages", "scoring", "data_note")
+__all__ = ["SCHEMA", "Bits", "MethodFacts", "ModelFacts", "Question", "Result", "TaskFacts", "load_questions", "load_results", "load_samples",
+           "parse_samples", "read_if_whole", "read_result", "read_samples", "write_questions", "write_result"]
 
 
 def write_result(folder: Path, stem: str, result: Result, samples: list[Sample] | None) -> None:
@@ -132,45 +30,46 @@ def write_result(folder: Path, stem: str, result: Result, samples: list[Sample] 
     """
     plain = result.as_plain()
     if samples is not None:
-        lines = "".join(canonical_json(s.as_plain()) + "\n" for s in samples)
-        path = folder / f"{stem}.jsonl"
-        if not path.exists() or path.read_bytes() != lines.encode():
-            atomic_write(path, lines)
+        lines = _lines(s.as_plain() for s in samples)
+        _write_if_new(folder / f"{stem}.jsonl", lines)
         plain |= {"samples": f"{stem}.jsonl", "samples_digest": digest(lines)}
     path = folder / f"{stem}.json"
     if (old := read_if_whole(path)) is not None:
         if old.get("status") == "ok" and not result.ok:
             return
-        if _what_came_out(old) == _what_came_out(json.loads(json.dumps(plain))):
+        if _outcome(old) == _outcome(plain):
             return
     write_json(path, plain)
 
 
-def _what_came_out(plain: dict) -> dict:
-    return {k: v for k, v in plain.items() if k not in VOLATILE}
+def _lines(rows: Iterable[dict]) -> str:
+    return "".join(canonical_json(row) + "\n" for row in rows)
+
+
+def _write_if_new(path: Path, text: str) -> None:
+    if not path.exists() or path.read_bytes() != text.encode():
+        atomic_write(path, text)
+
+
+def _outcome(plain: dict) -> str:
+    """Digest of what came out, whoever wrote it down and when."""
+    return digest({name: value for name, value in plain.items() if name not in VOLATILE})
 
 
 def read_if_whole(path: Path) -> dict | None:
     """The JSON data at ``path`` as this version writes it; None if there is none, or a damaged one, which the next write replaces."""
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        return upgraded(plain) if isinstance(plain, dict) else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        plain = _json_of(path)
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
+    return upgraded(plain) if isinstance(plain, dict) else None
 
 
-def upgraded(plain: dict) -> dict:
-    """The same result in this version's schema."""
-    if plain.get("schema") != 1:
-        return plain
-    plain = plain | {"schema": SCHEMA}
-    if plain.get("status") == "ok":
-        open_question = plain["scoring"] == "generate"
-        plain["metrics"] = dict(plain["metrics"])
-        plain["n"] = plain["metrics"].pop("n")
-        plain["task"] = {"kind": "generate" if open_question else "choice", "chance": None,
-                         "metrics": {"accuracy": "EM", "f1": "F1"} if open_question else {"accuracy": "acc"}}
-    return plain
+def _json_of(path: Path):
+    def refuse(name: str):
+        raise ValueError(f"{name} is no number in JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def load_results(folder: Path, cells: set[str] | None = None) -> list[Result]:
@@ -184,54 +83,27 @@ def load_results(folder: Path, cells: set[str] | None = None) -> list[Result]:
 
 
 def read_result(path: Path) -> Result:
-    """One summary, every field of its type."""
+    """One summary, every field of its type; UserError for any other file."""
     away = "move it out of the results folder"
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = _json_of(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} does not read as JSON ({one_line(error)}); delete it and run the cell again, or {away}") from None
     if not isinstance(plain, dict) or "schema" not in plain:
         raise UserError(f"{path} is not a result of this harness; {away}")
     if plain["schema"] not in (1, SCHEMA):
-        raise UserError(f"{path} has schema {plain['schema']}, this version reads 1 and {SCHEMA}; run the cell again")
-    try:
-        plain = upgraded(plain)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} lacks {one_line(error)}, which a result of this harness has; {away}") from None
+        raise UserError(f"{path} has schema {one_line(plain['schema'])}, this version reads 1 and {SCHEMA}; run the cell again")
+    plain = upgraded(plain)
     lacks = [name for name in (*HEAD, *(BODY if plain.get("status") == "ok" else ())) if name not in plain]
     if lacks:
         raise UserError(f"{path} lacks {lacks[0]!r} ({len(lacks)} fields), which a result of this harness has; {away}")
     try:
-        return _typed(Result, plain | {"file": path})
+        result = typed(Result, plain | {"file": path})
+        if result.ok and ("evaluation" not in result.stages or Path(result.samples).name != result.samples):
+            raise ValueError(f"stages lack 'evaluation', or samples {result.samples!r} is no file name")
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} is not as this harness writes it ({one_line(error)}); {away}") from None
-
-
-@cache
-def _hints(kind: type) -> dict:
-    return typing.get_type_hints(kind)
-
-
-def _typed(kind, value, where: str = "the file"):
-    """``value`` of JSON as the type ``kind``; TypeError with the field's name where it is of another."""
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(kind)
-        return None if value is None and type(None) in options else _typed(options[0], value, where)
-    if is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise TypeError(f"{where} is {type(value).__name__}, not an object")
-        known = {f.name: value[f.name] for f in fields(kind) if f.name in value}
-        return kind(**{name: _typed(_hints(kind)[name], of, name) for name, of in known.items()})
-    if origin is dict:
-        item = typing.get_args(kind)[1]
-        if not isinstance(value, dict):
-            raise TypeError(f"{where} is {type(value).__name__}, not an object")
-        return {name: _typed(item, of, f"{where}[{name!r}]") for name, of in value.items()}
-    allowed = (int, float) if kind is float else (kind,)
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"{where} is {type(value).__name__}, not {kind.__name__}")
-    return value
+    return result
 
 
 def load_samples(result: Result) -> list[Sample]:
@@ -252,4 +124,39 @@ def read_samples(path: Path) -> list[Sample]:
 
 def parse_samples(text: str) -> list[Sample]:
     """The samples of one JSON line a document."""
-    return [sample_of(json.loads(line)) for line in text.splitlines()]
+    return [sample_of(plain) for plain in _objects(text)]
+
+
+def _objects(text: str) -> list[dict]:
+    """The objects of a text with one a line, read in one go."""
+    return json.loads(f"[{','.join(text.splitlines())}]")
+
+
+class Question(NamedTuple):
+    """What was asked of one document, for people to read."""
+
+    doc_id: str
+    question: str
+    options: tuple[str, ...] = ()  # in the order of the letters A, B, ...; none for open questions
+
+
+def write_questions(folder: Path, asked: str, rows: Iterable[Question]) -> None:
+    """Write the questions of all cells whose ``Result.asked`` this is, unless they are there."""
+    text = _lines({"doc_id": row.doc_id, "question": row.question, "options": list(row.options)} for row in rows)
+    _write_if_new(_questions_file(folder, asked), text)
+
+
+def load_questions(result: Result) -> dict[str, Question]:
+    """The questions that a cell was asked, by the document's id; empty for results of versions that kept none."""
+    path = _questions_file(result.file.parent, result.asked)
+    if not path.is_file():
+        return {}
+    try:
+        rows = _objects(path.read_text(encoding="utf-8"))
+        return {row["doc_id"]: Question(row["doc_id"], row["question"], tuple(row["options"])) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not hold questions ({one_line(error)}); delete it, the next run of one of its cells writes it again") from None
+
+
+def _questions_file(folder: Path, asked: str) -> Path:
+    return folder / "questions" / f"{Path(asked).name}.jsonl"

@@ -13,7 +13,7 @@ from core.sample import Sample
 from evaluation.statistics.formulas import holm
 from evaluation.statistics.paired import Panel
 from evaluation.statistics.summary import by_stratum
-from report.records import load_samples
+from report.records import Result, load_samples
 
 ROW_ORDER = {name: i for i, name in enumerate(CONTROLS)}
 DATASET_ORDER = ("trivia_qa", "mmlu_pro", "code_mmlu")
@@ -26,19 +26,14 @@ class Documents:
     """The per-document lines of results, each file read and checked once: fp16 stands in the tables of every budget."""
 
     def __init__(self):
-        self._read: dict[tuple[str, str], list[Sample]] = {}
+        self._read: dict[tuple, list[Sample]] = {}
 
-    def of(self, result: dict) -> list[Sample]:
+    def of(self, result: Result) -> list[Sample]:
         """The samples of a result."""
-        key = result["file"], result["samples_digest"]
+        key = result.file, result.samples_digest
         if key not in self._read:
             self._read[key] = load_samples(result)
         return self._read[key]
-
-
-def tolerance_of(result: dict) -> float:
-    """Stored bits a weight by which two rows may differ and still be at equal bits."""
-    return float(result["settings"].get("tolerance", 0.01))
 
 
 def equal_bits(a: float, b: float, tolerance: float) -> bool:
@@ -51,17 +46,17 @@ def dataset_order(name: str) -> tuple[int, str]:
     return (DATASET_ORDER.index(name) if name in DATASET_ORDER else len(DATASET_ORDER), name)
 
 
-def column(cells: list[dict], documents: Documents) -> tuple[list[dict], dict, list[str]]:
+def column(cells: list[Result], documents: Documents) -> tuple[list[dict], dict, list[str]]:
     """Return the rows of one data set, its facts (documents, families, power), and the notes on bits that differ."""
-    names = [cell["method"]["name"] for cell in cells]
+    names = [cell.name for cell in cells]
     full = names.index("fp16") if "fp16" in names else None
     panel = Panel([documents.of(cell) for cell in cells], reference=full)
-    even = {cell["seed"]: i for i, cell in enumerate(cells) if names[i] == "uniform"}
+    even = {cell.seed: i for i, cell in enumerate(cells) if names[i] == "uniform"}
     rows, pairs, unequal = [], [], {}
     for i, cell in enumerate(cells):
         row = _own(cell) | _against_full(panel.compare(full, i) if full not in (None, i) else None)
-        rival = even.get(cell["seed"], next(iter(even.values()), None)) if names[i] not in ("fp16", "uniform") else None
-        same = rival is not None and equal_bits(row["bits"], cells[rival]["bits"]["average"], tolerance_of(cell))
+        rival = even.get(cell.seed, next(iter(even.values()), None)) if names[i] not in ("fp16", "uniform") else None
+        same = rival is not None and equal_bits(row["bits"], cells[rival].bits.average, cell.tolerance)
         rows.append(row | _against_uniform(panel, rival, i, cells, same))
         if same:
             pairs.append((rival, i))
@@ -73,15 +68,15 @@ def column(cells: list[dict], documents: Documents) -> tuple[list[dict], dict, l
     family = mark_best(panel, cells, rows)
     power = panel.detectable(pairs or [(full, i) for i in range(len(cells)) if full not in (None, i)])
     facts = {"n": panel.n, "power": power, "families": {"fp16": sum(r["p"] is not None for r in rows), "uniform": len(pairs), "best": family},
-             "strata": [{"method": name, "seed": cell["seed"], "category": category, "n": found["n"], "accuracy": found["accuracy"]["value"]}
+             "strata": [{"method": name, "seed": cell.seed, "category": category, "n": found.n, "accuracy": found.accuracy and found.accuracy.value}
                         for name, cell in zip(names, cells, strict=True) for category, found in by_stratum(documents.of(cell)).items()]}
     if not unequal:
         return rows, facts, []
-    return rows, facts, [f"{cells[0]['dataset']}: uniform stores {cells[next(iter(even.values()))]['bits']['average']:.3f} bits, "
+    return rows, facts, [f"{cells[0].dataset}: uniform stores {cells[next(iter(even.values()))].bits.average:.3f} bits, "
                          f"{', '.join(unequal.values())}: not at equal bits, so not ranked and without p against uniform"]
 
 
-def mark_best(panel: Panel, cells: list[dict], rows: list[dict]) -> int:
+def mark_best(panel: Panel, cells: list[Result], rows: list[dict]) -> int:
     """Mark the best budgeted method of each metric and those that cannot be told from it; returns the size of the family.
 
     A method's seeds are averaged document by document, and the averages compared by the sign-flip test.
@@ -89,7 +84,7 @@ def mark_best(panel: Panel, cells: list[dict], rows: list[dict]) -> int:
     groups: dict[str, list[int]] = {}
     for i, (cell, row) in enumerate(zip(cells, rows, strict=True)):
         row |= {f"best_{name}": "" for name in RANKED}
-        if row["budgeted"] and equal_bits(row["bits"], cell["avg_bits"], tolerance_of(cell)):
+        if row["budgeted"] and equal_bits(row["bits"], cell.avg_bits, cell.tolerance):
             groups.setdefault(row["method"], []).append(i)
     if len(groups) < 2 or not panel.n:  # one row alone is the best of nothing
         return 0
@@ -106,22 +101,22 @@ def mark_best(panel: Panel, cells: list[dict], rows: list[dict]) -> int:
     return len(groups) - 1
 
 
-def _own(cell: dict) -> dict:
+def _own(cell: Result) -> dict:
     """What a row says of itself."""
-    m, name = cell["metrics"], cell["method"]["name"]
+    m, name = cell.metrics, cell.name
 
     def part(metric, key):
-        return None if m[metric] is None else m[metric][key]
+        return None if m.get(metric) is None else getattr(m[metric], key)
 
-    return {"dataset": cell["dataset"], "method": name, "seed": cell["seed"], "cell": cell["cell"],
-            "bits": cell["bits"]["average"], "model_bits": cell["bits"]["whole_model"], "n": m["n"],
+    return {"dataset": cell.dataset, "method": name, "seed": cell.seed, "cell": cell.cell,
+            "bits": cell.bits.average, "model_bits": cell.bits.whole_model, "n": cell.n,
             "accuracy": part("accuracy", "value"), "accuracy_low": part("accuracy", "low"), "accuracy_high": part("accuracy", "high"),
             "f1": part("f1", "value"), "loglik": part("gold_loglik", "value"), "loglik_low": part("gold_loglik", "low"),
             "loglik_high": part("gold_loglik", "high"), "parse_fail": part("parse_fail", "value"),
-            "truncated": part("truncated", "value"), "scoring": cell["scoring"],
-            "budgeted": cell["avg_bits"] is not None and not cell["method"]["native"],
-            "order": ROW_ORDER.get(name, 20 if cell["method"]["native"] else 10),
-            "dataset_order": dataset_order(cell["dataset"])}
+            "truncated": part("truncated", "value"), "scoring": cell.scoring,
+            "budgeted": cell.avg_bits is not None and not cell.method.native,
+            "order": ROW_ORDER.get(name, 20 if cell.method.native else 10),
+            "dataset_order": dataset_order(cell.dataset)}
 
 
 def _against_full(paired: dict | None) -> dict:
@@ -135,10 +130,10 @@ def _against_full(paired: dict | None) -> dict:
                   "lost": flips.get("right_to_wrong"), "gained": flips.get("wrong_to_right")}
 
 
-def _against_uniform(panel: Panel, rival: int | None, i: int, cells: list[dict], same: bool) -> dict:
+def _against_uniform(panel: Panel, rival: int | None, i: int, cells: list[Result], same: bool) -> dict:
     """The paired lead over uniform calibrated by the same seed, where there is one; p values at equal bits only."""
     paired = panel.compare(rival, i) if rival is not None else None
-    row = {"u_bits": cells[rival]["bits"]["average"] if paired else None, "u_equal_bits": same if paired else None}
+    row = {"u_bits": cells[rival].bits.average if paired else None, "u_equal_bits": same if paired else None}
     for metric, short in (("accuracy", "u_accuracy"), ("gold_loglik", "u_loglik")):
         row |= _interval(short, paired[metric] if paired else {})
     return row | {"u_p_raw": paired["mcnemar_p"] if paired and same else None, "u_p_loglik_raw": paired["permutation_p"] if paired and same else None,

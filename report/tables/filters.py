@@ -11,20 +11,20 @@ import pandas as pd
 
 from core.errors import UserError
 from core.registry import did_you_mean
+from report.records import Result
 from report.tables.tables import TableData
 
-CELLS = {"model": lambda r: r["model"]["name"], "dataset": lambda r: r["dataset"], "avg_bits": lambda r: r["avg_bits"],
-         "run_type": lambda r: r["run_type"]}
+CELLS = {"model": lambda r: r.model.name, "dataset": lambda r: r.dataset, "avg_bits": lambda r: r.avg_bits, "run_type": lambda r: r.run_type}
 SORTS = ("bits", "accuracy", "loglik", "method")
 
 
-def choose(results: list[dict], wanted: dict[str, Sequence | None]) -> list[dict]:
+def choose(results: list[Result], wanted: dict[str, Sequence | None]) -> list[Result]:
     """The cells of these models, data sets, budgets and run types; rows without a budget stand beside every one."""
     for name, values in wanted.items():
         if values:
             _known(name, values, {CELLS[name](r) for r in results} - {None})
             results = [r for r in results if CELLS[name](r) in values or CELLS[name](r) is None]
-    if results and wanted.get("avg_bits") and all(r["avg_bits"] is None for r in results):
+    if results and wanted.get("avg_bits") and all(r.avg_bits is None for r in results):
         raise UserError(f"--avg_bits {' '.join(f'{b:g}' for b in wanted['avg_bits'])} leaves no row with a budget; drop a filter")
     if not results and any(wanted.values()):
         given = " ".join(f"--{name} {' '.join(map(str, values))}" for name, values in wanted.items() if values)

@@ -5,15 +5,14 @@ other rows without a budget stand in every table of their model and settings, wi
 What is computed of each data set's rows is in report/tables/comparison.py; a table also knows which of its cells are missing.
 """
 
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from core.digest import digest
 from core.errors import UserError
-from report.records import load_results
+from report.records import Result, load_results
 from report.tables.comparison import Documents, column, dataset_order
 
 
@@ -44,38 +43,37 @@ def tables(folder: Path) -> list[TableData]:
     return group(load_results(folder))
 
 
-def tables_of(folder: Path, results: list[dict]) -> list[TableData]:
+def tables_of(folder: Path, results: list[Result]) -> list[TableData]:
     """The tables of the cells just run, read back from disk; not those of the same cells under other settings."""
-    asked = {digest(json.loads(json.dumps(r["settings"]))) for r in results}
-    return group([r for r in load_results(folder, {r["cell"] for r in results}) if digest(r["settings"]) in asked])
+    asked = {digest(r.settings) for r in results}
+    return group([r for r in load_results(folder, {r.cell for r in results}) if digest(r.settings) in asked])
 
 
-def comparable(results: list[dict]) -> list[list[dict]]:
+def comparable(results: list[Result]) -> list[list[Result]]:
     """Cells in groups of one model, machine and settings, the newest group first."""
-    groups: dict[str, list[dict]] = {}
+    groups: dict[str, list[Result]] = {}
     for result in results:
-        key = digest([result["model"]["revision"], result["model"]["dtype"], result["machine"], result["settings"]])
-        groups.setdefault(key, []).append(result)
-    return sorted(groups.values(), key=lambda g: -max(r["modified"] for r in g))
+        groups.setdefault(result.conditions, []).append(result)
+    return sorted(groups.values(), key=lambda g: max(r.age for r in g), reverse=True)
 
 
-def group(results: list[dict]) -> list[TableData]:
+def group(results: list[Result]) -> list[TableData]:
     """Sort cells into the tables in which they may be compared."""
     out, documents = [], Documents()
     for members in comparable(results):
-        budgets = sorted({r["avg_bits"] for r in members if r["avg_bits"] is not None}) or [None]
-        out += [one_table([r for r in members if r["avg_bits"] in (bits, None)], bits, documents) for bits in budgets]
+        budgets = sorted({r.avg_bits for r in members if r.avg_bits is not None}) or [None]
+        out += [one_table([r for r in members if r.avg_bits in (bits, None)], bits, documents) for bits in budgets]
     return out
 
 
-def one_table(members: list[dict], bits: float | None, documents: Documents) -> TableData:
+def one_table(members: list[Result], bits: float | None, documents: Documents) -> TableData:
     """Compare the cells of one (model, settings, budget)."""
-    absent, fine = missing(members), [r for r in members if r["status"] == "ok"]
+    absent, fine = missing(members), [r for r in members if r.ok]
     rows, facts, notes = [], {}, []
-    for dataset in sorted({r["dataset"] for r in fine}, key=dataset_order):
-        cells = [r for r in fine if r["dataset"] == dataset]
-        newest = max(cells, key=lambda r: r["modified"])["stages"]["evaluation"]
-        kept = [r for r in cells if r["stages"]["evaluation"] == newest]
+    for dataset in sorted({r.dataset for r in fine}, key=dataset_order):
+        cells = [r for r in fine if r.dataset == dataset]
+        newest = max(cells, key=lambda r: r.age).asked
+        kept = [r for r in cells if r.asked == newest]
         if len(kept) < len(cells):
             notes.append(f"{dataset}: {len(cells) - len(kept)} cells left out, they were asked other documents or in other batches; run them again")
         kept, twice = _newest_of_each(kept)
@@ -83,40 +81,40 @@ def one_table(members: list[dict], bits: float | None, documents: Documents) -> 
                   for name in twice]
         found, facts[dataset], said = column(kept, documents)
         rows += found
-        notes += said + [f"{dataset}: {r['data_note']}" for r in kept[:1] if r["data_note"]]
-        lacks = [name for name in ("fp16", "uniform") if name not in {r["method"]["name"] for r in kept}]
+        notes += said + [f"{dataset}: {r.data_note}" for r in kept[:1] if r.data_note]
+        lacks = [name for name in ("fp16", "uniform") if name not in {r.name for r in kept}]
         notes += [f"{dataset}: {name} has no result, so nothing is compared with it" for name in lacks]
-        if len({r["seed"] for r in kept if (r.get("solver_calibration") or {}).get("whole_pool")}) > 1:
+        if len({r.seed for r in kept if (r.solver_calibration or {}).get("whole_pool")}) > 1:
             notes.append(f"{dataset}: --calib_tokens took every calibration document, so all seeds read the same ones; their sd says little")
     head = members[0]
-    title = f"{head['model']['name']} ({head['model']['dtype']}), {head['run_type']} run, {head['settings']['data_source']} data"
+    title = f"{head.model.name} ({head.model.dtype}), {head.run_type} run, {head.settings.get('data_source')} data"
     title += f", at most {bits:g} stored bits a weight" if bits is not None else ""
     frame = pd.DataFrame(rows)
     if len(frame):
         frame = frame.sort_values(["dataset_order", "order", "method", "seed"], kind="stable").drop(columns=["dataset_order", "order"])
-    about = {key: head[key] for key in ("model", "machine", "run_type", "settings")} | {"avg_bits": bits}
+    about = {"model": asdict(head.model), "machine": head.machine, "run_type": head.run_type, "settings": head.settings, "avg_bits": bits}
     return TableData(title, frame.reset_index(drop=True), tuple(notes), about, facts, tuple(absent))
 
 
-def _newest_of_each(cells: list[dict]) -> tuple[list[dict], list[str]]:
+def _newest_of_each(cells: list[Result]) -> tuple[list[Result], list[str]]:
     """One cell for each method and seed, and the names of those that had more."""
-    newest: dict[tuple[str, int], dict] = {}
-    for cell in sorted(cells, key=lambda r: r["modified"]):
-        newest[cell["method"]["name"], cell["seed"]] = cell
-    kept = {cell["file"] for cell in newest.values()}
-    return [c for c in cells if c["file"] in kept], sorted({c["method"]["name"] for c in cells if c["file"] not in kept})
+    newest: dict[tuple[str, int], Result] = {}
+    for cell in sorted(cells, key=lambda r: r.age):
+        newest[cell.name, cell.seed] = cell
+    kept = {cell.file for cell in newest.values()}
+    return [c for c in cells if c.file in kept], sorted({c.name for c in cells if c.file not in kept})
 
 
-def missing(members: list[dict]) -> list[dict]:
+def missing(members: list[Result]) -> list[dict]:
     """The cells of a table that have no result: every (method, seed) that it knows, on every data set that it knows; failed ones say why."""
-    datasets = sorted({r["dataset"] for r in members}, key=dataset_order)
-    there = {(r["method"]["name"], r["seed"], r["dataset"]): r for r in members}
+    datasets = sorted({r.dataset for r in members}, key=dataset_order)
+    there = {(r.name, r.seed, r.dataset): r for r in members}
     out = []
-    for method, seed in dict.fromkeys((r["method"]["name"], r["seed"]) for r in members):
+    for method, seed in dict.fromkeys((r.name, r.seed) for r in members):
         for dataset in datasets:
             cell = there.get((method, seed, dataset))
-            if cell is None or cell["status"] != "ok":
-                out.append({"method": method, "seed": seed, "dataset": dataset, "error": cell["error"] if cell else None})
+            if cell is None or not cell.ok:
+                out.append({"method": method, "seed": seed, "dataset": dataset, "error": cell.error if cell else None})
     return out
 
 

@@ -8,43 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from core.digest import digest
-from core.sample import Sample
-from evaluation.statistics.summary import by_stratum, summarise
 from print_results import main
-from report.records import load_results, write_result
-from report.tables.tables import group, tables
+from report.records import load_results
+from report.tables.tables import tables
 from report.text.render import show, text
 from report.text.sheets import overview_sheet, power_line, verdict
-
-N = 96
-SETTINGS = {"tolerance": 0.01, "data_source": "embedded", "quantizer": "rtn"}
-
-
-def documents(dataset: str, shift: float, seed: int, flips: int = 0) -> list[Sample]:
-    """The same questions for every row of a data set; ``shift`` nats better than full precision, the first ``flips`` answers wrong."""
-    base, noise = np.random.default_rng(len(dataset)), np.random.default_rng([seed, int(1000 * abs(shift)), flips])
-    out = []
-    for i in range(N):
-        right, value = i < 64 and i >= flips, base.normal(-2, 1) + shift + 0.2 * noise.normal()
-        scores = tuple(float(x) for x in noise.normal(size=4))
-        out.append(Sample(doc_id=f"q{i:03d}", prompt="", gold="A", text="x", answer="A" if right else "B", correct=float(right), f1=None,
-                          choice_logprobs=scores, gold_loglik=float(value), n_prompt=9, n_new=0, truncated=False, stratum=f"part {i % 3}"))
-    return out
-
-
-def put(folder, method, bits, shift, dataset="mmlu_pro", seed=0, flips=0, budget=4.25, native=False, error=None, **changes):
-    """Write one cell as the harness does."""
-    cell = digest([method, dataset, seed, budget, changes])
-    samples = documents(dataset, shift, seed, flips)
-    head = {"schema": 1, "cell": cell, "model": {"name": "toy", "revision": "r", "dtype": "float32", "given": "toy"}, "dataset": dataset,
-            "method": {"name": method, "native": native, "scorer": None, "quantizer": "rtn"}, "avg_bits": budget, "seed": seed, "run_type": "demo",
-            "settings": SETTINGS, "machine": "cpu", "versions": {}, "status": "error" if error else "ok", "error": error}
-    body = {"metrics": summarise(samples), "strata": by_stratum(samples), "bits": {"average": bits, "whole_model": bits + 1}, "scoring": "letter",
-            "stages": {"evaluation": "e1"}, "data_note": "", "solver_calibration": None}
-    write_result(folder, f"toy__{dataset}__{method}__s{seed}__{cell}", head | ({} if error else body) | changes, None if error else samples)
-    return cell
-
+from tests.report.handmade import N, put
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -155,12 +124,9 @@ def test_nothing_there_is_an_error(args, tmp_path, capsys):
 
 def test_of_two_cells_of_one_name_the_newer_stands(tmp_path):
     put(tmp_path, "fp16", 16.0, 0.0, budget=None)
-    put(tmp_path, "TAQ", 4.25, -1.0, version="old")
-    put(tmp_path, "TAQ", 4.24, -0.5, version="new")
-    results = load_results(tmp_path)
-    for r in results:
-        r["modified"] = 1.0 if r.get("version") == "old" else 2.0
-    table = group(results)[0]
+    put(tmp_path, "TAQ", 4.25, -1.0, made="2026-01-01T00:00:00+00:00")
+    put(tmp_path, "TAQ", 4.24, -0.5, made="2026-01-02T00:00:00+00:00")
+    table = tables(tmp_path)[0]
     assert table.frame["bits"].tolist() == [16.0, 4.24] and any("an older cell of TAQ left out" in line for line in table.notes)
 
 
@@ -227,12 +193,12 @@ def test_a_comparison_for_people(folder, capsys):
 
 
 def test_cells_are_named_by_digest_and_by_file(folder, capsys):
-    cells = {(r["method"]["name"], r["dataset"], r["seed"]): r for r in load_results(folder)}
+    cells = {(r.name, r.dataset, r.seed): r for r in load_results(folder)}
     a, b = cells["random", "mmlu_pro", 0], cells["random", "mmlu_pro", 1]
-    stem = f"toy__mmlu_pro__random__s1__{b['cell']}"
-    code, out, _ = printed("--results_dir", folder, "--compare", a["cell"][:8], stem, "--format", "json", capsys=capsys)
+    stem = f"toy__mmlu_pro__random__s1__{b.cell}"
+    code, out, _ = printed("--results_dir", folder, "--compare", a.cell[:8], stem, "--format", "json", capsys=capsys)
     found = json.loads(out)
-    assert code == 0 and (found["first"]["cell"], found["second"]["cell"], found["second"]["file"]) == (a["cell"], b["cell"], f"{stem}.json")
+    assert code == 0 and (found["first"]["cell"], found["second"]["cell"], found["second"]["file"]) == (a.cell, b.cell, f"{stem}.json")
 
 
 def test_equal_seeds_go_together(folder, tmp_path, capsys):
