@@ -59,10 +59,10 @@ def gradients_key(case: Case, kind: str) -> tuple[str, dict]:
 def gradients(case: Case, kind: str) -> dict[str, torch.Tensor]:
     """One kind of gradient sum of every linear, float32 [out, in], from the store or from one pass for every kind the grid needs."""
     def compute(_partial: Partial) -> Content | None:
-        common = gradients_key(case, KINDS[0])[0]  # a pass fills several kinds: one place for its snapshots, one process at it
-        with case.store.lock(f"{common}-pass", "backward pass"):
+        one_pass = f"{gradients_key(case, KINDS[0])[0]}-pass"  # it fills several kinds: one place for its snapshots, one process at it
+        with case.store.lock(one_pass, "backward pass"):
             if case.store.get(gradients_key(case, kind)[0]) is None:
-                _store_pass(case, kind, case.store.partial(common))
+                _store_pass(case, kind, case.store.partial(one_pass))
         return None
 
     return load_tensors(case.store.make(*gradients_key(case, kind), compute) / "gradients.safetensors")

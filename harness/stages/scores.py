@@ -90,11 +90,11 @@ def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
     with untouched(model.module, f"scorer {spec.name!r}"), case.memory(f"{spec.name} scores", mend):
         given = spec.fn(context)
     model.originals.restore()
-    check_scores(given, spec, model.shapes, case)
+    check_scores(given, spec, model.shapes)
     return given
 
 
-def check_scores(given: Scores, spec: ScorerSpec, shapes: dict[str, tuple[int, int]], case: Case) -> None:
+def check_scores(given: Scores, spec: ScorerSpec, shapes: dict[str, tuple[int, int]]) -> None:
     """One finite float tensor of the granularity's shape for every linear, or an error that names the first offender."""
     if not isinstance(given, Scores):
         raise ValueError(f"scorer {spec.name!r} returned {type(given).__name__}; it must return core.types.Scores")
@@ -103,12 +103,21 @@ def check_scores(given: Scores, spec: ScorerSpec, shapes: dict[str, tuple[int, i
                          f"it must give {spec.granularity} scores of all {len(shapes)}")
     for fqn, value in given.values.items():
         rows, columns = shapes[fqn]
-        wanted = {"layer": "[]", "linear": "[]", "channel": f"[{columns}]", "element": f"[{rows}, {columns}]",
-                  "group": f"[1 or {rows}, groups]"}[given.granularity]
-        levels, shape = value.shape[-1:] if given.levels else (), tuple(value.shape[:-1] if given.levels else value.shape)
-        right = len(shape) == 2 and shape[0] in (1, rows) if given.granularity == "group" else str(list(shape)) == wanted
-        if not right or (given.levels and levels != (len(given.levels),)) or not torch.isfinite(value).all():
-            raise ValueError(f"scorer {spec.name!r}: scores of {fqn} have shape {list(value.shape)} or are not finite; {given.granularity} "
-                             f"scores of a [{rows}, {columns}] linear have shape {wanted}"
+        wanted = {"layer": (), "linear": (), "channel": (columns,), "element": (rows, columns)}.get(given.granularity)
+        shape = tuple(value.shape[:-1] if given.levels else value.shape)
+        right = _group_shape(shape, rows, columns) if given.granularity == "group" else shape == wanted
+        if given.levels:
+            right = right and value.ndim > 0 and value.shape[-1] == len(given.levels)
+        if not right or not torch.isfinite(value).all():
+            raise ValueError(f"scorer {spec.name!r}: scores of {fqn} have shape {tuple(value.shape)} or are not finite; {given.granularity} "
+                             f"scores of a [{rows}, {columns}] linear have shape {wanted if wanted is not None else '[out or 1, in/g]'}"
                              + (f" and a last axis of {len(given.levels)} levels" if given.levels else ""))
+
+
+def _group_shape(shape: tuple[int, ...], rows: int, columns: int) -> bool:
+    """Whether it is [out or 1, ceil(in / g)] for some group size g."""
+    if len(shape) != 2 or shape[0] not in (1, rows) or not 1 <= shape[1] <= columns:
+        return False
+    size = -(-columns // shape[1])
+    return -(-columns // size) == shape[1]
 

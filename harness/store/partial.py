@@ -53,7 +53,7 @@ class Partial:
             head, _, data = (self.folder / name).read_bytes().partition(b"\n")
         except FileNotFoundError:
             return None
-        sha, *seconds = head.split()
+        sha, *seconds = head.split() or [b""]
         if sha != hashlib.sha256(data).hexdigest().encode():
             log.warning("%s is damaged; thrown away and made again", self.folder / name)
             (self.folder / name).unlink(missing_ok=True)

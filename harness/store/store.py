@@ -85,9 +85,9 @@ class Store:
                 if entry is None and content is not None:
                     facts = {"seconds": clock.seconds + partial.spent} | content.provenance
                     entry = self.put(key, identity, facts, content.write)
+            if entry is None:
+                raise RuntimeError(f"a file of the unfinished {stage} {key} was damaged while it was in use; run the same command again")
             partial.clear()
-        if entry is None:
-            raise RuntimeError(f"a file of the unfinished {stage} {key} was damaged while it was in use; run the same command again")
         return entry
 
     def allow(self, stage: str, key: str) -> None:

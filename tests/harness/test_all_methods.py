@@ -1,21 +1,14 @@
 """Every method of the registry through the real command on a tiny model, and its bits counted again from packed arrays."""
 
-import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 import harness.stages.gradients
 import harness.stages.samples
 import methods  # noqa: F401  (registers)
 from core.registry import METHODS, QUANTIZERS
 from harness.cli.main import main
-from harness.grid import cells_of
-from harness.jobs.loop import open_sessions
-from harness.presets import build_grid
-from harness.progress import Progress
-from harness.stages.documents import cell_data, solver_calib
 from harness.stages.gradients import gradients
 from harness.stages.options import quantizer_options, reads_data
 from harness.stages.plan import plan, plan_key
@@ -24,6 +17,7 @@ from harness.stages.scores import scores_key
 from harness.stages.weights import weights_key
 from quantization.packing.forms import packed, packed_alone
 from report.records import load_results
+from tests.harness.bench import case_of, cases_of
 
 NAMES = tuple(name for name in METHODS if not name.startswith("TAQO-oracle"))
 FLAGS = dict(run_type="demo", methods=NAMES, datasets=("mmlu_pro",), eval_size=8, calib_size=40, calib_tokens=2000, avg_bits=(3.75,),
@@ -48,63 +42,60 @@ def done(tiny_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def session(done):
-    grid = build_grid(**(FLAGS | done))
-    return open_sessions(grid, None, lambda text: None)[grid.models[0]]
+def cases(done):
+    return cases_of(**(FLAGS | done))
 
 
 def test_every_method_has_a_result_within_its_budget(done):
     results = load_results(Path(done["results_dir"]))
     assert {r.method.name.partition("@")[0] for r in results} == {*NAMES} and all(r.ok for r in results)
     for result in results:
-        spec = result["method"]
-        if not spec["native"] and spec["quantizer"]:
-            assert 3.74 < result.bits.average <= 3.75, spec["name"]
+        spec = result.method
+        if not spec.native and spec.quantizer:
+            assert 3.74 < result.bits.average <= 3.75, spec.name
     names = {r.method.name for r in results}
     assert {"TaCQ-native@0.01", "TaCQ-native@0.02"} <= names
 
 
-def test_printed_bits_are_those_of_the_packed_arrays(done, session):
+def test_printed_bits_are_those_of_the_packed_arrays(done, cases):
     """Quantize again, pack, count bytes: the table's number to the bit, for every row."""
     results = {r.method.name: r for r in load_results(Path(done["results_dir"]))}
-    progress, data = Progress(1, Console(file=io.StringIO())), cell_data(session, "mmlu_pro")
-    weights = sum(rows * cols for rows, cols in session.shapes.values())
-    for cell in cells_of(session.grid):
-        if cell.method.quantizer is None:
+    for case in cases:
+        spec, model = case.method, case.model
+        if spec.quantizer is None:
             continue
-        _, made, _, _ = plan(session, cell, data, progress)
+        layers = plan(case).plan.layers
         stored: dict[str, int] = {}
 
         def count(fqn, arrays, stored=stored):
             assert all(a.dtype == "uint8" for a in arrays.values())
             stored[fqn] = 8 * sum(a.nbytes for a in arrays.values())
 
-        if reads_data(cell):
-            needs = QUANTIZERS.get(cell.method.quantizer).needs
-            found = session.originals.solve(
-                made.layers, cell.method.quantizer, model=session.model, blocks=session.blocks, block_of=session.block_of,
-                calib=solver_calib(session, data, cell.seed)[0], options=quantizer_options(session, cell.method, cell.method.quantizer),
-                fisher=gradients(session, cell, data, "square", progress) if "fisher" in needs else None,
+        if reads_data(spec):
+            needs = QUANTIZERS.get(spec.quantizer).needs
+            found = model.originals.solve(
+                layers, spec.quantizer, model=model.module, blocks=model.blocks, block_of=model.block_of, calib=case.solver_calib,
+                options=quantizer_options(case, spec.quantizer), fisher=gradients(case, "square") if "fisher" in needs else None,
                 see=lambda fqn, s: count(fqn, packed(s)))
             whole = {fqn for fqn, s in found.items() if s.layer.bits == 16}  # left as loaded, so no solver saw them
-            stored |= {fqn: 16 * session.shapes[fqn][0] * session.shapes[fqn][1] for fqn in whole}
+            stored |= {fqn: 16 * model.shapes[fqn][0] * model.shapes[fqn][1] for fqn in whole}
         else:
-            for fqn, layer in made.layers.items():
-                count(fqn, packed_alone(session.originals.weights[fqn], layer, cell.method.quantizer))
-        assert set(stored) == set(session.shapes)
-        assert sum(stored.values()) == results[cell.method.name]["bits"]["stored"], cell.method.name
-        assert sum(stored.values()) / weights == pytest.approx(results[cell.method.name]["bits"]["average"], abs=1e-12)
+            for fqn, layer in layers.items():
+                count(fqn, packed_alone(model.originals.weights[fqn], layer, spec.quantizer))
+        assert set(stored) == set(model.shapes)
+        assert sum(stored.values()) == results[spec.name].bits.stored, spec.name
+        assert sum(stored.values()) / model.weights == pytest.approx(results[spec.name].bits.average, abs=1e-12)
 
 
 def test_one_scoring_serves_several_ratios_and_one_backward_pass_every_kind(tiny_folder, tmp_path, monkeypatch):
     passes, real = [], harness.stages.gradients.gradient_sums
-    monkeypatch.setattr(harness.stages.gradients, "gradient_sums", lambda *a: passes.append(a[3]) or real(*a))
+    monkeypatch.setattr(harness.stages.gradients, "gradient_sums", lambda *a, **k: passes.append(a[3]) or real(*a, **k))
     where = dict(models=(str(tiny_folder),), cache_dir=str(tmp_path / "cache"), results_dir=str(tmp_path / "results"))
     some = ("TaCQ-native", "TaCQ", "SqueezeLLM", "SqueezeLLM-native")
     assert main(flags(**where, methods=some, keep_ratio=(0.002, 0.0035, 0.005))) == 0
     assert passes == [("abs", "square")]
     kept = [r.bits.notes["kept"] for r in load_results(tmp_path / "results") if r.method.name.startswith("TaCQ-native@")]
-    weights = sum(r * c for r, c in open_sessions(build_grid(**(FLAGS | where)), None, print)[str(tiny_folder)].shapes.values())
+    weights = cases_of(**(FLAGS | where))[0].model.weights
     assert sorted(kept) == [int(r * weights) for r in (0.002, 0.0035, 0.005)]
     assert len(list((tmp_path / "cache").glob("*/scores.json"))) == 4  # random, SqueezeLLM, TaCQ common, TaCQ native (another base)
 
@@ -132,12 +123,9 @@ def test_general_text_gives_every_data_set_the_same_weights(tiny_folder, tmp_pat
 
 def digests(done, name: str, **changes) -> dict[str, str]:
     """Scores, weights and samples of one method's first cell under a changed grid."""
-    grid = build_grid(**(FLAGS | done | {"methods": (name,), "keep_ratio": (0.01,)} | changes))
-    session = open_sessions(grid, None, lambda text: None)[grid.models[0]]
-    data, cell = cell_data(session, "mmlu_pro"), next(c for c in cells_of(grid) if c.method.name.partition("@")[0] == name)
-    scored = scores_key(session, cell, data)[0] if cell.method.scorer else ""
-    return {"scores": scored, "plan": plan_key(session, cell, scored)[0], "weights": weights_key(session, cell, data, "plan")[0],
-            "samples": samples_key(session, cell, data, "plan")[0]}
+    case = case_of(name, **(FLAGS | done | {"methods": (name,), "keep_ratio": (0.01,)} | changes))
+    return {"scores": scores_key(case)[0] if case.method.scorer else "", "plan": plan_key(case)[0], "weights": weights_key(case, "plan")[0],
+            "samples": samples_key(case, "plan")[0]}
 
 
 EVERY, SOLVED = {"scores", "plan", "weights", "samples"}, {"weights", "samples"}
@@ -230,7 +218,7 @@ def test_out_of_memory_in_a_solver_is_not_mended_by_smaller_questions(tiny_folde
     monkeypatch.setattr(Originals, "solve", full)
     assert main(flags(**where_of(tiny_folder, tmp_path), methods=("GPTQ-native",))) == 1
     failed = [r for r in load_results(tmp_path / "results") if r.method.name == "GPTQ-native"]
-    assert "lower --calib_tokens" in failed[0]["error"] and len(calls) == 3  # uniform, random, GPTQ-native: once each
+    assert "lower --calib_tokens" in failed[0].error and len(calls) == 3  # uniform, random, GPTQ-native: once each
     assert not list((tmp_path / "cache").glob("*/batch_tokens.json"))
 
 

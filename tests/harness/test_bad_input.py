@@ -1,8 +1,8 @@
 """Every kind of unusable input in one table: exit status 2, one sentence, no traceback, no file left behind.
 
 A row is what is put in place first, the flags, and the words that the sentence must hold: the thing, the value, and what
-is allowed or how to mend it.  The one thing that a refused run may leave is a cache entry "structure", and only where a
-row says so: the shapes that config.json states, which checks of data and budgets need and any later run uses again.
+is allowed or how to mend it.  A refused run leaves nothing, but for the cache entry "finite" where a row says so: the weights
+were checked, which any later run uses again.
 """
 
 import errno
@@ -195,7 +195,7 @@ def file_limit(size: int):
 
 # ---- the table ------------------------------------------------------------------------------------------------------
 
-KNOWN = ("structure",)
+KNOWN = ()
 PLUG, DATA, MODEL = "--plugin {at}/plug.py", "--data_dir {at}/data", "--model {at}/model"
 BAD_PLUGIN = "plugin '{at}/plug.py'"
 TEST = "{at}/data/mmlu_pro/test.jsonl, row 2"
@@ -299,7 +299,7 @@ CACHES = {
     "full disk": Row(refusing(errno.ENOSPC, "cache"), "", ("cannot write '{at}/cache'", "the disk is full", "free some space")),
     "read-only disk": Row(refusing(errno.EROFS, "cache"), "", ("cannot write '{at}/cache'", "read-only", "--cache_dir")),
     "no permission": Row(refusing(errno.EACCES, "cache"), "", ("cannot write '{at}/cache'", "permission is denied", "--cache_dir")),
-    "size limit at once": Row(file_limit(1000), "", ("cannot write '{at}/cache'", "file size limit", "ulimit -f", "raise it")),
+    "size limit at once": Row(file_limit(1000), "", ("cannot write '{at}/results/", "file size limit", "ulimit -f", "raise it"), ("finite",)),
     "full disk for results": Row(no_results_folder, "", ("'{at}/results' cannot be made", "No space left", "--results_dir"), (*KNOWN, "finite")),
 }
 ENVIRONMENT = {
@@ -495,4 +495,5 @@ def test_from_a_real_shell(command, says, tiny_folder, tmp_path):
     done = subprocess.run(["bash", "-c", line], cwd=REPO, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "usage" not in done.stderr, done.stderr
     assert len([x for x in done.stderr.splitlines() if x.startswith("error: ")]) == 1 and says in done.stderr.splitlines()[-1], done.stderr
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert not [p for p in (tmp_path / "r").rglob("*") if p.is_file()]
+    assert not list((tmp_path / "c").glob(".tmp-*"))

@@ -1,6 +1,5 @@
 """Killed in a long stage and run again: the same bytes, and no finished piece is made twice."""
 
-import io
 import json
 from dataclasses import replace
 from functools import partial
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 import evaluation.tasks  # noqa: F401  (registers the data sets)
 import harness.stages.gradients
@@ -21,22 +19,18 @@ from core.digest import array_digest, atomic_write
 from core.locks import take
 from core.registry import QUANTIZERS
 from core.types import Plan
-from harness.grid import cells_of
-from harness.jobs.loop import open_sessions
-from harness.presets import build_grid
-from harness.progress import Progress
-from harness.stages.base_quantized import corrupted
+from harness.stages.base_quantized import base_quantized
 from harness.stages.cell import run_cell
-from harness.stages.documents import cell_data
 from harness.stages.gradients import GradientSnapshots, gradients, gradients_key
 from harness.stages.plan import plan, plan_digest, read_plan
 from harness.stages.samples import samples_key
 from harness.stages.scores import scores, scores_key
-from harness.stages.weights import put_weights, true_plan, weights_key
+from harness.stages.weights import hold_weights, true_plan, weights_key
 from harness.store.partial import Partial
 from harness.store.solved_blocks import SolvedBlocks
 from harness.store.store import Store
 from report.records import load_results
+from tests.harness.bench import case_of
 
 BLOCKS, LINEARS = 8, 7  # of the tiny model: blocks, and linears in each
 
@@ -47,24 +41,20 @@ class Bench:
     def __init__(self, tiny: Path, root: Path, name: str, **changes):
         base = dict(models=(str(tiny),), methods=(name,), datasets=("mmlu_pro",), calib_size=12, calib_tokens=500, eval_size=6, avg_bits=(4.75,),
                     quantizer="gptq", device="cpu", threads=1, batch_tokens=400, cache_dir=str(root / "cache"), results_dir=str(root / "results"))
-        self.grid, self.root = build_grid("demo", **(base | changes)), root
-        self.session = open_sessions(self.grid, None, lambda text: None)[self.grid.models[0]]
-        self.cell = next(c for c in cells_of(self.grid) if c.method.name == name)
-        self.data = cell_data(self.session, "mmlu_pro")
-        self.progress = Progress(1, Console(file=io.StringIO()))
-        self.given = self.session, self.cell, self.data
+        self.case, self.root = case_of(name, **(base | changes)), root
+        self.model, self.store = self.case.model, self.case.store
 
     def put(self) -> str:
         """Solve the cell's weights; returns their digest."""
-        plan_id, made, _, _ = plan(*self.given, self.progress)
-        put_weights(*self.given, plan_id, made, self.progress)
-        return weights_key(*self.given, plan_id)[0]
+        planned = plan(self.case)
+        hold_weights(self.case, planned)
+        return weights_key(self.case, planned.id)[0]
 
     def held(self) -> dict[str, str]:
-        return {fqn: array_digest(lin.weight) for fqn, lin in self.session.linears.items()}
+        return {fqn: array_digest(lin.weight) for fqn, lin in self.model.linears.items()}
 
     def partial(self, key: str) -> Partial:
-        return self.session.store.partial(key)
+        return self.store.partial(key)
 
     def leftovers(self) -> list[Path]:
         return [p for p in (self.root / "cache" / ".partial").rglob("*") if p.is_file()]
@@ -102,7 +92,7 @@ def count_solves(monkeypatch, name: str) -> list[str]:
 
 def entry(bench: Bench, key: str) -> dict[str, bytes]:
     """The files of a stored stage, but for the times in meta.json."""
-    return {p.name: p.read_bytes() for p in sorted(bench.session.store.path(key).iterdir()) if p.name != "meta.json"}
+    return {p.name: p.read_bytes() for p in sorted(bench.store.path(key).iterdir()) if p.name != "meta.json"}
 
 
 def damage(path: Path) -> None:
@@ -125,11 +115,11 @@ def test_a_solve_goes_on_at_the_block_where_it_was_killed(tiny_folder, tmp_path,
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path / "cut").put()
     again = make(tmp_path / "cut")
-    assert again.session.store.get(key) is None
+    assert again.store.get(key) is None
     damage(again.partial(key).folder / "block-00001")
-    solves = count_solves(monkeypatch, again.cell.method.quantizer)
+    solves = count_solves(monkeypatch, again.case.method.quantizer)
     assert again.put() == key
-    assert {again.session.block_of[fqn] for fqn in solves} == {1, 5, 6, 7} and len(solves) == 4 * LINEARS
+    assert {again.model.block_of[fqn] for fqn in solves} == {1, 5, 6, 7} and len(solves) == 4 * LINEARS
     assert again.held() == whole.held() and entry(again, key) == entry(whole, key)
     assert set(entry(again, key)) >= {"plan.json", "linears.json"}
 
@@ -139,7 +129,7 @@ def test_a_cell_killed_in_its_solve_and_in_its_evaluation_ends_in_the_same_bytes
     make = partial(Bench, tiny_folder, name="magnitude")
 
     def run(bench):
-        return run_cell(bench.session, bench.cell, bench.root / "results", bench.progress)
+        return run_cell(bench.case, bench.root / "results")
 
     for folder in ("whole", "cut"):
         (tmp_path / folder / "results").mkdir(parents=True)
@@ -153,28 +143,28 @@ def test_a_cell_killed_in_its_solve_and_in_its_evaluation_ends_in_the_same_bytes
     again = make(tmp_path / "cut")
     assert again.leftovers()
     found = run(again)
-    assert not solves and len(batches) == len(again.data.batches) - 2 > 0 and not again.leftovers()
-    assert found["stages"] == done["stages"] and found["bits"] == done["bits"]
+    assert not solves and len(batches) == len(again.case.data.batches) - 2 > 0 and not again.leftovers()
+    assert found.stages == done.stages and found.bits == done.bits
     for stage in ("weights", "samples"):
-        assert entry(again, done["stages"][stage]) == entry(whole, done["stages"][stage])
+        assert entry(again, done.stages[stage]) == entry(whole, done.stages[stage])
     lines = {root: {p.name: p.read_bytes() for p in (root / "results").glob("*.jsonl")} for root in (again.root, whole.root)}
     assert lines[again.root] == lines[whole.root] and lines[again.root]
-    assert load_results(again.root / "results")[0]["status"] == "ok"
+    assert load_results(again.root / "results")[0].ok
 
 
 @pytest.mark.parametrize("when", ("in the last batch", "before the batches are put together"))
 def test_a_cell_that_another_process_has_finished_meanwhile_is_taken_from_the_store(tiny_folder, tmp_path, monkeypatch, when):
     """The first process stood still and lost its lease; the second one stored the samples and removed the batches under its hands."""
     first, second = (Bench(tiny_folder, tmp_path, "uniform") for _ in range(2))
-    plan_id, made, _, _ = plan(*first.given, first.progress)
-    key, theirs = samples_key(*first.given, plan_id)[0], []
+    planned = plan(first.case)
+    key, theirs = samples_key(first.case, planned.id)[0], []
 
     def meanwhile():
         (tmp_path / "cache" / ".leases" / key).unlink()
-        theirs.append(harness.stages.samples.samples(*second.given, plan_id, made, second.progress))
-        theirs.append((second.session.store.path(key) / "meta.json").read_bytes())
+        theirs.append(harness.stages.samples.samples(second.case, planned))
+        theirs.append((second.store.path(key) / "meta.json").read_bytes())
 
-    name, at = ("run_batch", len(first.data.batches)) if when == "in the last batch" else ("_collect", 1)
+    name, at = ("run_batch", len(first.case.data.batches)) if when == "in the last batch" else ("_collect", 1)
     real, calls = getattr(harness.stages.samples, name), []
 
     def interleaved(*args):
@@ -184,9 +174,9 @@ def test_a_cell_that_another_process_has_finished_meanwhile_is_taken_from_the_st
         return real(*args)
 
     monkeypatch.setattr(harness.stages.samples, name, interleaved)
-    ours = harness.stages.samples.samples(*first.given, plan_id, made, first.progress)
-    assert len(first.data.batches) > 2 and ours[:3] == theirs[0][:3] and ours[0] == key and ours[1]
-    assert (first.session.store.path(key) / "meta.json").read_bytes() == theirs[1] and not first.leftovers()
+    ours = harness.stages.samples.samples(first.case, planned)
+    assert len(first.case.data.batches) > 2 and ours == theirs[0] and ours[0] == key and ours[1]
+    assert (first.store.path(key) / "meta.json").read_bytes() == theirs[1] and not first.leftovers()
     assert not list((tmp_path / "cache").glob(".damaged-*"))
 
 
@@ -203,34 +193,33 @@ def test_a_kill_around_the_storing_of_the_samples_leaves_no_pieces(tiny_folder, 
         raise KeyboardInterrupt
 
     cut = make()
-    plan_id, made, _, _ = plan(*cut.given, cut.progress)
+    planned = plan(cut.case)
     with monkeypatch.context() as kill, pytest.raises(KeyboardInterrupt):
         kill.setattr(Store, "put", killed)
-        harness.stages.samples.samples(*cut.given, plan_id, made, cut.progress)
+        harness.stages.samples.samples(cut.case, planned)
     assert cut.leftovers()
     again, batches, solves = make(), counted(monkeypatch, harness.stages.samples, "run_batch"), count_solves(monkeypatch, "gptq")
-    assert harness.stages.samples.samples(*again.given, plan_id, made, again.progress)[1]
+    assert harness.stages.samples.samples(again.case, planned)[1]
     assert not batches and not solves and not again.leftovers()
 
 
 def test_a_batch_that_is_damaged_in_use_fails_the_cell_and_no_more(tiny_folder, tmp_path, monkeypatch):
     """Nobody has stored the entry, so there is nothing to take; the same command makes that batch again."""
     bench, real = Bench(tiny_folder, tmp_path, "uniform"), harness.stages.samples._collect
-    plan_id, made, _, _ = plan(*bench.given, bench.progress)
-    key = samples_key(*bench.given, plan_id)[0]
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=f"a batch of {key} was damaged while it was in use"):
+    planned = plan(bench.case)
+    key = samples_key(bench.case, planned.id)[0]
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=f"a file of the unfinished samples {key} was damaged while it was in use"):
         patch.setattr(harness.stages.samples, "_collect", lambda *args: damage(bench.partial(key).folder / "00001.jsonl") or real(*args))
-        harness.stages.samples.samples(*bench.given, plan_id, made, bench.progress)
+        harness.stages.samples.samples(bench.case, planned)
     batches = counted(monkeypatch, harness.stages.samples, "run_batch")
-    assert harness.stages.samples.samples(*bench.given, plan_id, made, bench.progress)[0] == key
+    assert harness.stages.samples.samples(bench.case, planned)[0] == key
     assert len(batches) == 1 and not bench.leftovers()
 
 
 def test_two_processes_do_not_solve_the_same_weights_twice(tiny_folder, tmp_path, monkeypatch):
     """The key is locked while it is solved; the second one loads what the first one kept."""
     first, second = (Bench(tiny_folder, tmp_path, "uniform") for _ in range(2))
-    taken, (plan_id, _, _, _) = [], plan(*first.given, first.progress)
-    key, real = weights_key(*first.given, plan_id)[0], SolvedBlocks.save
+    taken, key, real = [], weights_key(first.case, plan(first.case).id)[0], SolvedBlocks.save
     path = tmp_path / "cache" / ".leases" / key
     monkeypatch.setattr(SolvedBlocks, "save", lambda *args: taken.append(take(path)) or real(*args))
     assert first.put() == key and taken == [None] * BLOCKS
@@ -251,32 +240,33 @@ def test_the_next_cell_with_the_same_weights_is_as_durable(tiny_folder, tmp_path
     solves, later = count_solves(monkeypatch, "gptq"), Bench(tiny_folder, tmp_path, "magnitude")
     later.put()
     assert not solves and later.held() == bench.held()
-    stored = bench.session.store.path(key)
+    stored = bench.store.path(key)
     layers, notes = read_plan(stored).layers, json.loads((stored / "linears.json").read_text())
     again = SolvedBlocks(later.partial(key)).load(3)
     assert len(again) == LINEARS and any(found.layer.keep is not None for found in again.values())
     for fqn, found in again.items():
-        assert torch.equal(found.values, bench.session.linears[fqn].weight) and found.notes == notes[fqn]
+        assert torch.equal(found.values, bench.model.linears[fqn].weight) and found.notes == notes[fqn]
         assert plan_digest(Plan({fqn: found.layer}, 0, 0.0, 0.0)) == plan_digest(Plan({fqn: layers[fqn]}, 0, 0.0, 0.0))
 
 
 def test_weights_made_again_for_a_stored_cell_leave_no_pieces(tiny_folder, tmp_path):
     bench = Bench(tiny_folder, tmp_path, "uniform")
-    plan_id, made, _, _ = plan(*bench.given, bench.progress)
-    key, true, summary = true_plan(*bench.given, plan_id, made, bench.progress)
-    assert bench.session.store.get(key) and len(true.layers) == BLOCKS * LINEARS == summary["linears"] and not bench.leftovers()
+    planned = plan(bench.case)
+    true, summary = true_plan(bench.case, planned)
+    assert bench.store.get(weights_key(bench.case, planned.id)[0]) and len(true.layers) == BLOCKS * LINEARS == summary["linears"]
+    assert not bench.leftovers()
 
 
 def test_the_model_to_compare_with_is_durable_too(tiny_folder, tmp_path, monkeypatch):
     make = partial(Bench, tiny_folder, name="TaCQ", dtype="bf16")
     whole = make(tmp_path / "whole")
-    want = corrupted(*whole.given, whole.progress)
+    want = base_quantized(whole.case)
     with monkeypatch.context() as kill, pytest.raises(KeyboardInterrupt):
         stop_after(kill, SolvedBlocks, "save", 6, first=False)
         cut = make(tmp_path / "cut")
-        corrupted(*cut.given, cut.progress)
+        base_quantized(cut.case)
     again, solves = make(tmp_path / "cut"), count_solves(monkeypatch, "gptq")
-    found = corrupted(*again.given, again.progress)
+    found = base_quantized(again.case)
     assert len(solves) == 2 * LINEARS and not again.leftovers()
     assert set(found) == set(want) and all(torch.equal(found[fqn], want[fqn]) and found[fqn].dtype == torch.bfloat16 for fqn in want)
 
@@ -289,9 +279,9 @@ def grads(tiny: Path, root: Path) -> Bench:
 
 def summed(bench: Bench, kind: str = "abs") -> tuple[dict[str, bytes], list[float], int]:
     """The stored file of a kind, and its losses and count of skipped documents."""
-    gradients(*bench.given, kind, bench.progress)
-    key = gradients_key(*bench.given, kind)[0]
-    facts = json.loads((bench.session.store.path(key) / "meta.json").read_text())["provenance"]
+    gradients(bench.case, kind)
+    key = gradients_key(bench.case, kind)[0]
+    facts = bench.store.meta(key)["provenance"]
     return entry(bench, key), facts["losses"], facts["skipped"]
 
 
@@ -318,7 +308,7 @@ def killed_pass(tiny: Path, root: Path, monkeypatch, documents: int) -> None:
 def test_gradients_go_on_at_the_document_where_they_were_killed(tiny_folder, tmp_path, monkeypatch, undisturbed):
     killed_pass(tiny_folder, tmp_path, monkeypatch, 3)
     again, passes = grads(tiny_folder, tmp_path), counted(monkeypatch, streams.gradients, "_backward")
-    common = again.partial(gradients_key(*again.given, "abs")[0])
+    common = again.partial(gradients_key(again.case, "abs")[0] + "-pass")
     assert [p.name for p in sorted(common.folder.iterdir())] == ["000003", "head"]  # older ones are gone
     assert {kind: summed(again, kind) for kind in ("abs", "square")} == undisturbed
     assert len(passes) == len(undisturbed["abs"][1]) - 3 and not again.leftovers()
@@ -340,7 +330,7 @@ def test_a_kill_between_two_kinds_costs_no_pass(tiny_folder, tmp_path, monkeypat
 def test_a_snapshot_that_cannot_serve_is_not_used(tiny_folder, tmp_path, monkeypatch, undisturbed, harm):
     killed_pass(tiny_folder, tmp_path, monkeypatch, 3)
     again, passes = grads(tiny_folder, tmp_path), counted(monkeypatch, streams.gradients, "_backward")
-    kept = again.partial(gradients_key(*again.given, "abs")[0])
+    kept = again.partial(gradients_key(again.case, "abs")[0] + "-pass")
     file = sorted((kept.folder / "000003").iterdir())[40]  # not the first: the sums before it are filled and must be emptied
     if harm == "damaged":
         damage(file)
@@ -380,16 +370,17 @@ def test_a_scorer_goes_on_at_the_piece_where_it_was_killed(tiny_folder, tmp_path
     """A batch of TAQoS, a block of the oracle; one damaged piece is made again.  The oracle's first piece is the full model's metric."""
     make = partial(Bench, tiny_folder, name=name, oracle_docs=2, oracle_metric="loglik")
     whole, plain = make(tmp_path / "whole"), counted(monkeypatch, where, what)
-    key = scores(*whole.given, whole.progress)[0]
+    scores(whole.case)
+    key = scores_key(whole.case)[0]
     total = len(plain)
     assert total > pieces and not whole.leftovers()
     with monkeypatch.context() as kill, pytest.raises(KeyboardInterrupt):
         stop_after(kill, where, what, pieces)
         cut = make(tmp_path / "cut")
-        scores(*cut.given, cut.progress)
+        scores(cut.case)
     again, calls = make(tmp_path / "cut"), counted(monkeypatch, where, what)
     damage(again.partial(key).folder / {"TAQoS": "kl-0", "TAQO-oracle": "full"}[name])
-    assert scores(*again.given, again.progress)[0] == key == scores_key(*again.given)[0]
+    assert scores(again.case).values and scores_key(again.case)[0] == key
     assert len(calls) == total - pieces + 1 and not again.leftovers()
     assert entry(again, key) == entry(whole, key)
 
@@ -423,7 +414,9 @@ def test_kept_values_are_exact_and_made_once(tmp_path):
         made.append(1)
         return (0.1 + 0.2, 1e-300, float("inf"), {"n": None})
 
-    kept = harness.stages.scores.KeptValues(Partial(tmp_path))
-    first = kept("a", make)
-    assert first == kept("a", make) == [0.1 + 0.2, 1e-300, float("inf"), {"n": None}] and len(made) == 1
-    assert kept.spent > 0
+    unfinished = Partial(tmp_path)
+    first = unfinished.once("a", make)
+    assert first == unfinished.once("a", make) == [0.1 + 0.2, 1e-300, float("inf"), {"n": None}] and len(made) == 1
+    assert unfinished.spent == 0  # its own work is no earlier process's
+    later = Partial(tmp_path)
+    assert later.once("a", make) == first and len(made) == 1 and later.spent > 0

@@ -30,16 +30,14 @@ from harness.forecast.limits import DEVICE, HOST, cgroup_limit, check_fits, cpu_
 from harness.forecast.memory import Parts, backward_bytes, batch_bytes, forward_bytes, memory
 from harness.forecast.preflight import preflight
 from harness.forecast.probe import Probe, one_block
-from harness.forecast.sizes import asked, dims, prompt_batches
+from harness.forecast.sizes import asked, prompt_batches
 from harness.forecast.time import Costs
-from harness.grid import cells_of
-from harness.jobs.loop import open_sessions
-from harness.presets import build_grid
-from harness.stages.base_quantized import corrupted_key
-from harness.stages.documents import cell_data, solver_calib
+from harness.stages.base_quantized import base_quantized_key
+from harness.stages.case import Cases
 from harness.stages.gradients import gradients_key
 from harness.stages.scores import scores_key
 from report.records import load_results
+from tests.harness.bench import cases_of
 from tests.tiny import CONFIGS
 
 SMALL = dict(datasets=("mmlu_pro",), eval_size=12, calib_size=6, avg_bits=(4.75,), device="cpu", threads=1, max_new_tokens=4, batch_tokens=600,
@@ -47,18 +45,16 @@ SMALL = dict(datasets=("mmlu_pro",), eval_size=12, calib_size=6, avg_bits=(4.75,
 TIMES = {"token": 1e-3, "step": 1e-2, "head": 1e-4, "backward": 1.0, "solve": 1e-6, "flops": 1e12}  # what a probe would say, made up
 
 
-def opened(tiny: Path, root: Path, **changes):
-    """(grid, its one session, its cells with their data)."""
+def opened(tiny: Path, root: Path, **changes) -> Cases:
+    """The cells of a small grid."""
     names = dict(models=(str(tiny),), cache_dir=str(root / "cache"), results_dir=str(root / "results"))
-    grid = build_grid("demo", **names | SMALL | changes)
-    session = open_sessions(grid, None, lambda text: None)[str(tiny)]
-    return grid, session, [(cell, cell_data(session, cell.dataset)) for cell in cells_of(grid)]
+    return cases_of(**names | SMALL | changes)
 
 
 def stages(tiny: Path, root: Path, method: str, **changes) -> dict[str, Parts]:
     """The stages of a method's cell by name."""
-    _, session, cells = opened(tiny, root, **{"methods": (method,)} | changes)
-    return {stage.name: stage for cell, data in cells if cell.method.name == method for stage in memory(session, cell, data)}
+    cases = opened(tiny, root, **{"methods": (method,)} | changes)
+    return {stage.name: stage for case in cases if case.method.name == method for stage in memory(case)}
 
 
 def flags(tiny: Path, root: Path, *more: str) -> list[str]:
@@ -69,8 +65,8 @@ def flags(tiny: Path, root: Path, *more: str) -> list[str]:
 
 
 def test_parts_add_up(tiny_folder, tmp_path):
-    _, session, cells = opened(tiny_folder, tmp_path, methods=("TAQoS", "TaCQ", "SPQR", "SqueezeLLM-native", "GPTQ-native"))
-    found = [stage for cell, data in cells for stage in memory(session, cell, data)]
+    cases = opened(tiny_folder, tmp_path, methods=("TAQoS", "TaCQ", "SPQR", "SqueezeLLM-native", "GPTQ-native"))
+    found = [stage for case in cases for stage in memory(case)]
     numbers = [f.name for f in fields(Parts) if f.name != "name"]
     assert {stage.name for stage in found} == {"weights are loaded", "prompts are scored", "gradients are taken", "linears are solved",
                                                "kept weights are chosen", "questions are asked"}
@@ -109,15 +105,15 @@ def test_each_part_grows_with_what_it_depends_on_and_with_nothing_else(tiny_fold
 def test_noise_on_every_block_keeps_every_block(tiny_folder, tmp_path):
     """TAQoS holds the hidden states of all blocks of a batch at once, TAQ only the current one's."""
     taq, taqos = (stages(tiny_folder, tmp_path, name)["prompts are scored"] for name in ("TAQ", "TAQoS"))
-    _, session, cells = opened(tiny_folder, tmp_path)
-    tokens = max(rows * width for rows, width in prompt_batches(session, SCORERS.get("TAQoS"), cells[0][1]))
-    assert taqos.activations - taq.activations == 8 * tokens * 32 * dims(session).itemsize  # blocks, tokens, width
+    case = opened(tiny_folder, tmp_path)[0]
+    tokens = max(rows * width for rows, width in prompt_batches(case, SCORERS.get("TAQoS")))
+    assert taqos.activations - taq.activations == 8 * tokens * 32 * case.model.sizes.itemsize  # blocks, tokens, width
     assert replace(taqos, activations=taq.activations) == taq
 
 
 def test_logits_are_counted_where_they_are_read(tiny_folder, tmp_path):
-    _, session, cells = opened(tiny_folder, tmp_path)
-    small, batch = dims(session), asked(cells[0][1])[0]
+    case = opened(tiny_folder, tmp_path)[0]
+    small, batch = case.model.sizes, asked(case.data)[0]
     large = copy.copy(small)
     large.vocabulary = 1000 * small.vocabulary
     rows = batch.rows * (large.vocabulary - small.vocabulary)
@@ -128,8 +124,7 @@ def test_logits_are_counted_where_they_are_read(tiny_folder, tmp_path):
 
 def test_a_cell_that_cannot_fit_is_refused_with_the_numbers(tiny_folder, tmp_path, monkeypatch, capsys):
     """The machine is one byte too small for TaCQ and large enough for all others."""
-    _, session, cells = opened(tiny_folder, tmp_path, methods=("TaCQ",))
-    tops = {cell.method.name: max(memory(session, cell, data), key=lambda stage: stage.total) for cell, data in cells}
+    tops = {case.method.name: max(memory(case), key=lambda stage: stage.total) for case in opened(tiny_folder, tmp_path, methods=("TaCQ",))}
     assert all(top.total < tops["TaCQ"].total for name, top in tops.items() if name != "TaCQ")
     monkeypatch.setattr(harness.forecast.limits, "cpu_limit", lambda *_: (tops["TaCQ"].total - 1, "the memory of this machine"))
     assert main(flags(tiny_folder, tmp_path, "--method", "TaCQ")) == 2
@@ -144,10 +139,10 @@ def test_a_cell_that_cannot_fit_is_refused_with_the_numbers(tiny_folder, tmp_pat
 
 
 def test_the_callers_limit_holds(tiny_folder, tmp_path):
-    grid, session, cells = opened(tiny_folder, tmp_path)
+    cells = opened(tiny_folder, tmp_path)
     with pytest.raises(UserError, match=rf"fp16 on mmlu_pro .*--mem, .* shared out\) is 0.10 GB, and {len(cells)} of {len(cells)} cells"):
-        check_fits(grid, {session.label: session}, limit=10**8)
-    check_fits(grid, {session.label: session}, limit=10**12)
+        check_fits(cells, limit=10**8)
+    check_fits(cells, limit=10**12)
     assert cpu_limit(10**8)[0] == 10**8 and cpu_limit(10**18)[0] < 10**18
     assert cpu_limit(None, 4)[0] == cpu_limit()[0] // 4 and "4 workers" in cpu_limit(None, 4)[1]
 
@@ -162,8 +157,9 @@ def test_the_callers_limit_holds(tiny_folder, tmp_path):
     (Parts("linears are solved", solver=9, process=0), {}, "--calib_tokens"),
 ])
 def test_the_mend_fits_the_largest_part(stage, grid, said):
-    session = SimpleNamespace(grid=SimpleNamespace(**{"grad_dtype": "fp32", "batch_size": None} | grid), ref=SimpleNamespace(dtype="bfloat16"))
-    assert said in mend(session, stage, harness.forecast.limits.Limit(1, HOST + DEVICE, "x"))
+    asked = {"grad_dtype": "fp32", "batch_size": None} | grid
+    case = SimpleNamespace(value=asked.get, grid=SimpleNamespace(**asked), model=SimpleNamespace(ref=SimpleNamespace(dtype="bfloat16")))
+    assert said in mend(case, stage, harness.forecast.limits.Limit(1, HOST + DEVICE, "x"))
 
 
 def test_a_gpu_and_the_cpu_are_two_budgets(monkeypatch):
@@ -174,20 +170,19 @@ def test_a_gpu_and_the_cpu_are_two_budgets(monkeypatch):
 
 def test_a_job_with_a_gpu_is_held_to_what_stays_on_its_cpu(tiny_folder, tmp_path, monkeypatch):
     """--mem between the host's parts and the sum: too little for a CPU job, enough for one whose weights lie on its GPU."""
-    grid, session, cells = opened(tiny_folder, tmp_path, methods=("TaCQ",))
-    found = [stage for cell, data in cells for stage in memory(session, cell, data)]
+    cells = opened(tiny_folder, tmp_path, methods=("TaCQ",))
+    found = [stage for case in cells for stage in memory(case)]
     host, whole = max(stage.host for stage in found), max(stage.total for stage in found)
     assert host < whole
-    here = {session.label: session}
-    check_fits(grid, here, limit=host, workers=0, gpus=1)
+    check_fits(cells, limit=host, workers=0, gpus=1)
     with pytest.raises(UserError, match=r"TaCQ on mmlu_pro .*: originals \d.*, scores \d.*, process \d.*a job \(--mem\)") as error:
-        check_fits(grid, here, limit=host - 1, workers=0, gpus=1)
+        check_fits(cells, limit=host - 1, workers=0, gpus=1)
     assert "activations" not in str(error.value) and ": weights" not in str(error.value)
-    for where in (dict(workers=0), dict(workers=1, gpus=1)):  # without a GPU, and on this machine, whose session says what it has
+    for where in (dict(workers=0), dict(workers=1, gpus=1)):  # without a GPU, and on this machine, whose model says what it has
         with pytest.raises(UserError, match="cannot fit"):
-            check_fits(grid, here, limit=host, **where)
-    monkeypatch.setattr(session, "device", torch.device("cuda:0"))  # the job's own estimate of its CPU is the same
-    assert max(stage.host for cell, data in cells for stage in memory(session, cell, data)) == host
+            check_fits(cells, limit=host, **where)
+    monkeypatch.setattr(cells[0].model, "device", torch.device("cuda:0"))  # the job's own estimate of its CPU is the same
+    assert max(stage.host for case in cells for stage in memory(case)) == host
 
 
 def test_weights_pass_through_the_cpu_on_their_way_to_a_gpu(tiny_folder, tmp_path):
@@ -200,26 +195,30 @@ def test_weights_pass_through_the_cpu_on_their_way_to_a_gpu(tiny_folder, tmp_pat
 
 def test_a_job_is_held_to_its_own_cells(tiny_folder, tmp_path, monkeypatch):
     """Neither TaCQ's memory and disk nor a budget out of reach stop the job of fp16; they stop TaCQ's own."""
-    grid, session, cells = opened(tiny_folder, tmp_path, methods=("TaCQ",), avg_bits=(4.75,))
-    tops = {cell.method.name: max(stage.total for stage in memory(session, cell, data)) for cell, data in cells}
-    one, two = ([cell for cell, _ in cells if cell.method.name == name] for name in ("fp16", "TaCQ"))
-    said, here = [], {session.label: session}
+    cases = opened(tiny_folder, tmp_path, methods=("TaCQ",), avg_bits=(4.75,))
+    tops = {case.method.name: max(stage.total for stage in memory(case)) for case in cases}
+
+    def named(cases: Cases, name: str) -> list:
+        return [case for case in cases if case.method.name == name]
+
+    said = []
+    monkeypatch.setattr(cases.progress, "say", said.append)
     ask = dict(weights=False, limit=tops["TaCQ"] - 1)
-    preflight(grid, here, said.append, **ask, only=one)
+    preflight(cases, **ask, only=named(cases, "fp16"))
     assert not any("asked: 4.75" in line or "solvers" in line for line in said)
     with pytest.raises(UserError, match=r"TaCQ on mmlu_pro .* 1 of 1 cells cannot fit"):
-        preflight(grid, here, said.append, **ask, only=two)
+        preflight(cases, **ask, only=named(cases, "TaCQ"))
     with pytest.raises(UserError, match=r"TaCQ on mmlu_pro .* 1 of 4 cells cannot fit"):
-        preflight(grid, here, said.append, **ask)
-    disk = SimpleNamespace(free=disk_bytes(session, two) - 1)
+        preflight(cases, **ask)
+    disk = SimpleNamespace(free=disk_bytes(named(cases, "TaCQ")) - 1)
     monkeypatch.setattr("harness.forecast.disk.shutil.disk_usage", lambda root: disk)
-    preflight(grid, here, said.append, weights=False, only=one)
+    preflight(cases, weights=False, only=named(cases, "fp16"))
     with pytest.raises(UserError, match="GB free"):
-        preflight(grid, here, said.append, weights=False, only=two)
-    far, session, cells = opened(tiny_folder, tmp_path, methods=("TaCQ",), avg_bits=(1.5,))
-    preflight(far, {session.label: session}, said.append, weights=False, only=one)
+        preflight(cases, weights=False, only=named(cases, "TaCQ"))
+    far = opened(tiny_folder, tmp_path, methods=("TaCQ",), avg_bits=(1.5,))
+    preflight(far, weights=False, only=named(far, "fp16"))
     with pytest.raises(UserError, match=r"--avg_bits 1\.5 cannot be met"):
-        preflight(far, {session.label: session}, said.append, weights=False)
+        preflight(far, weights=False)
 
 
 @pytest.mark.parametrize("names, changes, workers, float32, own", [  # copies of the linears: float32, in the model's dtype
@@ -238,20 +237,17 @@ def test_a_job_is_held_to_its_own_cells(tiny_folder, tmp_path, monkeypatch):
 ])
 def test_disk_counts_what_is_stored_and_what_is_in_the_making(tiny_folder, tmp_path, names, changes, workers, float32, own):
     # five documents a seed, so that two seeds read different ones
-    _, session, cells = opened(tiny_folder, tmp_path, methods=names, **{"dtype": "bf16", "calib_tokens": 200} | changes)
-    linears = sum(rows * cols for rows, cols in session.shapes.values())
-    assert disk_bytes(session, [cell for cell, _ in cells], workers) == (4 * float32 + 2 * own) * linears + REST
+    cases = opened(tiny_folder, tmp_path, methods=names, **{"dtype": "bf16", "calib_tokens": 200} | changes)
+    assert disk_bytes(cases, workers) == (4 * float32 + 2 * own) * cases[0].model.weights + REST
 
 
 def test_disk_does_not_count_what_is_there(tiny_folder, tmp_path):
     """Else a grid that is taken up again would want the room of its scores twice."""
-    _, session, cells = opened(tiny_folder, tmp_path, methods=("TaCQ",), dtype="bf16")
-    linears = sum(rows * cols for rows, cols in session.shapes.values())
-    cell, data = cells[-1]
-    for key, left in ((corrupted_key(session, cell, data)[0], 4 * 4), (gradients_key(session, cell, data, "abs")[0], 4),
-                      (scores_key(session, cell, data)[0], 0)):  # in the order in which they are made
-        session.store.put(key, {"stage": "x"}, {}, lambda folder: None)
-        assert disk_bytes(session, [cell]) == left * linears + REST
+    case = opened(tiny_folder, tmp_path, methods=("TaCQ",), dtype="bf16")[-1]
+    for key, left in ((base_quantized_key(case)[0], 4 * 4), (gradients_key(case, "abs")[0], 4),
+                      (scores_key(case)[0], 0)):  # in the order in which they are made
+        case.store.put(key, {"stage": "x"}, {}, lambda folder: None)
+        assert disk_bytes([case]) == left * case.model.weights + REST
 
 
 def cgroup(root: Path, own: str, **values: str) -> int | None:
@@ -286,28 +282,28 @@ def timed(monkeypatch):
         monkeypatch.setattr(Probe, name, lambda self, *_, value=value: value)
 
 
-def seconds(session, cells) -> dict[tuple, float]:
-    costs = Costs(session)
-    return {(cell.method.name, cell.avg_bits): costs.seconds(cell, data) for cell, data in cells}
+def seconds(cases: Cases) -> dict[tuple, float]:
+    costs = Costs(cases[0].model)
+    return {(case.method.name, case.cell.avg_bits): costs.seconds(case) for case in cases}
 
 
 def test_shared_work_is_counted_once(tiny_folder, tmp_path, timed):
     """Gradients at the first cell that reads them, whoever that is; scores once for all budgets."""
     both = opened(tiny_folder, tmp_path, methods=("TaCQ-absgrad", "SqueezeLLM"), avg_bits=(4.75, 5.75))
-    found, documents = seconds(*both[1:]), len(solver_calib(both[1], both[2][0][1], 42)[0].tokens)
+    found, documents = seconds(both), len(both[-1].solver_calib.tokens)
     backward = documents * 8 * TIMES["backward"]  # 8 blocks
     first = found["TaCQ-absgrad", 4.75] - found["TaCQ-absgrad", 5.75]
     assert backward < first < 1.5 * backward  # and the head beside
     assert found["SqueezeLLM", 4.75] == pytest.approx(found["SqueezeLLM", 5.75])
     alone = opened(tiny_folder, tmp_path, methods=("SqueezeLLM",), avg_bits=(4.75, 5.75))
-    assert seconds(*alone[1:])["SqueezeLLM", 4.75] == pytest.approx(found["TaCQ-absgrad", 4.75])
+    assert seconds(alone)["SqueezeLLM", 4.75] == pytest.approx(found["TaCQ-absgrad", 4.75])
 
 
 def test_a_scorer_costs_what_it_declares(tiny_folder, tmp_path, timed):
-    _, session, cells = opened(tiny_folder, tmp_path, methods=("TAQ", "TAQoS", "TAQO-oracle"), quantizer="rtn")
-    found, data = seconds(session, cells), cells[0][1]
-    asking, plain = Costs(session).evaluation(data), found["TAQ", 4.75]
-    padded = sum(map(len, data.calib.tokens))
+    cases = opened(tiny_folder, tmp_path, methods=("TAQ", "TAQoS", "TAQO-oracle"), quantizer="rtn")
+    found, case = seconds(cases), cases[0]
+    asking, plain = Costs(case.model).evaluation(case), found["TAQ", 4.75]
+    padded = sum(map(len, case.prompts.tokens))
     one_pass = plain - found["uniform", 4.75]
     assert 8 * TIMES["token"] * padded <= one_pass < 2 * 8 * TIMES["token"] * padded
     assert found["TAQoS", 4.75] - found["uniform", 4.75] == pytest.approx((2 + 7 / 2) * one_pass)
@@ -315,12 +311,13 @@ def test_a_scorer_costs_what_it_declares(tiny_folder, tmp_path, timed):
 
 
 def test_generated_tokens_and_solvers_cost_more(tiny_folder, tmp_path, timed):
-    _, session, cells = opened(tiny_folder, tmp_path, datasets=("trivia_qa",), batch_size=12)  # all in one batch
-    more = cells[0][1]
-    once, wanted = Costs(session).evaluation(more), 8 * TIMES["step"] * 3  # the first of 4 tokens comes from the context
-    assert len(more.batches) == 1 and once > wanted
-    assert Costs(session).evaluation(replace(more, batches=more.batches * 2)) == pytest.approx(2 * once)
-    rounded, solved = (seconds(*opened(tiny_folder, tmp_path, quantizer=name)[1:])["uniform", 4.75] for name in ("rtn", "gptq"))
+    case = opened(tiny_folder, tmp_path, datasets=("trivia_qa",), batch_size=12)[0]  # all in one batch
+    costs = Costs(case.model)
+    once, wanted = costs.evaluation(case), 8 * TIMES["step"] * 3  # the first of 4 tokens comes from the context
+    assert len(case.data.batches) == 1 and once > wanted
+    vars(case.data)["batches"] = case.data.batches * 2
+    assert costs.evaluation(case) == pytest.approx(2 * once)
+    rounded, solved = (seconds(opened(tiny_folder, tmp_path, quantizer=name))["uniform", 4.75] for name in ("rtn", "gptq"))
     assert solved > rounded + 2 * 8 * TIMES["token"] * 400 * 0.5
 
 
@@ -334,17 +331,16 @@ def done(tiny_folder, tmp_path_factory):
 
 def test_what_is_stored_costs_nothing(done, tiny_folder, tmp_path, timed, monkeypatch):
     shutil.copytree(done, tmp_path, dirs_exist_ok=True)
-    _, session, cells = opened(tiny_folder, tmp_path, methods=("TAQ",))
-    assert set(seconds(session, cells).values()) == {0.0}
+    cases = opened(tiny_folder, tmp_path, methods=("TAQ",))
+    assert set(seconds(cases).values()) == {0.0}
     with monkeypatch.context() as patch:  # what needs no memory is not refused for want of it
         patch.setattr(harness.forecast.limits, "cpu_limit", lambda *_: (1, "the memory of this machine"))
         assert main(flags(tiny_folder, tmp_path, "--method", "TAQ")) == 0
-    new = opened(tiny_folder, tmp_path, methods=("TAQ",), avg_bits=(5.75,))[1:]
-    found = seconds(*new)
+    found = seconds(opened(tiny_folder, tmp_path, methods=("TAQ",), avg_bits=(5.75,)))
     assert found["TAQ", 5.75] == pytest.approx(found["uniform", 5.75])  # the scores are there; random's were counted with the table of errors
     result = next(r for r in load_results(tmp_path / "results") if r.method.name == "TAQ")
     shutil.rmtree(tmp_path / "cache" / result.stages["samples"])
-    assert seconds(session, cells)["TAQ", 4.75] > 0 == seconds(session, cells)["uniform", 4.75]
+    assert seconds(cases)["TAQ", 4.75] > 0 == seconds(cases)["uniform", 4.75]
 
 
 def test_dry_run_prints_the_parts_and_computes_nothing(tiny_folder, tmp_path, monkeypatch, capsys):
@@ -369,9 +365,8 @@ def test_dry_run_prints_the_parts_and_computes_nothing(tiny_folder, tmp_path, mo
 def test_the_dry_runs_last_line_says_what_one_worker_may_use(tiny_folder, tmp_path, monkeypatch, ask, said):
     monkeypatch.setattr(harness.forecast.limits.os, "sysconf", lambda name: 64 * 10**9 if name == "SC_PHYS_PAGES" else 1)
     monkeypatch.setattr(harness.forecast.limits, "cgroup_limit", lambda: None)
-    grid, session, _ = opened(tiny_folder, tmp_path, methods=("fp16",))
     console = Console(file=StringIO(), width=500)
-    dry_run(grid, {session.label: session}, console, **ask)
+    dry_run(opened(tiny_folder, tmp_path, methods=("fp16",)), console, **ask)
     assert said in console.file.getvalue()
 
 
@@ -379,11 +374,11 @@ def test_the_dry_runs_last_line_says_what_one_worker_may_use(tiny_folder, tmp_pa
 def test_one_block_of_every_family_runs(family, tmp_path):
     CONFIGS[family]().save_pretrained(tmp_path)
     ref = ModelRef("tiny", "x", "float32")
-    session = SimpleNamespace(where=str(tmp_path), ref=ref, token=None, device=torch.device("cpu"))
-    block = find_blocks(one_block(session))[1]
-    whole = find_blocks(empty_model(str(tmp_path), ref))[1]
+    model = SimpleNamespace(skeleton=empty_model(str(tmp_path), ref), ref=ref, device=torch.device("cpu"), sizes=None)
+    block = find_blocks(one_block(model))[1]
+    whole = find_blocks(model.skeleton)[1]
     assert len(block) == 1 and sum(p.numel() for p in block[0].parameters()) == sum(p.numel() for p in whole[0].parameters())
-    probe = Probe(session)
+    probe = Probe(model)
     assert 0 < probe.token(2, 9) < 1 and 0 < probe.step(2, 9) < 1
 
 
@@ -396,13 +391,12 @@ def test_timings_are_a_unit_of_load_and_bounded(monkeypatch):
         runs.append(n)
 
     monkeypatch.setattr(harness.forecast.probe.time, "perf_counter", lambda: clock[0])
-    probe = Probe(SimpleNamespace(device=torch.device("cpu")))
+    probe = Probe(SimpleNamespace(device=torch.device("cpu"), sizes=None))
     assert probe.seconds(run, load=1000) == pytest.approx(0.02)
     assert max(runs) == 7 and clock[0] < 2  # 0.15 s hold seven
 
 
 def test_a_family_that_cannot_be_cut_is_estimated_from_its_size(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(harness.forecast.probe, "one_block", lambda session: None)
-    _, session, cells = opened(tiny_folder, tmp_path, methods=("SqueezeLLM",))
-    found = seconds(session, cells)
+    monkeypatch.setattr(harness.forecast.probe, "one_block", lambda model: None)
+    found = seconds(opened(tiny_folder, tmp_path, methods=("SqueezeLLM",)))
     assert 0 < found["fp16", None] < found["SqueezeLLM", 4.75]

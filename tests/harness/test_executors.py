@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from harness.jobs.board import Board, Post, find_run, forget_like, runs
+from harness.jobs.board import Board, Post, find_run, forget_like, process_number, runs
 from harness.jobs.executors import visible_gpus
 from harness.jobs.options import Options, parse_bytes, parse_minutes
 from harness.jobs.queue import job_states
@@ -55,7 +55,7 @@ def test_a_killed_worker_is_replaced_by_the_others(local, tiny_folder, tmp_path,
         for path in (tmp_path / "results").glob(".runs/*/state/cell-*.json"):
             state = json.loads(path.read_text())
             if state["state"] == "running":
-                victim = int(state["worker"].split("-")[-2])
+                victim = process_number(state["worker"])
     os.kill(victim, signal.SIGKILL)
     thread.join()
     assert done == [0] and files(tmp_path / "results", "*.jsonl") == files(local / "results", "*.jsonl")
@@ -262,10 +262,8 @@ def test_a_claim_of_a_machine_that_died_is_given_up(local, tiny_folder, tmp_path
 
 def test_the_identity_of_a_cell_follows_its_data_and_its_plugins(local, tiny_folder, tmp_path):
     """What an earlier run on the cluster did counts only if it is the same: other data or another plugin under the same name is not."""
-    from harness.grid import cells_of
     from harness.jobs.launch import identity
-    from harness.jobs.loop import open_sessions
-    from harness.presets import build_grid
+    from tests.harness.bench import cases_of
 
     rows = [json.dumps({"question_id": i, "question": f"what is {i}?", "options": ["a", "b"], "answer": "A", "answer_index": 0, "category": "c",
                         "src": "", "cot_content": ""}) for i in range(40)]
@@ -276,10 +274,9 @@ def test_the_identity_of_a_cell_follows_its_data_and_its_plugins(local, tiny_fol
         (tmp_path / f"data{change}" / "mmlu_pro" / "test.jsonl").write_text("\n".join(rows).replace("what is", f"what is{change}"))
         for text in ("1", "2"):
             plugin.write_text(text)
-            grid = build_grid("demo", models=(str(tiny_folder),), datasets=BITS, data_dir=str(tmp_path / f"data{change}"), threads=1, device="cpu",
-                              cache_dir=str(tmp_path / "c"), calib_size=4, eval_size=20)
-            session = open_sessions(grid, None, lambda text: None)[str(tiny_folder)]
-            found.append(identity(grid, cells_of(grid)[0], session, [], [str(plugin)]))
+            cases = cases_of(models=(str(tiny_folder),), datasets=BITS, data_dir=str(tmp_path / f"data{change}"), threads=1, device="cpu",
+                             cache_dir=str(tmp_path / "c"), calib_size=4, eval_size=20)
+            found.append(identity(cases[0], [], [str(plugin)]))
     assert len(set(found)) == 4
 
 

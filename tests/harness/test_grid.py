@@ -219,7 +219,8 @@ CHANGES = {  # field of the grid -> another value, and exactly which digests of 
 
 
 def test_identity_changes_with_what_counts_and_with_nothing_else(done, tiny_folder):
-    assert set(CHANGES) == {f.name for f in fields(Grid)} - {"settings"} | {s.name for s in SETTINGS if s.flag}, "a new field or setting needs a line in CHANGES"
+    known = {f.name for f in fields(Grid)} - {"settings"} | {setting.name for setting in SETTINGS if setting.flag}
+    assert set(CHANGES) == known, "a new field or setting needs a line in CHANGES"
     base = keys(tiny_folder, done)
     assert keys(tiny_folder, done) == base
     for name, (value, which) in CHANGES.items():
@@ -258,9 +259,20 @@ def test_golden_keys():
     assert keys == GOLDEN_KEYS
 
 
-GOLDEN_KEYS = {  # scores, plan, samples, cell
-    "TAQ": ["eea29767c783a850", "3b62dd579ccd1fc7", "bc8021cb886b15e9", "1fc4cca425767019"],
-    "TAQ-native": ["eea29767c783a850", "68ade9ce0c5cbe85", "0bac684d5862dd22", "576ea7202787cea6"]}
+GOLDEN_KEYS = {  # scores, plan, weights, samples, cell; made by the version before stages took a Case
+    "uniform": [None, "c422a37d7eeb43db", "d53afcc348249e10", "7293918ba5cbb978", "13998e95b45a0040"],
+    "TAQ": ["eea29767c783a850", "3b62dd579ccd1fc7", "d53afcc348249e10", "7293918ba5cbb978", "6e11c81183f9ed68"],
+    "TAQ-native": ["eea29767c783a850", "68ade9ce0c5cbe85", None, "0bac684d5862dd22", "576ea7202787cea6"],
+    "TAQO-oracle": ["7ea63c0fd6d86a3d", "63cf911aabb4468d", "d53afcc348249e10", "7293918ba5cbb978", "71ab9e1c69207736"],
+    "TAQoS": ["c3df93461b69b1fb", "2d8ccbeb128c7385", "d53afcc348249e10", "7293918ba5cbb978", "09176c124ff28922"],
+    "TaCQ": ["d90aa9b24de7fe91", "cc4cc5cc33a299aa", "d53afcc348249e10", "7293918ba5cbb978", "2748e163801863ae"],
+    "TaCQ-native": ["6f5ecf067cdae36a", "d4acba49666a7ed3", "271cac62369853a3", "6543b2109f3915af", "224cbcb287e8a72f"],
+    "SPQR": ["3c5335b423696238", "eb3077cb251776d1", "d53afcc348249e10", "7293918ba5cbb978", "c4f00358cd8fc62d"],
+    "SliM-LLM": ["f281991e6f9faeea", "7e2de9ae2de6878c", "d53afcc348249e10", "7293918ba5cbb978", "88ff66318ee359f3"],
+    "SqueezeLLM-native": [None, "d4ae5abf22e3f939", "df3ca74d009ad875", "c475088bc19fb567", "19e0d2af3e912161"],
+    "GPTQ-native": [None, "9d04ad13846d3e7d", "271cac62369853a3", "6543b2109f3915af", "6b3a162ab7c3ac8a"],
+    "random": ["377dd6af60a3b664", "704124579406929f", "d53afcc348249e10", "7293918ba5cbb978", "204cd74d58e9e08f"],
+    "bnb-nf4": [None, "5dd9656f8e70eba5", None, "355a3a47c03ee507", "ab988ae0be6f68d6"]}
 
 
 def test_the_folders_name_does_not_count(done, tiny_folder, tmp_path):

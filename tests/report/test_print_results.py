@@ -15,6 +15,7 @@ from report.text.render import show, text
 from report.text.sheets import overview_sheet, power_line, verdict
 from tests.report.handmade import N, put
 
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """mmlu_pro is whole; on code_mmlu TAQ has no result and random failed; two seeds of random; one native row, one budgeted row of other bits."""
