@@ -16,7 +16,7 @@ class Progress:
         self.console = console or Console(stderr=True, highlight=False)
         self.watchers: list[Callable[[str, int, int], None]] = []  # who else wants to know (harness/jobs/board.py)
         self.cells, self.done, self.start = cells, 0, time.monotonic()
-        self.bars = RichProgress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        self.bars = RichProgress(TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                                  TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=True,
                                  disable=not self.console.is_terminal)
         self.grid_bar = self.bars.add_task("cells", total=cells)

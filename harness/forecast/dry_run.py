@@ -2,6 +2,7 @@
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from harness.forecast.limits import cpu_limit
 from harness.forecast.memory import Parts, memory
@@ -26,7 +27,7 @@ def dry_run(cases: Cases, console: Console, limit: int | None = None, workers: i
         for case in cases.of_model(name):
             seconds = costs.seconds(case)
             total += seconds
-            table.add_row(*_row(case, seconds))
+            table.add_row(*map(Text, _row(case, seconds)))  # brackets of a method's settings are no markup
     console.print(table)
     size, whose = cpu_limit(limit, sharing)
     console.print(f"About {duration(total / workers).lstrip('~')} of work" + (f", shared by {workers} workers" if workers > 1 else "")

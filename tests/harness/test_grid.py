@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import evaluation.tasks  # noqa: F401  (registers the data sets)
+import harness.stages.documents
 import harness.stages.model
 import harness.stages.samples
 import methods  # noqa: F401  (registers the methods)
@@ -166,6 +167,61 @@ def test_out_of_memory_halves_the_batches_under_a_new_digest(tiny_folder, tmp_pa
     assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
     result = load_results(tmp_path / "results")[0]
     assert result.evaluation["batch_tokens"] == 300 and "new batch plan" in caplog.text
+    before = files(tmp_path / "results", "*.json*")
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0  # the results carry the key that they have now, so no twins come
+    assert files(tmp_path / "results", "*.json*") == before
+    assert result.cell == cell_key(case_of(result.method.name, **small(tiny_folder, tmp_path)))
+
+
+def small(tiny: Path, root: Path) -> dict:
+    """The grid of ``run`` for one data set, without its command line."""
+    return dict(models=(str(tiny),), datasets=("mmlu_pro",), eval_size=12, calib_size=6, avg_bits=(4.75,), device="cpu", threads=1,
+                max_new_tokens=4, batch_tokens=600, cache_dir=str(root / "cache"), results_dir=str(root / "results"))
+
+
+def test_a_result_carries_the_versions_and_the_time_of_its_samples(tiny_folder, tmp_path, monkeypatch):
+    """Read from the cache by a later version of the project, it still says which one made it."""
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
+    before = {r.method.name: (r.versions, r.made) for r in load_results(tmp_path / "results")}
+    shutil.rmtree(tmp_path / "results")
+    for module in ("plan", "result"):
+        monkeypatch.setattr(f"harness.stages.{module}.versions", lambda: {"commit": "later"})
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
+    assert {r.method.name: (r.versions, r.made) for r in load_results(tmp_path / "results")} == before
+    assert all(made.startswith("20") and versions["torch"] for versions, made in before.values())
+
+
+def test_seconds_are_each_stages_own(tiny_folder, tmp_path):
+    """The shared backward pass is billed to itself, the solve to the weights, and neither to the samples."""
+    assert run(tiny_folder, tmp_path, "--method", "TaCQ", "SqueezeLLM", "--quantizer", "gptq", "--calib_tokens", "600", datasets=("mmlu_pro",)) == 0
+    seconds = {r.method.name: r.seconds for r in load_results(tmp_path / "results")}
+    assert set(seconds["TaCQ"]) == {"gradients", "base_quantized", "scores", "plan", "weights", "samples"}
+    assert seconds["TaCQ"]["gradients"] == seconds["SqueezeLLM"]["gradients"] > 0 and set(seconds["fp16"]) == {"samples"}
+    entries = [json.loads(p.read_text()) for p in (tmp_path / "cache").glob("*/meta.json")]
+    whole = sum(e["provenance"].get("seconds", 0) for e in entries if e["identity"]["stage"] in ("gradients", "samples", "weights"))
+    solved = seconds["uniform"]["weights"]
+    assert seconds["uniform"]["samples"] < whole and solved > 0
+
+
+def test_categories_are_those_of_the_documents_now(tiny_folder, tmp_path, monkeypatch):
+    """A category is no answer: samples in the cache keep none of their own, so other categories cost no evaluation."""
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
+    real = harness.stages.documents.build_requests
+    monkeypatch.setattr(harness.stages.documents, "build_requests", lambda *a: [
+        replace(r, doc=replace(r.doc, stratum="all")) for r in real(*a)])
+    monkeypatch.setattr(harness.stages.model, "load_model", lambda *a: pytest.fail("the model was loaded"))
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
+    assert {name for r in load_results(tmp_path / "results") for name in r.strata} == {"all"}
+
+
+def test_what_a_killed_process_left_among_the_results_is_swept(tiny_folder, tmp_path):
+    (tmp_path / "results").mkdir()
+    for name, age in (("old", 0), ("young", None)):
+        (tmp_path / "results" / f".tmp-{name}").write_text("half")
+        if age is not None:
+            os.utime(tmp_path / "results" / f".tmp-{name}", (age, age))
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
+    assert [p.name for p in (tmp_path / "results").glob(".tmp-*")] == [".tmp-young"]
 
 
 def test_samples_hold_what_metrics_need(done):

@@ -19,7 +19,7 @@ from core.digest import write_json
 from core.errors import StorageError, storage_error
 from core.locks import hold, take
 from harness.store.partial import Partial
-from harness.store.store import Store, stage_key
+from harness.store.store import Content, Missing, Store, stage_key
 
 REPO = Path(__file__).resolve().parents[2]
 HOLDER = """
@@ -121,6 +121,7 @@ DAMAGE = {
     "meta gone": lambda f: (f / "meta.json").unlink(),
     "meta truncated": lambda f: (f / "meta.json").write_text((f / "meta.json").read_text()[:20]),
     "meta of another kind": lambda f: (f / "meta.json").write_text("[1]"),
+    "a file in the entry's place": lambda f: (shutil.rmtree(f), f.write_text("x")),
 }
 
 
@@ -130,7 +131,7 @@ def test_damage_is_seen_put_aside_and_made_again(tmp_path, damage, caplog):
     key, entry = put(store)
     DAMAGE[damage](entry)
     assert store.get(key) is None and "is damaged" in caplog.text
-    assert (tmp_path / f".damaged-{key}").is_dir() and not entry.exists()
+    assert (tmp_path / f".damaged-{key}").exists() and not entry.exists()
     put(store)
     assert store.get(key) == entry
     DAMAGE[damage](entry)  # a second time: the first one put aside makes room
@@ -297,6 +298,77 @@ def test_a_file_size_limit_is_named(tiny_folder, tmp_path):
     errors = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
     assert ran.returncode == 2 and len(errors) == 1 and "the file size limit of this shell (ulimit -f) is reached" in errors[0]
     assert "Traceback" not in ran.stderr and not list((tmp_path / "c").glob(".tmp-*"))
+
+
+def test_making_is_looking_up_first_and_its_seconds_are_its_own(tmp_path, monkeypatch):
+    """A stage inside another one is not billed twice; what a killed process spent is not lost; --eval_only refuses scores, not samples."""
+    clock = [100.0]
+    for module in ("store", "partial"):
+        monkeypatch.setattr(f"harness.store.{module}.time.perf_counter", lambda: clock[0])
+
+    def stage(name: str, seconds: float, inner=lambda: None):
+        def compute(partial):
+            clock[0] += seconds
+            partial.save("half", b"done")
+            inner()
+            return Content(lambda folder: write_json(folder / "value.json", name), {"model": "m"})
+        return (*stage_key(name, 1), compute)
+
+    store = Store(tmp_path)
+    inner = stage("gradients", 5.0)
+    outer = stage("scores", 2.0, lambda: store.make(*inner))
+    entry = store.make(*outer)
+    assert store.seconds(inner[0]) == 5.0 and store.seconds(outer[0]) == 2.0 and not (tmp_path / ".partial" / outer[0]).exists()
+    clock[0] += 1000.0
+    assert store.make(*outer[:2], lambda partial: pytest.fail("made twice")) == entry
+    killed = stage("plan", 7.0)
+
+    def cut(partial):
+        killed[2](partial)
+        raise KeyboardInterrupt
+
+    def resumed(partial):
+        assert partial.load("half") == b"done"
+        return Content(lambda folder: write_json(folder / "value.json", 1))
+
+    with pytest.raises(KeyboardInterrupt):
+        store.make(*killed[:2], cut)
+    store.make(*killed[:2], resumed)
+    assert store.seconds(killed[0]) == 7.0
+    frozen = Store(tmp_path, eval_only=True)
+    assert frozen.make(*outer) == entry and frozen.make(*stage("samples", 1.0))
+    with pytest.raises(Missing, match=r"--eval_only: the weights of this cell .* are not in"):
+        frozen.make(*stage("weights", 1.0))
+
+
+def test_only_what_is_used_is_verified(tmp_path):
+    """A cached cell reads a scorer's notes, not the gigabytes of its scores."""
+    store = Store(tmp_path)
+    key, identity = stage_key("scores", 1)
+    entry = store.put(key, identity, {}, lambda folder: [write_json(folder / name, name) for name in ("large", "small")])
+    (entry / "large").write_text("damaged")
+    assert store.get(key, only=("small",)) == entry and store.get(key) is None
+
+
+def test_a_cache_that_cannot_be_written_serves_what_it_has(tiny_folder, tmp_path, capsys):
+    """A dry run, and a grid whose every cell is there; one that has to compute is refused before it starts."""
+    from tests.harness.test_grid import files, run
+
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
+    before = files(tmp_path, "*.json*")
+    cache = str(tmp_path / "cache")
+    if os.geteuid() or subprocess.run(["mount", "--bind", "-o", "ro", cache, cache], capture_output=True).returncode:
+        pytest.skip("needs to be root and allowed to mount, for a file system that is really read-only")
+    try:
+        if subprocess.run(["touch", f"{cache}/x"], capture_output=True).returncode == 0:
+            subprocess.run(["mount", "-o", "remount,bind,ro", cache], check=True)
+        assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0 and files(tmp_path, "*.json*") == before
+        assert run(tiny_folder, tmp_path, "--method", "equal", "--dry_run", datasets=("mmlu_pro",)) == 0
+        capsys.readouterr()
+        assert run(tiny_folder, tmp_path, "--method", "equal", datasets=("mmlu_pro",)) == 2
+        assert "read-only" in capsys.readouterr().err
+    finally:
+        subprocess.run(["umount", "-l", cache], check=True)
 
 
 def test_old_leftovers_are_swept_and_young_ones_left(tmp_path):

@@ -1,0 +1,149 @@
+"""A plugin must not poison others: what it leaves in the model is refused and removed, and its exit is a failed cell."""
+
+import pytest
+import torch
+
+from core.registry import ALLOCATORS, METHODS, QUANTIZERS, SCORERS, allocator, method, quantizer, scorer
+from core.types import Scores
+from harness.stages.scores import check_scores
+from harness.stages.untouched import untouched
+from report.records import load_results
+from tests.harness.test_grid import run
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def registries(monkeypatch):
+    """What a test registers goes when it ends."""
+    for registry in (SCORERS, METHODS, ALLOCATORS, QUANTIZERS):
+        monkeypatch.setattr(registry, "_items", dict(registry._items))
+
+
+def leave_hook(model):
+    model.get_input_embeddings().register_forward_hook(lambda *_: None)
+
+
+def leave_other_buffer(model):
+    model.register_buffer("left", torch.zeros(1))
+
+
+def leave_training_mode(model):
+    model.train()
+
+
+def leave_gradients(model):
+    next(model.parameters()).requires_grad_(True)
+
+
+def leave_forward(model):
+    model.forward = lambda *_, **__: None
+
+
+LEFT = {leave_hook: "1 hooks more on model.embed_tokens", leave_other_buffer: "other buffers in the model", leave_training_mode: "training mode",
+        leave_gradients: "requires_grad or a gradient on", leave_forward: "another forward in the model"}
+
+
+@pytest.mark.parametrize("leave", LEFT)
+def test_what_is_left_in_a_model_is_refused_and_removed(leave):
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match=f"it left {LEFT[leave]}"), untouched(model, "it"):
+        leave(model)
+    with untouched(model, "it"):  # nothing is left of it
+        pass
+    assert not model.training and "left" not in dict(model.named_buffers()) and not any(p.requires_grad for p in model.parameters())
+    with pytest.raises(KeyError), untouched(model, "it"):  # an error of its own goes first
+        leave(model)
+        raise KeyError
+    with untouched(model, "it"):
+        pass
+
+
+@pytest.mark.parametrize("leave", (leave_hook, leave_training_mode))
+def test_a_scorer_that_leaves_something_fails_alone(leave, registries, tiny_folder, tmp_path):
+    """The cells after it are those of a grid without it, to the byte."""
+    @scorer("leaves_test", granularity="layer", needs=())
+    def leaves(ctx):
+        leave(ctx.model)
+        return Scores("layer", ctx.spread([1.0] * len(ctx.blocks)), "none")
+
+    method("leaves_test", scorer="leaves_test")
+    assert run(tiny_folder, tmp_path / "with", "--method", "leaves_test", "TAQ", datasets=("mmlu_pro",)) == 1
+    assert run(tiny_folder, tmp_path / "without", "--method", "TAQ", datasets=("mmlu_pro",)) == 0
+    results = {r.method.name: r for r in load_results(tmp_path / "with" / "results")}
+    assert "it must leave the model as it found it" in results["leaves_test"].error and results["TAQ"].ok
+    lines = {root: {p.name: p.read_bytes() for p in (tmp_path / root / "results").glob("*.jsonl")} for root in ("with", "without")}
+    assert lines["with"] == lines["without"]
+
+
+@pytest.mark.parametrize("where", ("scorer", "allocator", "quantizer"))
+def test_leaving_the_program_is_a_failed_cell(where, registries, tiny_folder, tmp_path, capsys):
+    @scorer("leaver_test", granularity="layer", needs=())
+    def leaver(ctx):
+        raise SystemExit(0)
+
+    @allocator("leaver_test")
+    def leaver_too(ctx):
+        raise SystemExit
+
+    @quantizer("leaver_test")
+    def leaver_last(weight, layer):
+        raise SystemExit(3)
+
+    name = {"scorer": "leaver_test+knapsack+rtn", "allocator": "equal+leaver_test+rtn", "quantizer": "equal+knapsack+leaver_test"}[where]
+    assert run(tiny_folder, tmp_path, "--method", name, datasets=("mmlu_pro",)) == 1
+    results = {r.method.name: r for r in load_results(tmp_path / "results")}
+    assert results[name].error.startswith("SystemExit: ") and "not end the program" in results[name].error and results["uniform"].ok
+    assert "uniform" in capsys.readouterr().out
+
+
+def test_keys_that_cannot_be_made_fail_their_cell_and_no_other(registries, tiny_folder, tmp_path, monkeypatch):
+    import harness.stages.scores
+
+    @scorer("keyless_test", granularity="layer", needs=(), params=("seed",))
+    def keyless(ctx):
+        return Scores("layer", ctx.spread([1.0] * len(ctx.blocks)), "none")
+
+    real = harness.stages.scores.score_params
+
+    def params(case, names):
+        if case.method.name == "keyless_test":
+            raise ZeroDivisionError("a key of its own")
+        return real(case, names)
+
+    method("keyless_test", scorer="keyless_test")
+    monkeypatch.setattr(harness.stages.scores, "score_params", params)
+    monkeypatch.setattr("harness.forecast.sizes.finished", lambda case: False)
+    monkeypatch.setattr("harness.jobs.launch.preflight", lambda cases: None)
+    assert run(tiny_folder, tmp_path, "--method", "keyless_test", datasets=("mmlu_pro",)) == 1
+    results = {r.method.name: r for r in load_results(tmp_path / "results")}
+    assert results["keyless_test"].error == "ZeroDivisionError: a key of its own" and results["random"].ok
+
+
+def test_needs_of_a_quantizer_are_checked():
+    with pytest.raises(ValueError, match=r"quantizer 'needy_test': needs \('hessians',\) are not among"):
+        quantizer("needy_test", needs=("hessians",))
+
+
+SHAPES = {"a": (4, 12)}
+BAD = [("group", torch.zeros(4), None), ("group", torch.zeros(3, 2), None), ("group", torch.zeros(1, 13), None), ("group", torch.zeros(1, 5), None),
+       ("linear", torch.zeros(2), (2, 4, 8)), ("element", torch.zeros(4, 12), (2, 4)), ("channel", torch.zeros(4), None),
+       ("layer", torch.tensor(float("nan")), None)]
+GOOD = [("group", torch.zeros(1, 3), None), ("group", torch.zeros(4, 12), None), ("group", torch.zeros(1, 4, 2), (2, 4)),
+        ("linear", torch.zeros(3), (2, 4, 8)), ("channel", torch.zeros(12), None)]
+
+
+@pytest.mark.parametrize(("granularity", "value", "levels"), BAD)
+def test_scores_of_another_shape_are_refused(granularity, value, levels):
+    spec = SCORERS.get("equal").__class__("s", None, granularity)
+    with pytest.raises(ValueError, match="scorer 's': scores of a have shape"):
+        check_scores(Scores(granularity, {"a": value}, "u", levels), spec, SHAPES)
+
+
+@pytest.mark.parametrize(("granularity", "value", "levels"), GOOD)
+def test_scores_of_the_right_shape_are_taken(granularity, value, levels):
+    check_scores(Scores(granularity, {"a": value}, "u", levels), SCORERS.get("equal").__class__("s", None, granularity), SHAPES)
+
+
+def test_scores_of_another_kind_are_refused():
+    with pytest.raises(ValueError, match="returned dict; it must return"):
+        check_scores({"a": 1}, SCORERS.get("equal"), SHAPES)
