@@ -1,7 +1,8 @@
 """Time SqueezeLLM's weighted k-means against scikit-learn's, a row at a time, and compare what they reach.
 
-Prints, per shape and bit width, milliseconds of processor time a row, the ratio of times, the mean and the largest ratio of
-inertia (ours over theirs; below 1 = ours is better) and the seconds that a whole model of ``--weights`` weights would take.
+Prints, per shape and bit width, milliseconds of processor time a row, the ratio of times, the mean and the largest
+ratio of inertia (ours over theirs; below 1 = ours is better) and the seconds that a whole model of ``--weights``
+weights would take.
 Weights are normal, the Fisher information is a squared normal with log-normal columns and elements.
 Run: python -m benchmarks.codebook [--rows 24 --weights 106e6]
 """
@@ -54,7 +55,8 @@ def compare(shape: tuple[int, int], bits: int, rows: int, model_weights: float) 
     ratio = [inertia(w, f, c) / inertia(w, f, fit.cluster_centers_.ravel()) for w, f, c, (_, fit) in
              zip(weight.double().numpy(), fisher.double().numpy(), ours[1][0].double().numpy(), fits)]
     each = ours[0] / shape[0]
-    return {"shape": f"{shape[0]}×{shape[1]}", "bits": bits, "ours ms/row": f"{1e3 * each:.2f}", "scikit-learn ms/row": f"{1e3 * theirs:.1f}",
+    return {"shape": f"{shape[0]}×{shape[1]}", "bits": bits, "ours ms/row": f"{1e3 * each:.2f}",
+            "scikit-learn ms/row": f"{1e3 * theirs:.1f}",
             "times faster": f"{theirs / each:.0f}", "inertia ratio": f"{np.mean(ratio):.5f} (at most {max(ratio):.5f})",
             "whole model s": f"{whole / weight.numel() * model_weights:.0f}"}
 

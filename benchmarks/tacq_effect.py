@@ -2,8 +2,8 @@
 
 Per bit width: plain GPTQ (one scale a row, 80 shrinks), gradients, the global top 0.35 % by |W|·Σ|g|·|W−Wq|, GPTQ again
 around them; then the perplexity of held-out prompts, batch 1, in the model's dtype: exp of the mean over all tokens.
-Each stage's processor seconds (``--threads`` 1 makes them comparable) and the process's peak memory are printed beside the
-figures of ``--timings``, a JSON of the same stages from another implementation and, as a rule, another machine.
+Each stage's processor seconds (``--threads`` 1 makes them comparable) and the process's peak memory are printed beside
+the figures of ``--timings``, a JSON of the same stages from another implementation and, as a rule, another machine.
 
 Run: python -m benchmarks.tacq_effect --calibration FILE --prompts FILE [--timings FILE] [--bits 2 3] [--threads 1]
 FILE: JSON with token ids of the model's own tokenizer, {"sequences": [[...], ...]} and {"mmlu_prompts": [[...], ...]}.
@@ -34,7 +34,8 @@ from quantization.apply import Originals
 from quantization.bits import make_plan
 from streams.gradients import gradient_sums
 
-STAGES = {"plain": "mss4-1corrupt-{bits}", "gradients": "mss4-2importance-{bits}", "top-k": "mss4-3mask-{bits}", "kept": "mss4-4gptq-{bits}"}
+STAGES = {"plain": "mss4-1corrupt-{bits}", "gradients": "mss4-2importance-{bits}", "top-k": "mss4-3mask-{bits}",
+          "kept": "mss4-4gptq-{bits}"}
 
 
 class Clock:
@@ -48,7 +49,8 @@ class Clock:
         out = work()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         self.rows.append({"stage": stage, "bits": bits, "wall_s": wall, "cpu_s": cpu, "peak_MiB": peak_bytes() / 2**20})
-        print(f"{stage} {'' if bits is None else f'{bits} bits '}{wall:.0f} s wall, {cpu:.0f} s processor", file=sys.stderr, flush=True)
+        print(f"{stage} {'' if bits is None else f'{bits} bits '}{wall:.0f} s wall, {cpu:.0f} s processor",
+              file=sys.stderr, flush=True)
         return out
 
 
@@ -71,16 +73,18 @@ def effect(args, clock: Clock) -> list[dict]:
     model = load_model(where, model_ref(where, pick_dtype("bf16", device), None, ()), device)
     linears, block_of = find_linears(model)
     sequences = tuple(np.asarray(s) for s in json.loads(Path(args.calibration).read_text())["sequences"])
-    calib = CalibSet("calibration", tuple(map(str, range(len(sequences)))), sequences, tuple(np.ones(len(s), bool) for s in sequences), 0, "")
+    calib = CalibSet("calibration", tuple(map(str, range(len(sequences)))), sequences,
+                     tuple(np.ones(len(s), bool) for s in sequences), 0, "")
     prompts = json.loads(Path(args.prompts).read_text())["mmlu_prompts"]
     shapes, originals = {f: tuple(lin.weight.shape) for f, lin in linears.items()}, Originals(linears)
 
     def solve(layers):
-        found = originals.solve(layers, "gptq", model=model, blocks=find_blocks(model)[1], block_of=block_of, calib=calib,
-                                options={"search": "published"})
+        found = originals.solve(layers, "gptq", model=model, blocks=find_blocks(model)[1], block_of=block_of,
+                                calib=calib, options={"search": "published"})
         return make_plan({f: s.layer for f, s in found.items()}, shapes, (0, 0), {}).avg_bits
 
-    rows = [{"method": "as loaded", "bits": 16.0, "perplexity": clock.run("perplexity", None, lambda: perplexity(model, prompts))}]
+    whole = clock.run("perplexity", None, lambda: perplexity(model, prompts))
+    rows = [{"method": "as loaded", "bits": 16.0, "perplexity": whole}]
     gradient = clock.run("gradients", None, lambda: gradient_sums(model, linears, calib, ("abs",)).sums["abs"])
     for bits in args.bits:
         plain = {f: LayerPlan(bits, cols) for f, (_, cols) in shapes.items()}
@@ -90,7 +94,8 @@ def effect(args, clock: Clock) -> list[dict]:
 
         def choose(bits=bits, corrupt=corrupt):
             scores = {f: saliency(originals.weights[f], gradient[f], corrupt[f]) for f in linears}
-            ctx = AllocContext(shapes, block_of, Budget(0.0), Scores("element", scores, ""), options={"bits": bits, "ratio": args.ratio})
+            ctx = AllocContext(shapes, block_of, Budget(0.0), Scores("element", scores, ""),
+                               options={"bits": bits, "ratio": args.ratio})
             return global_topk(ctx)[0]
 
         kept = clock.run("top-k", bits, choose)
@@ -108,7 +113,8 @@ def beside(clock: Clock, timings: Path | None) -> pd.DataFrame:
         seconds = other.get("cpu_user_s")
         out.append({k: (f"{v:.0f}" if isinstance(v, float) else "-" if v is None else v) for k, v in row.items()}
                    | {"their cpu_s": "-" if seconds is None else f"{seconds:.0f}",
-                      "ratio": "-" if seconds is None else f"{row['cpu_s'] / seconds:.2f}", "their peak_MiB": other.get("peak_rss_MiB", "-")})
+                      "ratio": "-" if seconds is None else f"{row['cpu_s'] / seconds:.2f}",
+                      "their peak_MiB": other.get("peak_rss_MiB", "-")})
     return pd.DataFrame(out)
 
 
@@ -126,7 +132,8 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     clock = Clock()
     rows = effect(args, clock)
-    print(pd.DataFrame([{**r, "bits": f"{r['bits']:.3f}", "perplexity": f"{r['perplexity']:.1f}"} for r in rows]).to_markdown(
+    print(pd.DataFrame([{**r, "bits": f"{r['bits']:.3f}", "perplexity": f"{r['perplexity']:.1f}"}
+                        for r in rows]).to_markdown(
         index=False, disable_numparse=True))
     print()
     print(beside(clock, args.timings).to_markdown(index=False, disable_numparse=True))

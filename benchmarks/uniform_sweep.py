@@ -43,9 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache_dir", default="saved_models")
     parser.add_argument("--eval_size", type=int)
     args = parser.parse_args(argv)
-    grid = build_grid("demo", methods=("uniform",), avg_bits=BUDGETS, results_dir=args.results_dir, cache_dir=args.cache_dir,
-                      eval_size=args.eval_size)
-    grid = replace(grid, methods=("fp16", "uniform"))  # a sweep of the control itself: the random rows would say nothing here
+    grid = build_grid("demo", methods=("uniform",), avg_bits=BUDGETS, results_dir=args.results_dir,
+                      cache_dir=args.cache_dir, eval_size=args.eval_size)
+    # a sweep of the control itself: the random rows would say nothing here
+    grid = replace(grid, methods=("fp16", "uniform"))
     with Progress(len(cells_of(grid))) as progress:
         results = run_local(grid, None, progress, [])
     print(sweep_table(tables_of(args.results_dir, results)))

@@ -1,7 +1,7 @@
 """The parts of any causal LM, found by walking its module tree; no file for each family.
 
-The decoder blocks are the longest ``nn.ModuleList`` below the model whose members share one class, and every ``nn.Linear``
-inside them is quantizable.  lm_head, embeddings and norms lie outside and count only in whole-model bits.
+The decoder blocks are the longest ``nn.ModuleList`` below the model whose members share one class, and every
+``nn.Linear`` inside them is quantizable.  lm_head, embeddings and norms lie outside and count only in whole-model bits.
 """
 
 from torch import nn
@@ -20,7 +20,8 @@ def find_blocks(model: nn.Module) -> tuple[str, list[nn.Module]]:
         if best is None or len(module) > len(best[1]):
             best = (path, module)
     if best is None:
-        raise UserError(f"{type(model).__name__} has no list of decoder blocks with nn.Linear in them; only such causal LMs can be quantized here")
+        raise UserError(f"{type(model).__name__} has no list of decoder blocks with nn.Linear in them; only such "
+                        "causal LMs can be quantized here")
     return best[0], list(best[1])
 
 
@@ -37,9 +38,12 @@ def find_linears(model: nn.Module) -> tuple[dict[str, nn.Linear], dict[str, int]
 
 
 def uncovered(linears: dict[str, nn.Linear], blocks: list[nn.Module]) -> list[str]:
-    """Names of weight matrices inside the blocks that no nn.Linear holds (fused experts, Conv1D): they would stay unquantized in silence."""
+    """Names of weight matrices inside the blocks that no nn.Linear holds (fused experts, Conv1D): they would stay
+    unquantized in silence.
+    """
     inside = {id(lin.weight) for lin in linears.values()}
-    return [f"block {i} {name}" for i, block in enumerate(blocks) for name, p in block.named_parameters() if p.ndim >= 2 and id(p) not in inside]
+    return [f"block {i} {name}" for i, block in enumerate(blocks) for name, p in block.named_parameters()
+            if p.ndim >= 2 and id(p) not in inside]
 
 
 def other_bits(model: nn.Module, linears: dict[str, nn.Linear]) -> tuple[int, int]:

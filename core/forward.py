@@ -41,7 +41,8 @@ def _accepted(kind: type) -> frozenset[str]:
     return frozenset(inspect.signature(kind.forward).parameters)
 
 
-def call(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor | None = None, *, last_only: bool = True, **more):
+def call(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor | None = None, *,
+         last_only: bool = True, **more):
     """Run any causal LM on ids [B, T]; mask [B, S] also covers what a cache holds.
 
     Positions default to counting real tokens. Families differ in what their forward takes (e.g. no position_ids with
@@ -97,7 +98,9 @@ def watch(blocks: Sequence[nn.Module], see: Callable[[int, torch.Tensor], None])
 
 @contextmanager
 def skip_to(blocks: Sequence[nn.Module], at: int, hidden: torch.Tensor, width: int = 0):
-    """Make blocks 0..at cheap: the model runs as if block ``at`` had returned ``hidden`` [B, T, d], in a tuple of ``width`` if not 0."""
+    """Make blocks 0..at cheap: the model runs as if block ``at`` had returned ``hidden`` [B, T, d], in a tuple of
+    ``width`` if not 0.
+    """
     held, output = [], (hidden, *[None] * (width - 1)) if width else hidden
     for block in blocks[: at + 1]:
         held.append(block.__dict__.get("forward"))

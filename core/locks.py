@@ -25,13 +25,14 @@ SAY_AFTER_S = 5.0  # a waiter says what it waits for
 
 
 def _lost(loss: LeaseCompromise) -> None:
-    log.warning("the lock %s was lost (%s): this process stood still for over %.0f s or the file system failed; the work goes on and may be "
-                "done twice, nothing is damaged", loss.lock_file, loss.reason, LEASE_S)
+    log.warning("the lock %s was lost (%s): this process stood still for over %.0f s or the file system failed; the "
+                "work goes on and may be done twice, nothing is damaged", loss.lock_file, loss.reason, LEASE_S)
 
 
 def lease(path: Path, seconds: float = LEASE_S) -> SoftFileLease:
     """The lock at ``path``, not yet held; its folder must exist."""
-    return SoftFileLease(str(path), lease_duration=seconds, heartbeat_interval=seconds / 8, poll_interval=POLL_S, on_compromise=_lost)
+    return SoftFileLease(str(path), lease_duration=seconds, heartbeat_interval=seconds / 8, poll_interval=POLL_S,
+                         on_compromise=_lost)
 
 
 def idle(path: Path) -> float | None:
@@ -68,7 +69,8 @@ def hold(path: Path, what: str, seconds: float = LEASE_S) -> Iterator[None]:
         try:
             lock.acquire(timeout=SAY_AFTER_S if time.monotonic() - start < SAY_AFTER_S else UNSIGNED_S)
         except Timeout:
-            log.warning("waiting for %s, which another process is working on (%.0f s so far)", what, time.monotonic() - start)
+            log.warning("waiting for %s, which another process is working on (%.0f s so far)", what,
+                        time.monotonic() - start)
             _unwedge(path)
     try:
         yield
@@ -79,8 +81,8 @@ def hold(path: Path, what: str, seconds: float = LEASE_S) -> Iterator[None]:
 def take(path: Path, seconds: float = LEASE_S, lock: SoftFileLease | None = None) -> SoftFileLease | None:
     """The lock, held, or None if a living process has it; the caller releases it.
 
-    Who asks again and again gives the same ``lock`` (from :func:`lease`) each time: it is what watches whether a holder on
-    another host still lives.
+    Who asks again and again gives the same ``lock`` (from :func:`lease`) each time: it is what watches whether a holder
+    on another host still lives.
     """
     lock = lock or lease(path, seconds)
     try:

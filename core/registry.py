@@ -1,8 +1,8 @@
 """Registries with a collision error and a did-you-mean, and the method records.
 
 A scorer is one function under ``@scorer``; a method is a record that names a scorer, an allocator and a quantizer.
-On the command line ``scorer+allocator+quantizer`` builds a record on the fly (the ablation grid), and brackets behind any
-name give one row settings of its own: ``TaCQ[calib=c4,corrupt=rtn]``.
+On the command line ``scorer+allocator+quantizer`` builds a record on the fly (the ablation grid), and brackets behind
+any name give one row settings of its own: ``TaCQ[calib=c4,corrupt=rtn]``.
 """
 
 import re
@@ -25,7 +25,8 @@ class Registry:
     def add(self, name: str, item: object) -> object:
         if name in self._items:
             old = self._items[name]
-            raise ValueError(f"{self.kind} {name!r} is registered twice: by {_owner(old)} and by {_owner(item)}; rename one")
+            raise ValueError(f"{self.kind} {name!r} is registered twice: by {_owner(old)} and by {_owner(item)}; "
+                             "rename one")
         self._items[name] = item
         return item
 
@@ -60,8 +61,8 @@ class ScorerSpec:
 
     ``params`` are the settings that it may read, and the facts of its cell (FACTS); reading another is an error, so the
     key of its scores holds exactly what they depend on.  ``needs`` is drawn from NEEDS: "calib" are unlabeled prompts,
-    "labels" their answers; "gradients" and "hessian" read the solvers' calibration set (worked documents or general text,
-    drawn by the seed).  A scorer is keyed by what it needs and no more.
+    "labels" their answers; "gradients" and "hessian" read the solvers' calibration set (worked documents or general
+    text, drawn by the seed).  A scorer is keyed by what it needs and no more.
     """
 
     name: str
@@ -87,7 +88,8 @@ class PartSpec:
     version: int = 1
     options: tuple[str, ...] = ()  # the options that a method may fix, or a row's brackets
     exempt: bool = False  # a published allocation: its rows carry their own bits, no budget
-    needs: tuple[str, ...] = ()  # quantizers: "hessian" or "inputs" (of the linear), "fisher" (gradients); none = weights alone
+    # quantizers: "hessian" or "inputs" (of the linear), "fisher" (gradients); none = weights alone
+    needs: tuple[str, ...] = ()
     sequential: bool = True  # quantizers: linears of a block one input after the other, or all from the block as loaded
 
     @property
@@ -132,7 +134,8 @@ FACTS = {  # what a scorer may read of its cell, besides settings
     "base": "how linears are stored before any weight is kept",
 }
 COMMON = "common"  # the quantizer of a common row: the grid's own (--quantizer)
-DEFAULT_ALLOCATOR = {"layer": "knapsack", "linear": "knapsack", "group": "knapsack", "channel": "topk_keep", "element": "topk_keep"}
+DEFAULT_ALLOCATOR = {"layer": "knapsack", "linear": "knapsack", "group": "knapsack", "channel": "topk_keep",
+                     "element": "topk_keep"}
 
 
 def _settings(needs, params) -> tuple[str, ...]:
@@ -153,8 +156,8 @@ def scorer(name: str, *, granularity: str, needs=("calib",), params=(), version:
     names = SETTINGS.declare(params, who)
     unknown = [n for n in names if n not in SETTINGS and n not in FACTS]
     if unknown:
-        raise ValueError(f"{who}: params name {unknown[0]!r}, which is no setting and no fact of a cell ({', '.join(FACTS)}); "
-                         "declare it with core.settings.Setting")
+        raise ValueError(f"{who}: params name {unknown[0]!r}, which is no setting and no fact of a cell "
+                         f"({', '.join(FACTS)}); declare it with core.settings.Setting")
 
     def wrap(fn):
         SCORERS.add(name, ScorerSpec(name=name, fn=fn, granularity=granularity, needs=tuple(needs), params=names,
@@ -172,10 +175,13 @@ def method(name: str, *, scorer: str | None = None, allocator: str | None = None
     if allocator is None:
         raise ValueError(f"method {name!r} has neither a scorer nor an allocator; name one of them")
     if re.search(r"[\[\],=+\s]", name):
-        raise ValueError(f"method {name!r} has a bracket, comma, =, + or space in its name; these mean something on the command line")
-    read = ALLOCATORS.get(allocator).options + (QUANTIZERS.get(quantizer).options if quantizer not in (None, COMMON) else ())
+        raise ValueError(f"method {name!r} has a bracket, comma, =, + or space in its name; these mean something on "
+                         "the command line")
+    read = ALLOCATORS.get(allocator).options + (QUANTIZERS.get(quantizer).options if quantizer not in (None, COMMON)
+                                                else ())
     if set(options) - set(read):
-        raise ValueError(f"method {name!r}: allocator {allocator!r} and quantizer {quantizer!r} read {read}, not {sorted(set(options) - set(read))}")
+        raise ValueError(f"method {name!r}: allocator {allocator!r} and quantizer {quantizer!r} read {read}, not "
+                         f"{sorted(set(options) - set(read))}")
     return METHODS.add(name, MethodSpec(name=name, scorer=scorer, allocator=allocator, quantizer=quantizer, paper=paper,
                                         native=native, options=options))
 
@@ -186,7 +192,8 @@ def allocator(name: str, version: int = 1, options: tuple = (), exempt: bool = F
     return lambda fn: ALLOCATORS.add(name, PartSpec(name=name, fn=fn, version=version, options=names, exempt=exempt)).fn
 
 
-def quantizer(name: str, version: int = 1, *, needs: tuple[str, ...] = (), sequential: bool = True, options: tuple = ()):
+def quantizer(name: str, version: int = 1, *, needs: tuple[str, ...] = (), sequential: bool = True,
+              options: tuple = ()):
     """Register the decorated function as a quantizer.
 
     Without ``needs`` it is ``fn(weight, LayerPlan) -> ŵ``; with them ``fn(weight float32, LayerPlan, Aid) -> Stored``.
@@ -194,15 +201,16 @@ def quantizer(name: str, version: int = 1, *, needs: tuple[str, ...] = (), seque
     if not set(needs) <= set(QUANTIZER_NEEDS):
         raise ValueError(f"quantizer {name!r}: needs {tuple(needs)} are not among {QUANTIZER_NEEDS}")
     names = _options(f"quantizer {name!r}", options)
-    return lambda fn: QUANTIZERS.add(name, PartSpec(name=name, fn=fn, version=version, options=names, needs=tuple(needs),
-                                                    sequential=sequential)).fn
+    return lambda fn: QUANTIZERS.add(name, PartSpec(name=name, fn=fn, version=version, options=names,
+                                                    needs=tuple(needs), sequential=sequential)).fn
 
 
 def _options(who: str, options) -> tuple[str, ...]:
     """Take up the options' settings; an option is told by a method or in brackets, never by a flag."""
     flags = [o.name for o in options if isinstance(o, Setting) and o.flag]
     if flags:
-        raise ValueError(f"{who}: option {flags[0]!r} is declared with a flag; options belong to rows, so pass flag=False")
+        raise ValueError(f"{who}: option {flags[0]!r} is declared with a flag; options belong to rows, so pass "
+                         "flag=False")
     return SETTINGS.declare(options, who)
 
 
@@ -213,7 +221,8 @@ def resolve_method(name: str) -> MethodSpec:
     if not bracket:
         return spec
     if not inside.endswith("]") or not inside[:-1].strip():
-        raise UserError(f"method {name!r} has brackets that are not NAME[setting=value,...]; write for example TaCQ[calib=c4]")
+        raise UserError(f"method {name!r} has brackets that are not NAME[setting=value,...]; write for example "
+                        "TaCQ[calib=c4]")
     return _with_settings(spec, inside[:-1])
 
 
@@ -237,10 +246,12 @@ def _with_settings(spec: MethodSpec, text: str) -> MethodSpec:
     for pair in text.split(","):
         key, equals, value = (word.strip() for word in pair.partition("="))
         if not equals or not key or not value:
-            raise UserError(f"{spec.name}[{text}] has {pair.strip()!r} where setting=value belongs; write for example {spec.name}[calib=c4]")
+            raise UserError(f"{spec.name}[{text}] has {pair.strip()!r} where setting=value belongs; write for example "
+                            f"{spec.name}[calib=c4]")
         if key not in (*settings, *options):
             reads = ", ".join((*settings, *options)) or "no setting"
-            raise UserError(f"{spec.name} reads no setting {key!r}{did_you_mean(key, (*settings, *options))}; it reads: {reads}")
+            raise UserError(f"{spec.name} reads no setting {key!r}{did_you_mean(key, (*settings, *options))}; it "
+                            f"reads: {reads}")
         if key in values:
             raise UserError(f"{spec.name}[{text}] names {key} twice; name each setting once")
         values[key] = SETTINGS[key].read(value, where=f"{spec.name}[{key}]")
@@ -272,11 +283,13 @@ FOLLOWS = {"N": lambda bits: min(8, int(bits)), "N-1": lambda bits: min(8, max(1
            "N<8": lambda bits: min(7, max(2, int(bits))), "budget": float}
 
 
-def variants(spec: MethodSpec, common: str, budgets: tuple[float, ...], ratios: tuple[float, ...]) -> list[tuple[MethodSpec, float | None]]:
+def variants(spec: MethodSpec, common: str, budgets: tuple[float, ...],
+             ratios: tuple[float, ...]) -> list[tuple[MethodSpec, float | None]]:
     """The rows that a method stands for in a grid: (method, stored bits or None).
 
-    Common rows take the grid's quantizer and come once a budget.  A native row whose options follow the budget ("N" = its
-    whole bits) comes once a budget too, with its own true bits; "ratio" as an option's value makes one row a kept ratio.
+    Common rows take the grid's quantizer and come once a budget.  A native row whose options follow the budget ("N" =
+    its whole bits) comes once a budget too, with its own true bits; "ratio" as an option's value makes one row a kept
+    ratio.
     """
     if spec.quantizer == COMMON:
         spec = replace(spec, quantizer=common)
@@ -287,5 +300,6 @@ def variants(spec: MethodSpec, common: str, budgets: tuple[float, ...], ratios: 
         followed = {k: FOLLOWS[spec.options[k]](bits) for k in follows}
         for ratio in ratios if by_ratio else (None,):
             name = f"{spec.name}@{ratio:g}" if by_ratio else spec.name
-            rows.append((replace(spec, name=name, options=spec.options | followed | dict.fromkeys(by_ratio, ratio)), bits))
+            rows.append((replace(spec, name=name, options=spec.options | followed | dict.fromkeys(by_ratio, ratio)),
+                         bits))
     return rows

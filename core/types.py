@@ -17,7 +17,8 @@ class ModelRef:
     """Which weights, by content."""
 
     name: str
-    revision: str  # commit of the hub, or sha256 over config and weight files of a local folder; never the folder's name
+    # commit of the hub, or sha256 over config and weight files of a local folder; never the folder's name
+    revision: str
     dtype: str  # "bfloat16" | "float16" | "float32"
 
     @property
@@ -88,7 +89,8 @@ class Aid:
 
     fqn: str
     hessian: torch.Tensor | None = None  # float32 [in, in], undamped: (2 / sequences) · Σ over tokens x xᵀ
-    shared: dict = field(default_factory=dict)  # scratch common to the linears that read this very input, e.g. a Cholesky factor
+    # scratch common to the linears that read this very input, e.g. a Cholesky factor
+    shared: dict = field(default_factory=dict)
     replay: Callable[[], Any] | None = None  # -> iterator over the linear's inputs, one sequence [T, in] at a time
     fisher: torch.Tensor | None = None  # float32 [out, in]: Σ over sequences of the squared gradient
     options: dict = field(default_factory=dict)  # what the method fixes, and "published"
@@ -100,7 +102,8 @@ class Stored:
 
     values: torch.Tensor  # ŵ float32 [out, in]
     layer: LayerPlan  # what is really stored: outliers and group bits as they came out
-    parts: dict[str, torch.Tensor] = field(default_factory=dict)  # unpacked: codes, scales, ...; enough to pack and to rebuild values
+    # unpacked: codes, scales, ...; enough to pack and to rebuild values
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)  # plain JSON: damping, relative layer error
 
 
@@ -127,13 +130,17 @@ class ScoreContext:
     calib: CalibSet | None
     params: dict[str, Any]
     allowed: tuple[str, ...] = ()  # what the scorer declared
-    task_metric: Callable[[torch.nn.Module, int], tuple[float, float]] | None = None  # (model, documents) -> (0..1, gold nats a token)
+    # (model, documents) -> (0..1, gold nats a token)
+    task_metric: Callable[[torch.nn.Module, int], tuple[float, float]] | None = None
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     solver_calib: CalibSet | None = None  # needs "gradients" or "hessian": what solvers calibrate on
-    gradients: Callable[[str], dict[str, torch.Tensor]] | None = None  # "abs" | "square" | "sum" -> Σ over sequences, float32 [out, in]
-    corrupted: Callable[[], dict[str, torch.Tensor]] | None = None  # ŵ of every linear at the base level, in the model's dtype
+    # "abs" | "square" | "sum" -> Σ over sequences, float32 [out, in]
+    gradients: Callable[[str], dict[str, torch.Tensor]] | None = None
+    # ŵ of every linear at the base level, in the model's dtype
+    corrupted: Callable[[], dict[str, torch.Tensor]] | None = None
     base: Callable[[tuple[int, int]], LayerPlan] | None = None  # how a linear of that shape is stored at the base level
-    # (name, make) -> make()'s plain data (JSON), made once and kept through a kill; a name is one piece of these scores and a plain file name
+    # (name, make) -> make()'s plain data (JSON), made once and kept through a kill; a name is one piece of these scores
+    # and a plain file name
     kept: Callable[[str, Callable[[], Any]], Any] = lambda name, make: make()
 
     def param(self, name: str) -> Any:

@@ -1,7 +1,8 @@
 """The harness: a grid in, results out.  Imports everything below it; nothing below imports it.
 
-``grid.py`` says what is asked, ``presets.py`` its run types; ``cli/`` is the command line; ``jobs/`` runs the cells, here or on a
-cluster; ``forecast/`` says before what will not fit; ``stages/`` are a cell's pipeline, each stage looked up in ``store/`` first.
+``grid.py`` says what is asked, ``presets.py`` its run types; ``cli/`` is the command line; ``jobs/`` runs the cells,
+here or on a cluster; ``forecast/`` says before what will not fit; ``stages/`` are a cell's pipeline, each stage looked
+up in ``store/`` first.
 From Python: ``from harness import evaluate, quantize, score`` (harness/api.py).
 """
 

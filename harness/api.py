@@ -1,9 +1,10 @@
-"""The harness from Python: score, quantize and evaluate one model by one method, over the same stages and the same store.
+"""The harness from Python: score, quantize and evaluate one model by one method, over the same stages and the same
+store.
 
     from harness import evaluate, quantize
 
     small = quantize("smollm2-135m", "TaCQ", "trivia_qa", avg_bits=3.25)
-    small.bits.average, small.model            # true stored bits a weight; a torch module that holds the quantized weights
+    small.bits.average, small.model            # true stored bits a weight; a module that holds the quantized weights
     answers = evaluate(small)
     answers.metrics["accuracy"], answers.samples[0]
 
@@ -55,13 +56,14 @@ class Answers:
 def score(model: str, method: str, dataset: str, **grid) -> Scores:
     """What a method's scorer says of every quantized linear of a model.
 
-    model: alias, hub id or folder; method: a name of ``--list``, with settings in brackets if wanted (``TaCQ[calib=c4]``),
-    whose scorer runs; dataset: what it is conditioned on.  ``grid`` takes any field of the grid or setting of a method, as
-    the flags do (``avg_bits=3.25`` where the scorer reads the base level, ``calib_size=64``, ``data_dir="DATA"``, ``seeds=(1,)``,
-    ``run_type="full"``; the default is the demo's, with the embedded data sets).
+    model: alias, hub id or folder; method: a name of ``--list``, with settings in brackets if wanted
+    (``TaCQ[calib=c4]``), whose scorer runs; dataset: what it is conditioned on.  ``grid`` takes any field of the grid
+    or setting of a method, as
+    the flags do (``avg_bits=3.25`` where the scorer reads the base level, ``calib_size=64``, ``data_dir="DATA"``,
+    ``seeds=(1,)``, ``run_type="full"``; the default is the demo's, with the embedded data sets).
 
-    Returns Scores: ``values`` by full name of the linear, float32 of shape [] (block, linear), [in] (channel), [out or 1,
-    in/g] (group) or [out, in] (element); higher = protect; ``unit`` and ``notes`` say more.
+    Returns Scores: ``values`` by full name of the linear, float32 of shape [] (block, linear), [in] (channel), [out or
+    1, in/g] (group) or [out, in] (element); higher = protect; ``unit`` and ``notes`` say more.
     Raises UserError for a name or value that cannot be, or a method without a scorer.
     """
     case = _case(model, method, dataset, grid)
@@ -71,10 +73,11 @@ def score(model: str, method: str, dataset: str, **grid) -> Scores:
 
 
 def quantize(model: str, method: str, dataset: str, avg_bits: float = 4.25, **grid) -> Quantized:
-    """Quantize a model by a method conditioned on a data set; weights, scores and gradients come from the store if they are there.
+    """Quantize a model by a method conditioned on a data set; weights, scores and gradients come from the store if they
+    are there.
 
-    avg_bits: stored bits a weight over the quantized linears, metadata included, that a common row must meet; native rows
-    take their whole bits from it and show their own.  Other arguments as of :func:`score`.
+    avg_bits: stored bits a weight over the quantized linears, metadata included, that a common row must meet; native
+    rows take their whole bits from it and show their own.  Other arguments as of :func:`score`.
     Raises UserError for what cannot be, BudgetError where no plan meets the budget.
     """
     case = _case(model, method, dataset, grid | {"avg_bits": (avg_bits,)})
@@ -87,14 +90,17 @@ def quantize(model: str, method: str, dataset: str, avg_bits: float = 4.25, **gr
 
 
 def evaluate(model: "Quantized | str", dataset: str | None = None, **grid) -> Answers:
-    """Ask a model the data set's evaluation documents: a quantized one those it was made for, or a model by name as it was loaded.
+    """Ask a model the data set's evaluation documents: a quantized one those it was made for, or a model by name as it
+    was loaded.
 
-    Returns one Sample a document (answer, whether it is right, log-likelihood of the gold answer in nats a token), and the
-    metrics with their 95 % intervals.  Other arguments as of :func:`score`; of a quantized model they are fixed already.
+    Returns one Sample a document (answer, whether it is right, log-likelihood of the gold answer in nats a token), and
+    the metrics with their 95 % intervals.  Other arguments as of :func:`score`; of a quantized model they are fixed
+    already.
     """
     if isinstance(model, Quantized):
         if grid or dataset not in (None, model.case.cell.dataset):
-            raise UserError(f"this model was quantized on {model.case.cell.dataset} with its settings; evaluate(model) asks that data set")
+            raise UserError(f"this model was quantized on {model.case.cell.dataset} with its settings; evaluate(model) "
+                            "asks that data set")
         case = model.case
     elif dataset is None:
         raise UserError("evaluate() of a model by name needs a data set, such as trivia_qa")
@@ -120,7 +126,8 @@ def _case(model: str, method: str, dataset: str, grid: dict) -> Case:
 def _put(case: Case, planned: Planned) -> Plan:
     """Make the model hold the row's weights; returns the plan as it is really stored."""
     if not reads_data(case.method):
-        case.model.originals.apply(planned.plan, published_quantizer(case), case.progress.stage(f"{case.method.name}: quantizing"))
+        case.model.originals.apply(planned.plan, published_quantizer(case),
+                                   case.progress.stage(f"{case.method.name}: quantizing"))
         return planned.plan
     hold_weights(case, planned)
     return true_plan(case, planned)[0]

@@ -1,6 +1,7 @@
 """The grid: model × method × data set × budget × seed, and everything else that can change a result.
 
-Every field states its flag's help, range and choices here; the command line and ``--help`` are made of them (harness/cli/flags.py).
+Every field states its flag's help, range and choices here; the command line and ``--help`` are made of them
+(harness/cli/flags.py).
 Settings of methods are declared by the methods (core/settings.py) and held in ``Grid.settings``.
 """
 
@@ -29,7 +30,8 @@ RUN, DATA, BITS, EVALUATION, MACHINE = "what to run", "data", "scores and bits",
 def asked(group: str, help: str, default=..., *, flag: str = "", metavar: str | None = None, low: int | None = None,
           choices: tuple = (), runtime: bool = False):
     """A field of the grid.  runtime: how or where something is run, which changes no result."""
-    told = {"group": group, "help": help, "flag": flag, "metavar": metavar, "low": low, "choices": choices, "runtime": runtime}
+    told = {"group": group, "help": help, "flag": flag, "metavar": metavar, "low": low, "choices": choices,
+            "runtime": runtime}
     return field(metadata=told) if default is ... else field(default=default, metadata=told)
 
 
@@ -37,38 +39,49 @@ def asked(group: str, help: str, default=..., *, flag: str = "", metavar: str | 
 class Grid:
     """What is run, and how; one value a field, several on the axes."""
 
-    run_type: str = asked(RUN, "demo, test or full: the preset that the other flags override (default: demo)", runtime=True)
-    models: tuple[str, ...] = asked(RUN, "smollm2-135m, a hub id (owner/name) or a local folder; several allowed", flag="model",
-                                    metavar="M")
-    methods: tuple[str, ...] = asked(RUN, "methods of the list below, settings of one row in brackets: TaCQ[calib=c4]; several allowed",
+    run_type: str = asked(RUN, "demo, test or full: the preset that the other flags override (default: demo)",
+                          runtime=True)
+    models: tuple[str, ...] = asked(RUN, "smollm2-135m, a hub id (owner/name) or a local folder; several allowed",
+                                    flag="model", metavar="M")
+    methods: tuple[str, ...] = asked(RUN,
+                                     "methods of the list below, settings of one row in brackets: TaCQ[calib=c4]; "
+                                     "several allowed",
                                      flag="method", metavar="M")
     datasets: tuple[str, ...] = asked(RUN, "data sets of the list below; several allowed", flag="dataset", metavar="D")
-    avg_bits: tuple[float, ...] = asked(RUN, "stored bits a weight, metadata included, that every common row gets, met from below "
-                                        "within --tolerance", metavar="B")
-    seeds: tuple[int, ...] = asked(RUN, "seeds of random scores and of the documents that solvers and gradients read; several give "
+    avg_bits: tuple[float, ...] = asked(RUN,
+                                        "stored bits a weight, metadata included, that every common row gets, met from "
+                                        "below within --tolerance", metavar="B")
+    seeds: tuple[int, ...] = asked(RUN, "seeds of random scores and of the documents that solvers and gradients read; "
+                                        "several give "
                                    "mean and sd", (42,), metavar="S")
     data_source: str = asked(DATA, "where rows come from", "hub", choices=("hub", "folder", "embedded"))
-    data_dir: str | None = asked(DATA, "folder with the data sets in the hub's layout; implies --data_source folder", None,
+    data_dir: str | None = asked(DATA, "folder with the data sets in the hub's layout; implies --data_source folder",
+                                 None,
                                  metavar="DIR", runtime=True)  # what it holds is in the digests, not where it lies
-    calib_size: int = asked(DATA, "documents that calibrate; if the source is short, the ratio to --eval_size is kept and said", 512,
+    calib_size: int = asked(DATA, "documents that calibrate; if the source is short, the ratio to --eval_size is kept "
+                                  "and said", 512,
                             metavar="N", low=1)
     eval_size: int = asked(DATA, "documents that evaluate", 2048, metavar="N", low=1)
     split_seed: int = asked(DATA, "seed of the stratified split", 42, metavar="S")
     quantizer: str = asked(BITS, "quantizer of every common row; the demo rounds, to stay within minutes", "gptq",
                            choices=COMMON_QUANTIZERS)
-    keep_ratio: tuple[float, ...] = asked(BITS, "kept weights of native rows such as TaCQ-native; several from one scoring", (0.0035,),
-                                          metavar="R")
+    keep_ratio: tuple[float, ...] = asked(BITS,
+                                          "kept weights of native rows such as TaCQ-native; several from one scoring",
+                                          (0.0035,), metavar="R")
     levels: tuple[int, ...] = asked(BITS, "bits that a linear may get, of 2 3 4 5 6 8 16", LEVELS, metavar="B")
-    group_size: int | None = asked(BITS, "input columns that share a scale (default: largest of 128, 96, 64, 32 that fits)", None,
-                                   metavar="G")
+    group_size: int | None = asked(BITS,
+                                   "input columns that share a scale (default: largest of 128, 96, 64, 32 that fits)",
+                                   None, metavar="G")
     tolerance: float = asked(BITS, "how far below --avg_bits a plan may stay", 0.01, metavar="T")
     scoring: str = asked(EVALUATION, "how choices are scored; auto: cloze below 1e9 parameters, else letter", "auto",
                          choices=("auto", "letter", "cloze"))
-    num_fewshot: int | None = asked(EVALUATION, "examples before each question (default: 5 for open questions, 0 for choices)", None,
-                                    metavar="K", low=0)
+    num_fewshot: int | None = asked(EVALUATION,
+                                    "examples before each question (default: 5 for open questions, 0 for choices)",
+                                    None, metavar="K", low=0)
     chat_template: str = asked(EVALUATION, "wrap prompts in the model's chat template; recorded in every result", "off",
                                choices=("off", "on"))
-    max_length: int = asked(EVALUATION, "tokens of a prompt; longer ones are cut on the left and counted", 512, metavar="T", low=8)
+    max_length: int = asked(EVALUATION, "tokens of a prompt; longer ones are cut on the left and counted", 512,
+                            metavar="T", low=8)
     max_new_tokens: int = asked(EVALUATION, "tokens of a generated answer", 16, metavar="T", low=1)
     batch_tokens: int = asked(EVALUATION, "padded tokens a batch; halved on out-of-memory", 4096, metavar="T", low=64)
     batch_size: int | None = asked(EVALUATION, "documents a batch, instead of --batch_tokens", None, metavar="N", low=1)
@@ -76,10 +89,13 @@ class Grid:
     device: str = asked(MACHINE, "auto, cpu, cuda or cuda:N", "auto", runtime=True)
     dtype: str = asked(MACHINE, "arithmetic and weights as loaded; auto: bf16 where the hardware has it", "auto",
                        choices=("auto", "bf16", "fp16", "fp32"), runtime=True)
-    threads: int = asked(MACHINE, "CPU threads, 0 for all cores; part of a result's identity", 0, metavar="N", low=0, runtime=True)
+    threads: int = asked(MACHINE, "CPU threads, 0 for all cores; part of a result's identity", 0, metavar="N", low=0,
+                         runtime=True)
     results_dir: str = asked(MACHINE, "where results are written", "results", metavar="DIR", runtime=True)
-    cache_dir: str = asked(MACHINE, "where scores, plans and samples are kept by content", "saved_models", metavar="DIR", runtime=True)
-    eval_only: bool = asked(RUN, "evaluate stored plans; a cell without one fails instead of being scored", False, runtime=True)
+    cache_dir: str = asked(MACHINE, "where scores, plans and samples are kept by content", "saved_models",
+                           metavar="DIR", runtime=True)
+    eval_only: bool = asked(RUN, "evaluate stored plans; a cell without one fails instead of being scored", False,
+                            runtime=True)
     settings: Mapping[str, object] = field(default_factory=dict)  # of methods, where they are not at their defaults
 
     def __post_init__(self):
@@ -88,8 +104,8 @@ class Grid:
         for name, value in self.settings.items():
             SETTINGS[name].checked(value)
         if self.value("loss_mask") == "answer" and self.value("calib") in GENERAL:
-            raise UserError(f"--loss_mask answer has no meaning with --calib {self.value('calib')}, which has no answers; use "
-                            "--calib task or --loss_mask all")
+            raise UserError(f"--loss_mask answer has no meaning with --calib {self.value('calib')}, which has no "
+                            "answers; use --calib task or --loss_mask all")
 
     def value(self, name: str):
         """A method's setting: as given, else its default."""
@@ -123,23 +139,28 @@ def _check_fields(grid: Grid) -> None:
     if grid.threads > MAX_THREADS:
         raise UserError(f"--threads is {grid.threads}; give 0 (all cores) to {MAX_THREADS}")
     if grid.group_size is not None and grid.group_size < 8:
-        raise UserError(f"--group_size is {grid.group_size}; give 8 or more input columns, or leave it out for the largest that fits")
+        raise UserError(f"--group_size is {grid.group_size}; give 8 or more input columns, or leave it out for the "
+                        "largest that fits")
     for name, seed in (*(("seeds", s) for s in grid.seeds), ("split_seed", grid.split_seed)):
         if not 0 <= seed <= MAX_SEED:
             raise UserError(f"--{name} {seed} is out of range; give whole numbers from 0 to {MAX_SEED}")
     if not all(0 < r < 0.5 for r in grid.keep_ratio):
-        raise UserError(f"--keep_ratio {grid.keep_ratio} is out of range; give shares above 0 and below 0.5, such as 0.0035")
+        raise UserError(f"--keep_ratio {grid.keep_ratio} is out of range; give shares above 0 and below 0.5, such as "
+                        "0.0035")
     if not 0 < grid.tolerance < 1:
         raise UserError(f"--tolerance is {grid.tolerance}; give bits a weight above 0 and below 1, such as 0.01")
     if set(grid.levels) - set(LEVELS) or len(set(grid.levels)) < 2 or min(grid.levels) > 8:
-        raise UserError(f"--levels {grid.levels} are not usable; give at least two of 2 3 4 5 6 8 16, one of them below 16")
+        raise UserError(f"--levels {grid.levels} are not usable; give at least two of 2 3 4 5 6 8 16, one of them "
+                        "below 16")
     for bits in grid.avg_bits:
         if not 1 < bits <= 16:
-            raise UserError(f"--avg_bits {bits} is out of range; give stored bits a weight between 2 and 16, such as 4.25")
+            raise UserError(f"--avg_bits {bits} is out of range; give stored bits a weight between 2 and 16, such as "
+                            "4.25")
     if grid.data_source == "folder" and not grid.data_dir:
         raise UserError("--data_source folder needs --data_dir with the data sets in the hub's layout")
     if grid.data_source != "folder" and grid.data_dir:
-        raise UserError(f"--data_dir {grid.data_dir!r} is not read with --data_source {grid.data_source}; leave one of the two out")
+        raise UserError(f"--data_dir {grid.data_dir!r} is not read with --data_source {grid.data_source}; leave one of "
+                        "the two out")
 
 
 def grid_of(plain: Mapping) -> Grid:
@@ -172,7 +193,8 @@ def cells_of(grid: Grid) -> list[Cell]:
     cells = []
     for model in grid.models:
         for name in grid.methods:
-            for spec, bits in variants(checked_method(name, grid.quantizer), grid.quantizer, grid.avg_bits, grid.keep_ratio):
+            for spec, bits in variants(checked_method(name, grid.quantizer), grid.quantizer, grid.avg_bits,
+                                       grid.keep_ratio):
                 seeds = grid.seeds if seeded(spec) else (0,)
                 cells += [Cell(model, spec, dataset, bits, seed) for seed in seeds for dataset in grid.datasets]
     return cells
@@ -190,7 +212,8 @@ def checked_method(name: str, common: str) -> MethodSpec:
 
 
 def seeded(spec: MethodSpec) -> bool:
-    """Whether a method's result depends on the seed: it draws numbers, or calibrates on documents that the seed draws."""
+    """Whether a method's result depends on the seed: it draws numbers, or calibrates on documents that the seed draws.
+    """
     return reads_solver_calib(spec) or (spec.scorer is not None and "seed" in SCORERS.get(spec.scorer).params)
 
 

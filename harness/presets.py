@@ -12,7 +12,8 @@ from harness.grid import Grid, with_methods
 DEMO_MODEL = "smollm2-135m"
 BRIEF_MODELS = ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2-7B-Instruct",
                 "google/gemma-2-9b-it", "meta-llama/Llama-3.1-8B-Instruct")
-EVERY = dict(models=BRIEF_MODELS, methods=("TAQ", "TAQO", "TAQoS"), datasets=("trivia_qa", "mmlu_pro", "code_mmlu"), avg_bits=(4.25,))
+EVERY = dict(models=BRIEF_MODELS, methods=("TAQ", "TAQO", "TAQoS"), datasets=("trivia_qa", "mmlu_pro", "code_mmlu"),
+             avg_bits=(4.25,))
 PRESETS = {
     "demo": EVERY | dict(models=(DEMO_MODEL,), data_source="embedded", quantizer="rtn"),
     "test": EVERY | dict(calib_size=32, eval_size=64, score_docs=32, kl_docs=32, oracle_docs=16, max_length=256),
@@ -23,7 +24,8 @@ PRESETS = {
 def build_grid(run_type: str, **given) -> Grid:
     """The preset of ``run_type`` with every given (not None) field, or setting of a method, put in its place."""
     if run_type not in PRESETS:
-        raise UserError(f"unknown run type {run_type!r}{did_you_mean(run_type, PRESETS)}; use one of: {', '.join(PRESETS)}")
+        raise UserError(f"unknown run type {run_type!r}{did_you_mean(run_type, PRESETS)}; use one of: "
+                        f"{', '.join(PRESETS)}")
     given = {k: v for k, v in given.items() if v is not None}
     names = {f.name for f in fields(Grid)}
     unknown = [name for name in given if name not in names and name not in SETTINGS]
@@ -57,7 +59,8 @@ def check_writable(flag: str, name: str) -> None:
     """Refuse a folder that must be written and cannot be."""
     there = existing(Path(name))
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{flag} {name!r} cannot be written, because {str(there)!r} is read-only for you; give another folder")
+        raise UserError(f"{flag} {name!r} cannot be written, because {str(there)!r} is read-only for you; give another "
+                        "folder")
 
 
 def existing(path: Path) -> Path:

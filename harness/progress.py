@@ -16,7 +16,8 @@ class Progress:
         self.console = console or Console(stderr=True, highlight=False)
         self.watchers: list[Callable[[str, int, int], None]] = []  # who else wants to know (harness/jobs/board.py)
         self.cells, self.done, self.start = cells, 0, time.monotonic()
-        self.bars = RichProgress(TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        self.bars = RichProgress(TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                                 TimeElapsedColumn(),
                                  TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=True,
                                  disable=not self.console.is_terminal)
         self.grid_bar = self.bars.add_task("cells", total=cells)
@@ -54,8 +55,8 @@ class Progress:
         spent = time.monotonic() - self.start
         left = spent / self.done * (self.cells - self.done)
         last = self.done >= self.cells
-        tail = f"  [{clock(spent)} in all]" if last else f"  [{self.done}/{self.cells}, {clock(spent)} so far, about {clock(left)} left]"
-        self.say(text + tail)
+        going = f"{self.done}/{self.cells}, {clock(spent)} so far, about {clock(left)} left"
+        self.say(f"{text}  [{clock(spent)} in all]" if last else f"{text}  [{going}]")
 
 
 def clock(seconds: float) -> str:

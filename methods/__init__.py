@@ -1,4 +1,5 @@
-"""Methods: one file each, found by itself.  Imports ``core``, ``streams`` and ``quantization``, never ``evaluation`` or ``harness``.
+"""Methods: one file each, found by itself.  Imports ``core``, ``streams`` and ``quantization``, never ``evaluation`` or
+``harness``.
 
 Adding a file to this folder registers it; a file whose import fails stops the program with its name,
 because a method that vanishes from a table in silence is worse than no table.
@@ -24,14 +25,16 @@ _loaded: dict[Path, str] = {}  # the plugins of this process: file, sha256 of wh
 def load_plugin(path: str) -> None:
     """Register the scorers, methods and data sets of a file outside the repository (``--plugin my_scorer.py``).
 
-    What it registers is keyed by the file's content too.  A second time does nothing: a notebook, or a run in one process,
-    comes here again.  A file that has changed since is refused, not loaded in the old one's place: what took its functions
+    What it registers is keyed by the file's content too.  A second time does nothing: a notebook, or a run in one
+    process, comes here again.  A file that has changed since is refused, not loaded in the old one's place: what took
+    its functions
     from the registries would go on with the old text.  A file that fails leaves nothing registered.
     """
     file = Path(path)
     if not file.is_file() or file.suffix != ".py":
         what = "a .py file" if file.is_file() else "a file"
-        raise UserError(f"plugin {path!r} is not {what}; pass the path of a Python file that registers a scorer or method")
+        raise UserError(f"plugin {path!r} is not {what}; pass the path of a Python file that registers a scorer or "
+                        "method")
     where, before = file.resolve(), [dict(registry._items) for registry in REGISTRIES]
     try:
         text = file_sha256(file)
@@ -40,14 +43,17 @@ def load_plugin(path: str) -> None:
     except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's to mend, in one sentence
         for registry, items in zip(REGISTRIES, before):
             registry._items = items
-        raise UserError(f"plugin {path!r} does not load: {type(error).__name__}: {one_line(error)}; correct the file") from error
+        raise UserError(f"plugin {path!r} does not load: {type(error).__name__}: {one_line(error)}; "
+                        "correct the file") from error
     new = [(registry, name) for registry, items in zip(REGISTRIES, before) for name in registry if name not in items]
     if where not in _loaded and not new:
-        raise UserError(f"plugin {path!r} registers nothing; it must call scorer, method, allocator, quantizer or register (docs/ADD_A_METHOD.md)")
+        raise UserError(f"plugin {path!r} registers nothing; it must call scorer, method, allocator, quantizer or "
+                        "register (docs/ADD_A_METHOD.md)")
     for registry, name in new:
         registry.contents[name] = text
     if _loaded.setdefault(where, text) != text:
-        raise UserError(f"plugin {path!r} has changed since this process loaded it; start the program (or the notebook's kernel) again to use it")
+        raise UserError(f"plugin {path!r} has changed since this process loaded it; start the program (or the "
+                        "notebook's kernel) again to use it")
 
 
 def _execute(file: Path) -> None:

@@ -29,7 +29,8 @@ def equal(ctx: ScoreContext) -> Scores:
 @scorer("magnitude", granularity="element", needs=())
 def magnitude(ctx: ScoreContext) -> Scores:
     """|W| of every weight, float32 [out, in]."""
-    return Scores("element", {fqn: lin.weight.detach().abs().float().cpu() for fqn, lin in ctx.linears.items()}, "weight")
+    return Scores("element", {fqn: lin.weight.detach().abs().float().cpu() for fqn, lin in ctx.linears.items()},
+                  "weight")
 
 
 method("fp16", quantizer=None, allocator="none")

@@ -2,10 +2,12 @@
 
 Common "SliM-LLM", group scores:   s_g = Σ over rows and columns of the group of w_ij² / [U_jj]²
 
-U = upper Cholesky factor of (H + 1 % damping)⁻¹ of the full-precision model's inputs; groups are those of the common grid.
+U = upper Cholesky factor of (H + 1 % damping)⁻¹ of the full-precision model's inputs; groups are those of the common
+grid.
 The common allocator gives whole linears their bits, by the mean salience of their groups.
 Paper: arXiv 2405.14917, Eq. 3.  Unit: salience.
-"SliM-LLM-native"  groups of 128 at N−1, N or N+1 bits found by the double-pointer search, then a clip search per group and row.
+"SliM-LLM-native"  groups of 128 at N−1, N or N+1 bits found by the double-pointer search, then a clip search per group
+and row.
 """
 
 from __future__ import annotations
@@ -28,4 +30,5 @@ def slim_llm(ctx: ScoreContext) -> Scores:
 
 
 method("SliM-LLM", scorer="SliM-LLM", paper="arXiv:2405.14917")
-method("SliM-LLM-native", allocator="flat", quantizer="slim", native=True, paper="arXiv:2405.14917", bits="N<8", group=128, form="slim")
+method("SliM-LLM-native", allocator="flat", quantizer="slim", native=True, paper="arXiv:2405.14917", bits="N<8",
+       group=128, form="slim")

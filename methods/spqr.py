@@ -6,7 +6,8 @@ U = upper Cholesky factor of (H + 1 % damping)⁻¹ of the full-precision model'
 level of the budget.  Unit: layer loss.  Paper: arXiv 2306.03078.
 "SPQR-native"         N bits, groups of 16, 3-bit scales and zeros over 16 rows, outliers above 0.2, activation order,
                       damping 1.0 (the repository's recipe)
-"SPQR-budget-native"  the same on N−1 bits, each linear's threshold bisected until it stores the budget (as the TaCQ paper runs it)
+"SPQR-budget-native"  the same on N−1 bits, each linear's threshold bisected until it stores the budget (as the TaCQ
+paper runs it)
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ BILEVEL = {"group": 16, "scale_bits": 3, "zero_bits": 3, "form": "bilevel", "ord
 def spqr(ctx: ScoreContext) -> Scores:
     """Squared rounding error over the squared pivot, float32 [out, in]."""
     def score(weight, factor):
-        pivots = torch.where(factor.dead, torch.inf, factor.diagonal)  # a weight that never meets an input cannot cost anything
+        # a weight that never meets an input cannot cost anything
+        pivots = torch.where(factor.dead, torch.inf, factor.diagonal)
         return solver.sensitivity(weight, pivots, ctx.base(tuple(weight.shape)))
 
     return Scores("element", hessians.score_each(ctx, score, "sensitivities"), "layer loss")
@@ -31,4 +33,5 @@ def spqr(ctx: ScoreContext) -> Scores:
 
 method("SPQR", scorer="SPQR", paper="arXiv:2306.03078")
 method("SPQR-native", allocator="flat", quantizer="spqr", native=True, paper="arXiv:2306.03078", bits="N", **BILEVEL)
-method("SPQR-budget-native", allocator="flat", quantizer="spqr", native=True, paper="arXiv:2306.03078", bits="N-1", target="budget", **BILEVEL)
+method("SPQR-budget-native", allocator="flat", quantizer="spqr", native=True, paper="arXiv:2306.03078", bits="N-1",
+       target="budget", **BILEVEL)

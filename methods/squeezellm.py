@@ -4,7 +4,8 @@ Common "SqueezeLLM", element scores:   F_ij = Σ over sequences of (∂L_s/∂w_
 
 L_s = mean cross-entropy of sequence s (docs/METHODS.md on ``loss_mask``).  Unit: squared gradient.
 Paper: arXiv 2306.07629.
-"SqueezeLLM-native"  2^N values a row by Fisher-weighted k-means; 0.45 % of the weights by magnitude and 0.05 % by Fisher at 16 bits.
+"SqueezeLLM-native"  2^N values a row by Fisher-weighted k-means; 0.45 % of the weights by magnitude and 0.05 % by
+Fisher at 16 bits.
 """
 
 from __future__ import annotations
@@ -20,4 +21,5 @@ def squeezellm(ctx: ScoreContext) -> Scores:
 
 
 method("SqueezeLLM", scorer="SqueezeLLM", paper="arXiv:2306.07629")
-method("SqueezeLLM-native", allocator="flat", quantizer="squeezellm", native=True, paper="arXiv:2306.07629", bits="N", form="codebook")
+method("SqueezeLLM-native", allocator="flat", quantizer="squeezellm", native=True, paper="arXiv:2306.07629", bits="N",
+       form="codebook")

@@ -23,7 +23,8 @@ from core.types import ScoreContext, Scores
 
 PAPER = "arXiv:2504.07389"
 CORRUPT = Setting("corrupt", str, "gptq", "quantized model that TaCQ compares with", choices=("gptq", "rtn"))
-GRADIENT = ("grad_dtype",)  # what the gradients depend on beside the documents, which needs=("gradients",) puts in the key
+# what the gradients depend on beside the documents, which needs=("gradients",) puts in the key
+GRADIENT = ("grad_dtype",)
 COMPARED = (*GRADIENT, "base", CORRUPT, "published")  # and the quantized model beside them
 
 
@@ -34,13 +35,15 @@ def _operands(weight: torch.Tensor, corrupt: torch.Tensor, published: bool) -> t
     return weight, weight - corrupt
 
 
-def saliency(weight: torch.Tensor, gradient: torch.Tensor, corrupt: torch.Tensor, published: bool = False) -> torch.Tensor:
+def saliency(weight: torch.Tensor, gradient: torch.Tensor, corrupt: torch.Tensor,
+             published: bool = False) -> torch.Tensor:
     """|G · (W − Wq) · W|, float32 [out, in]; ``gradient`` is G."""
     weight, moved = _operands(weight, corrupt, published)
     return (gradient * moved).mul_(weight).abs_()
 
 
-def localization(weight: torch.Tensor, gradient: torch.Tensor, corrupt: torch.Tensor, published: bool = False) -> torch.Tensor:
+def localization(weight: torch.Tensor, gradient: torch.Tensor, corrupt: torch.Tensor,
+                 published: bool = False) -> torch.Tensor:
     """|G · (W − Wq)|, the paper's QAL, float32 [out, in]."""
     return (gradient * _operands(weight, corrupt, published)[1]).abs_()
 
@@ -58,7 +61,8 @@ def _against_corrupt(ctx: ScoreContext, formula, unit: str) -> Scores:
     """A formula of W, G and Wq, linear by linear."""
     corrupt, published = ctx.corrupted(), ctx.param("published")
     gradient = ctx.gradients("abs")  # popped one by one: scores take their place, so there is never a second copy
-    return Scores("element", {fqn: formula(w, gradient.pop(fqn), corrupt.pop(fqn), published) for fqn, w in _weights(ctx).items()}, unit)
+    return Scores("element", {fqn: formula(w, gradient.pop(fqn), corrupt.pop(fqn), published)
+                              for fqn, w in _weights(ctx).items()}, unit)
 
 
 @scorer("TaCQ", granularity="element", needs=("gradients",), params=COMPARED, gradients=("abs",))
@@ -106,5 +110,5 @@ def weight_magnitude(ctx: ScoreContext) -> Scores:
 
 for _name in ("TaCQ", "TaCQ-weight", "TaCQ-fisher", "TaCQ-gradient", "TaCQ-absgrad", "TaCQ-MSG", "TaCQ-QAL"):
     method(_name, scorer=_name, paper=PAPER)
-method("TaCQ-native", scorer="TaCQ", allocator="global_topk", quantizer="gptq", native=True, paper=PAPER, bits="N", ratio="ratio",
-       search="published")
+method("TaCQ-native", scorer="TaCQ", allocator="global_topk", quantizer="gptq", native=True, paper=PAPER, bits="N",
+       ratio="ratio", search="published")

@@ -64,7 +64,8 @@ def block_statistics(ctx: ScoreContext) -> dict[str, torch.Tensor]:
 
     def see(block, h, mask, batch):
         real = h[mask].float()
-        parts = (real.sum(dtype=torch.float64), real.square().sum(dtype=torch.float64), real.abs().sum(dtype=torch.float64))
+        parts = (real.sum(dtype=torch.float64), real.square().sum(dtype=torch.float64),
+                 real.abs().sum(dtype=torch.float64))
         moments[block] += torch.tensor([float(p) for p in parts] + [real.numel()], dtype=torch.float64)
         for row, doc in enumerate(batch):
             start = h.shape[1] - len(ctx.calib.tokens[doc])
@@ -73,7 +74,8 @@ def block_statistics(ctx: ScoreContext) -> dict[str, torch.Tensor]:
     activations.each_block_output(ctx, chosen, see, "block statistics")
     entropy = [spectral_entropy(torch.cat([kept[b][doc] for doc in chosen])) for b in range(count)]
     mean, square, magnitude = (moments[:, k] / moments[:, 3] for k in range(3))
-    return {"entropy": torch.tensor(entropy, dtype=torch.float64), "variance": square - mean.square(), "magnitude": magnitude}
+    return {"entropy": torch.tensor(entropy, dtype=torch.float64), "variance": square - mean.square(),
+            "magnitude": magnitude}
 
 
 def _scores(ctx: ScoreContext, normalised: bool) -> Scores:
@@ -81,7 +83,8 @@ def _scores(ctx: ScoreContext, normalised: bool) -> Scores:
     stability = -stats["variance"] / (stats["magnitude"] + 1e-8).square() if normalised else -stats["variance"]
     combined = 0.5 * activations.standardise(stats["entropy"]) + 0.5 * activations.standardise(stability)
     return Scores("layer", ctx.spread(combined.tolist()), "z",
-                  notes={"entropy": stats["entropy"].tolist(), "stability": stability.tolist(), "combined": combined.tolist()})
+                  notes={"entropy": stats["entropy"].tolist(), "stability": stability.tolist(),
+                         "combined": combined.tolist()})
 
 
 @scorer("TAQ", granularity="layer", params=PARAMS)
@@ -98,4 +101,5 @@ def taq_raw(ctx: ScoreContext) -> Scores:
 
 for _name in ("TAQ", "TAQ-raw"):
     method(_name, scorer=_name, paper="arXiv:2511.06516")
-    method(f"{_name}-native", scorer=_name, allocator="top_fraction", quantizer="rtn-float", native=True, paper="arXiv:2511.06516")
+    method(f"{_name}-native", scorer=_name, allocator="top_fraction", quantizer="rtn-float", native=True,
+           paper="arXiv:2511.06516")

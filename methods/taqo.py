@@ -25,7 +25,8 @@ from methods.taq import SCORE_DOCS
 
 activations, apply = Lazy("streams.activations"), Lazy("quantization.apply")
 ORACLE_DOCS = Setting("oracle_docs", int, 32, "labelled calibration documents that TAQO-oracle reads", low=1)
-ORACLE_METRIC = Setting("oracle_metric", str, "task", "what TAQO-oracle measures: the task score, or the smoother gold log-likelihood",
+ORACLE_METRIC = Setting("oracle_metric", str, "task",
+                        "what TAQO-oracle measures: the task score, or the smoother gold log-likelihood",
                         choices=("task", "loglik"))
 PROBE = LayerPlan(4, 128, 32, 32)  # the script's base quantizer: groups of 128, float scale and zero
 
@@ -55,11 +56,13 @@ def without(ctx: ScoreContext, block: int, quantizer: str) -> tuple[float, float
         originals.restore()
 
 
-@scorer("TAQO-oracle", granularity="layer", needs=("calib", "labels"), params=(ORACLE_DOCS, ORACLE_METRIC, "published"), version=2)
+@scorer("TAQO-oracle", granularity="layer", needs=("calib", "labels"), params=(ORACLE_DOCS, ORACLE_METRIC, "published"),
+        version=2)
 def taqo_oracle(ctx: ScoreContext) -> Scores:
     """Drop of the task metric when one block alone is quantized to 4 bits."""
     if ctx.task_metric is None:
-        raise UserError("TAQO-oracle needs the task metric of labelled calibration documents; run it through the harness")
+        raise UserError("TAQO-oracle needs the task metric of labelled calibration documents; run it through the "
+                        "harness")
     pick = {"task": 0, "loglik": 1}[ctx.param("oracle_metric")]
     quantizer = "rtn-float-padded" if ctx.param("published") else "rtn-float"
     full = ctx.kept("full", lambda: ctx.task_metric(ctx.model, ctx.param("oracle_docs"))[pick])
@@ -68,14 +71,16 @@ def taqo_oracle(ctx: ScoreContext) -> Scores:
         ctx.progress("oracle, one block at 4 bits", block, len(ctx.blocks))
         drops.append(max(0.0, full - ctx.kept(f"block-{block}", lambda: without(ctx, block, quantizer)[pick])))
     ties = len(drops) - len(set(drops))
-    # a drop below one document cannot be seen: half a document is added to all, so that "not seen" does not mean "free to ruin"
+    # a drop below one document cannot be seen: half a document is added to all, so that "not seen" does not mean "free
+    # to ruin"
     unseen = 0.5 / ctx.param("oracle_docs") if pick == 0 else 0.0
     return Scores("layer", ctx.spread([d + unseen for d in drops]), "score drop",
                   notes={"full": full, "drops": drops, "zero": sum(d == 0 for d in drops), "tied": ties})
 
 
 method("TAQO", scorer="TAQO", paper="arXiv:2511.06516")
-method("TAQO-native", scorer="TAQO", allocator="keep_edges_topk", quantizer="rtn-float", native=True, paper="arXiv:2511.06516", total=8)
+method("TAQO-native", scorer="TAQO", allocator="keep_edges_topk", quantizer="rtn-float", native=True,
+       paper="arXiv:2511.06516", total=8)
 method("TAQO-oracle", scorer="TAQO-oracle", paper="arXiv:2511.06516")
 method("TAQO-oracle-native", scorer="TAQO-oracle", allocator="keep_edges_topk", quantizer="rtn-float", native=True,
        paper="arXiv:2511.06516", others=8)

@@ -86,4 +86,5 @@ def mean_kl(ctx: ScoreContext) -> tuple[list[float], list[float]]:
 
 
 method("TAQoS", scorer="TAQoS", paper="arXiv:2511.06516")
-method("TAQoS-native", scorer="TAQoS", allocator="top_fraction", quantizer="rtn-float", native=True, paper="arXiv:2511.06516")
+method("TAQoS-native", scorer="TAQoS", allocator="top_fraction", quantizer="rtn-float", native=True,
+       paper="arXiv:2511.06516")

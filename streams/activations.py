@@ -23,7 +23,8 @@ def prompts(ctx: ScoreContext, limit: str) -> list[int]:
 
 def batches(ctx: ScoreContext, chosen: list[int]) -> list[list[int]]:
     """The chosen prompts in length-sorted batches of at most ``batch_tokens`` padded tokens."""
-    return [[chosen[i] for i in batch] for batch in length_batches([len(ctx.calib.tokens[i]) for i in chosen], ctx.param("batch_tokens"))]
+    lengths = [len(ctx.calib.tokens[i]) for i in chosen]
+    return [[chosen[i] for i in batch] for batch in length_batches(lengths, ctx.param("batch_tokens"))]
 
 
 def padded(ctx: ScoreContext, batch: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,8 +33,8 @@ def padded(ctx: ScoreContext, batch: list[int]) -> tuple[torch.Tensor, torch.Ten
 
 
 @torch.inference_mode()
-def each_block_output(ctx: ScoreContext, chosen: list[int], see: Callable[[int, torch.Tensor, torch.Tensor, list[int]], None],
-                      what: str) -> None:
+def each_block_output(ctx: ScoreContext, chosen: list[int],
+                      see: Callable[[int, torch.Tensor, torch.Tensor, list[int]], None], what: str) -> None:
     """Call ``see(block, h [B, T, d], mask [B, T], batch)`` for every block and batch.
 
     h is the block's own output.  With ``published`` the last block's h is taken after the final norm, as

@@ -35,9 +35,11 @@ class BlockStream:
         if not len(tokens):
             raise UserError("the calibration set is empty; give at least one document (--calib_size, --calib_tokens)")
         if max(len(t) for t in tokens) < 2:
-            raise UserError("every calibration document is a single token; give longer documents (--calib, --max_length)")
+            raise UserError("every calibration document is a single token; give longer documents (--calib, "
+                            "--max_length)")
         self.model, self.blocks = model, blocks
-        self.calls: list[list[tuple]] = [[] for _ in blocks]  # per block and batch: (other positional arguments, keywords)
+        # per block and batch: (other positional arguments, keywords)
+        self.calls: list[list[tuple]] = [[] for _ in blocks]
         self.hidden: list[torch.Tensor] = []
         self._record(tokens)
 
@@ -45,7 +47,8 @@ class BlockStream:
     def _record(self, tokens) -> None:
         """Run the model around its blocks, which only note how they are called; keeps what enters the first block."""
         lengths = [len(row) for row in tokens]
-        routed = any("expert" in name for name, _ in self.blocks[0].named_modules())  # experts see loose tokens, which could not be told from padding
+        # experts see loose tokens, which could not be told from padding
+        routed = any("expert" in name for name, _ in self.blocks[0].named_modules())
         batches = length_batches(lengths, 1 if routed else BATCH_TOKENS)
         self.lengths = [[lengths[i] for i in batch] for batch in batches]
         self.sequences = len(tokens)
@@ -94,7 +97,8 @@ class BlockStream:
 
     @torch.no_grad()
     def groups(self, index: int, linears: dict[str, nn.Linear]) -> list[list[str]]:
-        """Names of the block's linears by the tensor they read, in running order; unused linears come last, one by one."""
+        """Names of the block's linears by the tensor they read, in running order; unused linears come last, one by one.
+        """
         seen: list[tuple[torch.Tensor, list[str]]] = []
 
         def note(fqn, x):
@@ -111,7 +115,8 @@ class BlockStream:
 
     @contextmanager
     def _hooks(self, linears: dict[str, nn.Linear], see: Callable[[str, torch.Tensor], None]):
-        hooks = [lin.register_forward_pre_hook(lambda _m, args, fqn=fqn: see(fqn, args[0])) for fqn, lin in linears.items()]
+        hooks = [lin.register_forward_pre_hook(lambda _m, args, fqn=fqn: see(fqn, args[0]))
+                 for fqn, lin in linears.items()]
         try:
             yield
         finally:
@@ -142,8 +147,11 @@ class BlockStream:
 
     @torch.no_grad()
     def hessians(self, index: int, watched: dict[str, nn.Linear]) -> dict[str, torch.Tensor]:
-        """Undamped Hessians float32 [in, in] of the linears watched, from one run of the block (stopped after the last of them)."""
-        sums = {f: torch.zeros(lin.in_features, lin.in_features, dtype=torch.float32, device=lin.weight.device) for f, lin in watched.items()}
+        """Undamped Hessians float32 [in, in] of the linears watched, from one run of the block (stopped after the last
+        of them).
+        """
+        sums = {f: torch.zeros(lin.in_features, lin.in_features, dtype=torch.float32, device=lin.weight.device)
+                for f, lin in watched.items()}
         left: set[str] = set()
 
         for batch in range(len(self.hidden)):
@@ -159,9 +167,12 @@ class BlockStream:
         return sums
 
 
-def walk(stream: BlockStream, linears: dict[str, nn.Linear], block_of: dict[str, int], solve_one: Callable[[str, Aid], torch.Tensor | None],
-         *, sequential: bool = True, hessian: bool = True, progress: Callable[[int, int], None] = lambda done, total: None,
-         resume: Callable[[int], bool] = lambda block: False, after: Callable[[int], None] = lambda block: None) -> None:
+def walk(stream: BlockStream, linears: dict[str, nn.Linear], block_of: dict[str, int],
+         solve_one: Callable[[str, Aid], torch.Tensor | None],
+         *, sequential: bool = True, hessian: bool = True, progress: Callable[[int, int], None] = lambda done,
+         total: None,
+         resume: Callable[[int], bool] = lambda block: False,
+         after: Callable[[int], None] = lambda block: None) -> None:
     """Call ``solve_one(fqn, Aid)`` for every linear in running order and put the weight that it returns into the model.
 
     sequential: a linear's Hessian reflects the linears of its own block that were quantized before it; otherwise all
@@ -176,13 +187,15 @@ def walk(stream: BlockStream, linears: dict[str, nn.Linear], block_of: dict[str,
         if inside and resume(index):
             progress(done + len(inside), len(linears))
         elif inside:
-            _solve_block(stream, index, inside, solve_one, sequential, hessian, lambda n, before=done: progress(before + n, len(linears)))
+            _solve_block(stream, index, inside, solve_one, sequential, hessian, lambda n,
+                         before=done: progress(before + n, len(linears)))
             after(index)
         done += len(inside)
         stream.advance(index)
 
 
-def _solve_block(stream: BlockStream, index: int, inside: dict[str, nn.Linear], solve_one, sequential: bool, hessian: bool, progress) -> None:
+def _solve_block(stream: BlockStream, index: int, inside: dict[str, nn.Linear], solve_one, sequential: bool,
+                 hessian: bool, progress) -> None:
     groups = stream.groups(index, inside)
     first = {names[0]: inside[names[0]] for names in groups}
     ready = stream.hessians(index, first) if hessian and not sequential else {}
@@ -192,7 +205,8 @@ def _solve_block(stream: BlockStream, index: int, inside: dict[str, nn.Linear], 
         found = ready.pop(names[0], None)
         if hessian and found is None:
             found = stream.hessians(index, {names[0]: inside[names[0]]})[names[0]]
-        if hessian and not found.diagonal().any():  # e.g. an expert that no token reached: nothing is known, so nothing is repaired
+        # e.g. an expert that no token reached: nothing is known, so nothing is repaired
+        if hessian and not found.diagonal().any():
             found.fill_diagonal_(1.0)
         shared: dict = {}
         for fqn in names:

@@ -55,8 +55,8 @@ class Snapshots:
 
 
 def gradient_sums(model: nn.Module, linears: dict[str, nn.Linear], calib: CalibSet, kinds: tuple[str, ...] = KINDS,
-                  grad_dtype: str = "float32", progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-                  snapshots: Snapshots | None = None) -> GradientSums:
+                  grad_dtype: str = "float32", progress: Callable[[str, int, int], None] = lambda what, done,
+                  total: None, snapshots: Snapshots | None = None) -> GradientSums:
     """Sum the gradients of the linears' weights over ``calib``; the model is left as it was found."""
     todo, snapshots = _check(linears, calib, kinds, grad_dtype), snapshots or Snapshots()
     doc = next(iter(todo))
@@ -72,8 +72,9 @@ def gradient_sums(model: nn.Module, linears: dict[str, nn.Linear], calib: CalibS
                 losses.append(_backward(model, calib, doc, rows, grad_dtype))
                 snapshots.after(done + 1, losses, so_far)
     except torch.OutOfMemoryError:
-        raise UserError(f"the gradients of document {calib.doc_ids[doc]!r} ({len(calib.tokens[doc])} tokens) in {grad_dtype} do not fit on "
-                        f"{device_of(model)}; use --grad_dtype bf16, shorter prompts or --device cpu") from None
+        raise UserError(f"the gradients of document {calib.doc_ids[doc]!r} ({len(calib.tokens[doc])} tokens) in "
+                        f"{grad_dtype} do not fit on {device_of(model)}; use --grad_dtype bf16, shorter prompts or "
+                        "--device cpu") from None
     progress("gradients", len(todo), len(todo))
     sums = _by_name(buffers, linears, kinds)
     _check_finite(sums, grad_dtype)
@@ -81,24 +82,27 @@ def gradient_sums(model: nn.Module, linears: dict[str, nn.Linear], calib: CalibS
 
 
 def _check(linears, calib: CalibSet, kinds: tuple[str, ...], grad_dtype: str) -> dict[int, np.ndarray]:
-    """Refuse what cannot work before any heavy work; return the rows r of each document whose token r + 1 counts in the loss."""
+    """Refuse what cannot work before any heavy work; return the rows r of each document whose token r + 1 counts in the
+    loss.
+    """
     if not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"kinds of gradient sums {kinds} are not a choice of {KINDS}")
     if grad_dtype not in DTYPES:
         raise UserError(f"gradients can be taken in {', '.join(DTYPES)}, not in {grad_dtype!r}")
     for fqn, lin in linears.items():
         if not lin.weight.is_floating_point():
-            raise UserError(f"{fqn} is stored as {lin.weight.dtype}, which has no gradient; load the model in bf16, fp16 or fp32")
+            raise UserError(f"{fqn} is stored as {lin.weight.dtype}, which has no gradient; load the model in bf16, "
+                            "fp16 or fp32")
     if not calib.tokens:
         raise UserError(f"the calibration set of {calib.task} is empty; give at least one document (--calib_size)")
     if all(len(tokens) < 2 for tokens in calib.tokens):
-        raise UserError(f"every one of the {len(calib.tokens)} calibration documents of {calib.task} has fewer than two tokens, so none has a "
-                        "next token to predict; give longer documents")
+        raise UserError(f"every one of the {len(calib.tokens)} calibration documents of {calib.task} has fewer than "
+                        "two tokens, so none has a next token to predict; give longer documents")
     rows = {doc: np.flatnonzero(mask[1:]) for doc, mask in enumerate(calib.loss_mask)}
     todo = {doc: at for doc, at in rows.items() if len(at)}
     if not todo:
-        raise UserError(f"loss_mask leaves no token to predict in any of the {len(calib.tokens)} calibration documents of {calib.task}; "
-                        "mark at least one token after a document's first")
+        raise UserError(f"loss_mask leaves no token to predict in any of the {len(calib.tokens)} calibration documents "
+                        f"of {calib.task}; mark at least one token after a document's first")
     return todo
 
 
@@ -145,13 +149,16 @@ def _computing_in(model: nn.Module, base: torch.dtype, dtype: torch.dtype) -> It
 
 @contextmanager
 def _streamed(linears: dict[str, nn.Linear], kinds: tuple[str, ...]) -> Iterator[dict[int, dict[str, torch.Tensor]]]:
-    """Yield id of a weight -> kind -> zeros that every backward pass adds to; a weight's ``grad`` is gone before the next one's comes."""
+    """Yield id of a weight -> kind -> zeros that every backward pass adds to; a weight's ``grad`` is gone before the
+    next one's comes.
+    """
     buffers: dict[int, dict[str, torch.Tensor]] = {}
     hooks = []
     try:
         for lin in linears.values():
             if id(lin.weight) not in buffers:  # a tied weight gets its whole gradient once
-                buffers[id(lin.weight)] = own = {kind: torch.zeros(lin.weight.shape, dtype=torch.float32) for kind in kinds}
+                buffers[id(lin.weight)] = own = {kind: torch.zeros(lin.weight.shape, dtype=torch.float32)
+                                                 for kind in kinds}
                 hooks.append(lin.weight.register_post_accumulate_grad_hook(lambda weight, own=own: _take(weight, own)))
         yield buffers
     finally:
@@ -189,11 +196,13 @@ def _backward(model: nn.Module, calib: CalibSet, doc: int, rows: np.ndarray, gra
     device = device_of(model)
     ids, mask = pad([calib.tokens[doc]], device)
     at = torch.from_numpy(rows).to(device)
-    loss = _MeanCrossEntropy.apply(call(model, ids, mask, last_only=False).logits[0], at, ids[0, at + 1])  # no name keeps the logits
+    # no name keeps the logits
+    loss = _MeanCrossEntropy.apply(call(model, ids, mask, last_only=False).logits[0], at, ids[0, at + 1])
     value = float(loss.detach())
     if not np.isfinite(value):
         raise UserError(f"the loss of calibration document {calib.doc_ids[doc]!r} is {value} in {grad_dtype}; "
-                        + ("the weights are broken, load the model anew" if grad_dtype == "float32" else "use --grad_dtype fp32"))
+                        + ("the weights are broken, load the model anew" if grad_dtype
+                           == "float32" else "use --grad_dtype fp32"))
     loss.backward()
     return value
 
@@ -213,7 +222,8 @@ class _MeanCrossEntropy(torch.autograd.Function):
             at, target = at.to(logits.device), target[:, None]
             logp = logits[at].float().log_softmax(-1)
             total -= logp.gather(1, target).sum(dtype=torch.float64)
-            grad[at] = logp.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=logp.dtype)).div_(len(rows)).to(grad.dtype)
+            minus_one = torch.full_like(target, -1, dtype=logp.dtype)
+            grad[at] = logp.exp_().scatter_add_(1, target, minus_one).div_(len(rows)).to(grad.dtype)
         ctx.save_for_backward(grad)
         return total / len(rows)
 
@@ -229,5 +239,6 @@ def _check_finite(sums: dict[str, dict[str, torch.Tensor]], grad_dtype: str) -> 
     for kind, by_name in sums.items():
         for fqn, value in by_name.items():
             if not torch.isfinite(value).all():
-                mend = "use --grad_dtype fp32" if grad_dtype != "float32" else "the weights are broken, load the model anew"
+                broken = "the weights are broken, load the model anew"
+                mend = broken if grad_dtype == "float32" else "use --grad_dtype fp32"
                 raise UserError(f"the {kind} of gradients of {fqn} is not finite in {grad_dtype}; {mend}")

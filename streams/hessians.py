@@ -1,4 +1,5 @@
-"""Hessians of linears' inputs: damping, factors, the layer error, and the scorers' pass over the full-precision model."""
+"""Hessians of linears' inputs: damping, factors, the layer error, and the scorers' pass over the full-precision model.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +30,13 @@ class Factor:
 
 
 def factorise(hessian: torch.Tensor, percdamp: float = 0.01, what: str = "a linear") -> Factor:
-    """Damp and factorise an undamped Hessian (left as it is); damping grows tenfold from the original until it succeeds."""
+    """Damp and factorise an undamped Hessian (left as it is); damping grows tenfold from the original until it
+    succeeds.
+    """
     diagonal = hessian.diagonal()
     if not torch.isfinite(diagonal).all():
-        raise UserError(f"the inputs of {what} are not finite on the calibration documents; the model or a block before it is broken")
+        raise UserError(f"the inputs of {what} are not finite on the calibration documents; the model or a block "
+                        "before it is broken")
     dead = diagonal == 0
     alive = hessian.clone()
     alive.diagonal()[dead] = 1.0
@@ -44,11 +48,13 @@ def factorise(hessian: torch.Tensor, percdamp: float = 0.01, what: str = "a line
         upper = _inverse_factor(damped)
         if upper is not None:
             return Factor(upper, dead, damp, tries)
-    raise UserError(f"the Hessian of {what} cannot be factorised even with {damp / mean:g} of its mean diagonal added; use more calibration tokens")
+    raise UserError(f"the Hessian of {what} cannot be factorised even with {damp / mean:g} of its mean diagonal added; "
+                    "use more calibration tokens")
 
 
 def _inverse_factor(damped: torch.Tensor) -> torch.Tensor | None:
-    """Upper Cholesky factor of the inverse, in the published order of operations; None if either factorisation fails."""
+    """Upper Cholesky factor of the inverse, in the published order of operations; None if either factorisation fails.
+    """
     lower, failed = torch.linalg.cholesky_ex(damped)
     if failed:
         return None
@@ -62,8 +68,11 @@ def relative_error(weight: torch.Tensor, values: torch.Tensor, hessian: torch.Te
     return lost / whole if whole else 0.0
 
 
-def score_each(ctx: ScoreContext, score: Callable[[torch.Tensor, Factor], torch.Tensor], what: str) -> dict[str, torch.Tensor]:
-    """``score(weight float32 [out, in], factor)`` of every linear, on the CPU; one factor for linears that read the same input."""
+def score_each(ctx: ScoreContext, score: Callable[[torch.Tensor, Factor], torch.Tensor],
+               what: str) -> dict[str, torch.Tensor]:
+    """``score(weight float32 [out, in], factor)`` of every linear, on the CPU; one factor for linears that read the
+    same input.
+    """
     values: dict[str, torch.Tensor] = {}
 
     def see(fqn: str, aid: Aid) -> None:

@@ -1,4 +1,6 @@
-"""The flags of run_taq_icml.py: made of the grid's fields, the methods' settings and the executors' options; --help is a manual page."""
+"""The flags of run_taq_icml.py: made of the grid's fields, the methods' settings and the executors' options; --help is
+a manual page.
+"""
 
 import argparse
 import types
@@ -45,7 +47,7 @@ examples
   python run_taq_icml.py --run_type test --dry_run                          # what would run, and for how long
 
 on a cluster (docs/CLUSTER.md)
-  python run_taq_icml.py --run_type full --executor slurm --partition gpu --gpus_per_task 1 --time 4:00:00 --mem 64G --max_parallel 16
+  python run_taq_icml.py --run_type full --executor slurm --partition gpu --gpus_per_task 1 --time 4:00:00 --mem 64G
   python run_taq_icml.py --status          # the latest run: done, running, failed, waiting, and why
   python run_taq_icml.py --collect         # its tables, and what is missing
   python run_taq_icml.py --cancel          # stop its jobs; what is finished stays
@@ -58,7 +60,8 @@ exit status: 0 all cells done, 1 at least one cell failed, 2 unusable input or a
 def build_parser() -> argparse.ArgumentParser:
     """The parser; defaults are None so that a preset shows through."""
     wrapped = "\n  ".join(_wrap(list(METHODS)))
-    parser = Parser(prog="run_taq_icml.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(prog="run_taq_icml.py", description=DESCRIPTION,
+                    formatter_class=argparse.RawDescriptionHelpFormatter,
                     epilog=EPILOG.format(methods=wrapped, datasets=", ".join(DATASETS)), allow_abbrev=False)
     groups = {name: parser.add_argument_group(name) for name in (RUN, DATA, SCORES, BITS, EVALUATION, MACHINE, JOBS)}
     for owner, field in [*((Grid, f) for f in fields(Grid)), *((Options, f) for f in fields(Options))]:
@@ -68,12 +71,17 @@ def build_parser() -> argparse.ArgumentParser:
         if setting.flag:
             _setting_flag(groups[SCORES], setting)
     add = groups[RUN].add_argument
-    add("--plugin", action="append", default=[], metavar="FILE", help="load scorers, methods and data sets from a Python file; repeatable")
-    add("--dry_run", action="store_true", help="print the cells, what is cached, estimates of time and memory; compute nothing")
-    add("--list", action="store_true", help="list methods with what they read, allocators, quantizers and data sets, then stop")
-    groups[MACHINE].add_argument("--hf_token", metavar="TOKEN", help="hub token for gated models; HF_TOKEN in the environment is safer. "
+    add("--plugin", action="append", default=[], metavar="FILE",
+        help="load scorers, methods and data sets from a Python file; repeatable")
+    add("--dry_run", action="store_true",
+        help="print the cells, what is cached, estimates of time and memory; compute nothing")
+    add("--list", action="store_true",
+        help="list methods with what they read, allocators, quantizers and data sets, then stop")
+    groups[MACHINE].add_argument("--hf_token", metavar="TOKEN",
+                                 help="hub token for gated models; HF_TOKEN in the environment is safer. "
                                  "Never written anywhere")
-    for name, what in (("status", "show the latest run, or RUN: done, running, failed, waiting, reasons, the logs' last lines"),
+    for name, what in (("status",
+                        "show the latest run, or RUN: done, running, failed, waiting, reasons, the logs' last lines"),
                        ("collect", "print the tables of the latest run, or RUN, and what is missing"),
                        ("cancel", "stop the jobs or processes of the latest run, or RUN; what is finished stays")):
         groups[JOBS].add_argument(f"--{name}", nargs="?", const="", metavar="RUN", help=what)
@@ -83,7 +91,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _field_flag(group, owner: type, field) -> None:
     """A flag out of a field: its type says how many values it takes and of what kind."""
     told, kind = field.metadata, typing.get_type_hints(owner)[field.name]
-    name, text = told["flag"] or field.name, told["help"] + _defaults(field.name, None if field.default is MISSING else field.default)
+    name, default = told["flag"] or field.name, None if field.default is MISSING else field.default
+    text = told["help"] + _defaults(field.name, default)
     if kind is bool:
         group.add_argument(f"--{name}", dest=field.name, action="store_true", default=None, help=told["help"])
         return
@@ -92,7 +101,8 @@ def _field_flag(group, owner: type, field) -> None:
     if told.get("repeated"):
         group.add_argument(f"--{name}", dest=field.name, action="append", metavar=told["metavar"], help=text)
         return
-    group.add_argument(f"--{name}", dest=field.name, nargs="+" if several else None, type=None if single is str else single,
+    group.add_argument(f"--{name}", dest=field.name, nargs="+" if several else None,
+                       type=None if single is str else single,
                        choices=told["choices"] or None, metavar=told["metavar"], help=text)
 
 
@@ -102,11 +112,12 @@ def _setting_flag(group, setting: Setting) -> None:
     some = ", ".join(readers[:4]) + (f" and {len(readers) - 4} more" if len(readers) > 4 else "")
     text = f"{setting.help}{_defaults(setting.name, setting.default)}" + (f"; read by {some}" if readers else "")
     if setting.kind is bool:
-        group.add_argument(f"--{setting.name}", action="store_true", default=None, help=setting.help + (f"; read by {some}" if readers else ""))
+        group.add_argument(f"--{setting.name}", action="store_true", default=None,
+                           help=setting.help + (f"; read by {some}" if readers else ""))
         return
     metavar = {int: "N", float: "X", str: "WORD"}[setting.kind]
-    group.add_argument(f"--{setting.name}", type=None if setting.kind is str else setting.kind, choices=setting.choices or None,
-                       metavar=None if setting.choices else metavar, help=text)
+    group.add_argument(f"--{setting.name}", type=None if setting.kind is str else setting.kind,
+                       choices=setting.choices or None, metavar=None if setting.choices else metavar, help=text)
 
 
 def _defaults(name: str, default) -> str:
@@ -114,7 +125,8 @@ def _defaults(name: str, default) -> str:
     usual = next((preset[name] for preset in PRESETS.values() if name in preset), None) if default is None else default
     if usual in (None, ()) or name == "models":
         return ""
-    others = [f"{run}: {_text(preset[name])}" for run, preset in PRESETS.items() if name in preset and preset[name] != usual]
+    others = [f"{run}: {_text(preset[name])}" for run, preset in PRESETS.items() if name in preset
+              and preset[name] != usual]
     return f" (default: {'; '.join([_text(usual), *others])})"
 
 
@@ -136,12 +148,14 @@ def listing() -> str:
     lines = ["methods: how they are made, and the settings that they read (flags, or NAME[setting=value] for one row)"]
     for name in METHODS:
         spec = METHODS.get(name)
-        chain = " -> ".join(p for p in (spec.scorer, spec.allocator, spec.quantizer) if p) if spec.quantizer else "weights as loaded"
+        chain = " -> ".join(p for p in (spec.scorer, spec.allocator, spec.quantizer)
+                            if p) if spec.quantizer else "weights as loaded"
         lines.append(f"  {name:20s} {chain:44s} {spec.paper}".rstrip())
         settings, options = readable(spec)
         if settings or options:
             lines.append(f"  {'':20s} reads {', '.join((*settings, *options))}")
     lines += ["settings", *(f"  {s.name:20s} {s.allowed}: {s.help}" for s in sorted(SETTINGS, key=lambda s: s.name))]
-    for title, registry in (("scorers", SCORERS), ("allocators", ALLOCATORS), ("quantizers", QUANTIZERS), ("data sets", DATASETS)):
+    for title, registry in (("scorers", SCORERS), ("allocators", ALLOCATORS), ("quantizers", QUANTIZERS),
+                            ("data sets", DATASETS)):
         lines += [title, "  " + ", ".join(registry)]
     return "\n".join(lines)

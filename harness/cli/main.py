@@ -55,7 +55,8 @@ def run(args: dict) -> int:
     from harness.jobs.options import Options
     from harness.presets import build_grid
 
-    plugins, token = [os.path.abspath(path) for path in args.pop("plugin")], args.pop("hf_token", None) or os.environ.get("HF_TOKEN")
+    plugins = [os.path.abspath(path) for path in args.pop("plugin")]
+    token = args.pop("hf_token", None) or os.environ.get("HF_TOKEN")
     dry = args.pop("dry_run")
     args = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
     options = Options(**{f.name: args.pop(f.name) for f in fields(Options) if f.name in args})
@@ -79,7 +80,8 @@ def show_dry_run(grid, token: str | None, options) -> int:
 
     with Progress(len(cells_of(grid))) as progress:
         cases = open_cases(grid, token, progress)
-        preflight(cases, weights=False, limit=options.mem_bytes, workers=options.sharing, gpus=options.gpus, writes=False)
+        preflight(cases, weights=False, limit=options.mem_bytes, workers=options.sharing, gpus=options.gpus,
+                  writes=False)
     dry_run(cases, plain_console(), limit=options.mem_bytes, workers=options.workers, sharing=options.sharing)
     return 0
 
@@ -97,7 +99,8 @@ def run_here(grid, token: str | None, plugins: list[str]) -> int:
     show(tables_of(grid.results_dir, results), plain_console())
     failures = [result for result in results if not result.ok]
     for result in failures:
-        print(f"failed: {result.method.name} on {result.dataset} ({result.model.given}): {result.error}", file=sys.stderr)
+        print(f"failed: {result.method.name} on {result.dataset} ({result.model.given}): {result.error}",
+              file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -139,5 +142,6 @@ def about_run(what: str, results_dir: str, name: str) -> int:
     if what == "collect":
         return collect(board, plain_console())
     stopped = cancel(board)
-    print(f"run {board.id}: " + (f"{len(stopped)} jobs stopped: {' '.join(stopped)}" if stopped else "nothing was running or waiting"))
+    print(f"run {board.id}: " + (f"{len(stopped)} jobs stopped: {' '.join(stopped)}" if stopped
+                                 else "nothing was running or waiting"))
     return 0

@@ -24,14 +24,17 @@ def check_disk(cases: list[Case], workers: int = 1) -> None:
     needed, root = disk_bytes(cases, workers), cases[0].store.root
     free = shutil.disk_usage(root).free
     if free < needed:
-        raise UserError(f"{root} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed; free some or use --cache_dir")
+        raise UserError(f"{root} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed; free some or "
+                        "use --cache_dir")
 
 
 def disk_bytes(cases: list[Case], workers: int = 1) -> int:
-    """Bytes of what is not stored yet: element scores, gradient sums, quantized models to compare with, unfinished work on all these; samples.
+    """Bytes of what is not stored yet: element scores, gradient sums, quantized models to compare with, unfinished work
+    on all these; samples.
 
-    Unfinished work is there once for each cell at work: solved blocks in the model's dtype, and two snapshots of gradient sums
-    while one takes the other's place.  How many jobs of a cluster work at a time is not known here (workers 0): they count
+    Unfinished work is there once for each cell at work: solved blocks in the model's dtype, and two snapshots of
+    gradient sums while one takes the other's place.  How many jobs of a cluster work at a time is not known here
+    (workers 0): they count
     once, and every job asks again.
     """
     entries: set[str] = set()

@@ -12,11 +12,13 @@ from harness.grid import seeded
 from harness.stages.case import Case, Cases
 from harness.stages.scores import scores_key
 
-HEADS = ("model", "data set", "method", "bits", "seed", "state", "scores", "time", "weights", "activations", "scores + solver", "memory")
+HEADS = ("model", "data set", "method", "bits", "seed", "state", "scores", "time", "weights", "activations",
+         "scores + solver", "memory")
 
 
 def dry_run(cases: Cases, console: Console, limit: int | None = None, workers: int = 1, sharing: int = 1) -> None:
-    """Print every cell: whether it is done, whether its scores are there, and about how much time and memory (GB) it takes.
+    """Print every cell: whether it is done, whether its scores are there, and about how much time and memory (GB) it
+    takes.
 
     limit: bytes of memory that a worker may use, the machine's if None; workers: how many cells run at a time;
     sharing: processes that share this machine's memory, 0 if they run elsewhere.
@@ -30,25 +32,31 @@ def dry_run(cases: Cases, console: Console, limit: int | None = None, workers: i
             table.add_row(*map(Text, _row(case, seconds)))  # brackets of a method's settings are no markup
     console.print(table)
     size, whose = cpu_limit(limit, sharing)
-    console.print(f"About {duration(total / workers).lstrip('~')} of work" + (f", shared by {workers} workers" if workers > 1 else "")
-                  + ", models to be loaded not counted; " + (f"{size / 1e9:.1f} GB are {whose}; " if sharing or limit is not None else "")
-                  + "nothing was computed.")
+    shared = f", shared by {workers} workers" if workers > 1 else ""
+    memory_of = f"{size / 1e9:.1f} GB are {whose}; " if sharing or limit is not None else ""
+    console.print(f"About {duration(total / workers).lstrip('~')} of work{shared}, models to be loaded not counted; "
+                  f"{memory_of}nothing was computed.")
 
 
 def _row(case: Case, seconds: float) -> list[str]:
     cell, done = case.cell, finished(case)
     scored = "-" if not case.method.scorer else "cached" if case.store.has(scores_key(case)[0]) else "to do"
-    bits, seed = "own" if cell.avg_bits is None else f"{cell.avg_bits:g}", str(cell.seed) if seeded(case.method) else "-"
+    bits = "own" if cell.avg_bits is None else f"{cell.avg_bits:g}"
+    seed = str(cell.seed) if seeded(case.method) else "-"
     sizes = ["-"] * 4 if done else memory_columns(case, memory(case))
-    return [case.model.ref.name, cell.dataset, case.method.name, bits, seed, "cached" if done else "to do", scored, duration(seconds), *sizes]
+    return [case.model.ref.name, cell.dataset, case.method.name, bits, seed, "cached" if done else "to do", scored,
+            duration(seconds), *sizes]
 
 
 def memory_columns(case: Case, stages: list[Parts]) -> list[str]:
-    """Weights (as loaded, and the linears once more), activations, scores and solver, all, at the stage that takes the most."""
+    """Weights (as loaded, and the linears once more), activations, scores and solver, all, at the stage that takes the
+    most.
+    """
     top = max(stages, key=lambda stage: stage.total)
     device, host = max(stage.device for stage in stages), max(stage.host for stage in stages)
     whole = gigabytes(top.total) if case.model.device.type != "cuda" else f"{gigabytes(device)} + {gigabytes(host)} CPU"
-    return [gigabytes(top.weights + top.originals), gigabytes(top.activations), gigabytes(top.scores + top.solver), f"~{whole}"]
+    return [gigabytes(top.weights + top.originals), gigabytes(top.activations), gigabytes(top.scores + top.solver),
+            f"~{whole}"]
 
 
 def gigabytes(size: int) -> str:

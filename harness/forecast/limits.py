@@ -20,9 +20,10 @@ from harness.stages.case import Case
 from harness.stages.model import LazyModel
 
 HOST, DEVICE = ("originals", "scores", "process"), ("weights", "activations", "solver", "context")
-MENDS = {"weights": "--dtype bf16 or a smaller model", "originals": "--dtype bf16 or a smaller model", "process": "a smaller model",
-         "scores": "the grid without this method (--method)", "solver": "a lower --calib_tokens or the grid without this method (--method)",
-         "context": "--device cpu"}
+MENDS = {"weights": "--dtype bf16 or a smaller model", "originals": "--dtype bf16 or a smaller model",
+         "process": "a smaller model",
+         "scores": "the grid without this method (--method)",
+         "solver": "a lower --calib_tokens or the grid without this method (--method)", "context": "--device cpu"}
 LONGEST = ("gradients are taken", "linears are solved")  # stages whose activations go with the longest document
 
 
@@ -55,20 +56,25 @@ def cgroup_limit(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/
 def cpu_limit(limit: int | None = None, workers: int = 1) -> tuple[int, str]:
     """Bytes that one worker may use on the CPU, and whose limit that is.
 
-    limit: what the caller gives each worker; workers: processes that share this machine's memory, 0 if they run on others.
+    limit: what the caller gives each worker; workers: processes that share this machine's memory, 0 if they run on
+    others.
     """
     if not workers:
         return (limit, "the limit for a job (--mem)") if limit is not None else (sys.maxsize, "not known here (--mem)")
     share = "" if workers == 1 else f", shared by {workers} workers"
-    found = [(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // workers, "the memory of this machine" + share)]
+    found = [(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // workers,
+              "the memory of this machine" + share)]
     held = cgroup_limit()
     found += [(held // workers, "the cgroup limit of this container or batch job" + share)] if held is not None else []
-    found += [(limit, "the limit for a worker (--mem, or this machine's memory shared out)")] if limit is not None else []
+    if limit is not None:
+        found.append((limit, "the limit for a worker (--mem, or this machine's memory shared out)"))
     return min(found, key=lambda pair: pair[0])
 
 
 def limits(model: LazyModel, limit: int | None = None, workers: int = 1, gpus: int = 0) -> list[Limit]:
-    """The budgets of a cell on the model's device; gpus: how many a job on another machine has, though the model is on the CPU here."""
+    """The budgets of a cell on the model's device; gpus: how many a job on another machine has, though the model is on
+    the CPU here.
+    """
     size, whose = cpu_limit(limit, workers)
     if model.device.type != "cuda":
         return [Limit(size, HOST if gpus and not workers else HOST + DEVICE, whose)]
@@ -96,14 +102,16 @@ def check_fits(cases: list[Case], limit: int | None = None, workers: int = 1, *,
         case, stage, budget = misfits[0]
         sizes = ", ".join(f"{name} {getattr(stage, name) / 1e9:.2f}" for name in budget.parts if getattr(stage, name))
         raise UserError(f"{case.cell.label} needs about {used(stage, budget) / 1e9:.2f} GB while {stage.name} "
-                        f"({case.model.ref.name}: {sizes}), {budget.whose} is {budget.bytes / 1e9:.2f} GB, and {len(misfits)} of {len(cases)} "
-                        f"cells cannot fit; use {mend(case, stage, budget)}, or more memory")
+                        f"({case.model.ref.name}: {sizes}), {budget.whose} is {budget.bytes / 1e9:.2f} GB, and "
+                        f"{len(misfits)} of {len(cases)} cells cannot fit; use {mend(case, stage, budget)}, or more "
+                        "memory")
 
 
 def mend(case: Case, stage: Parts, budget: Limit) -> str:
     """What makes the largest part smaller."""
     largest = max(budget.parts, key=lambda name: getattr(stage, name))
-    if largest == "weights" and stage.name == "gradients are taken" and case.value("grad_dtype") == "fp32" and case.model.ref.dtype != "float32":
+    widened = case.value("grad_dtype") == "fp32" and case.model.ref.dtype != "float32"
+    if largest == "weights" and stage.name == "gradients are taken" and widened:
         return "--grad_dtype bf16"
     if largest == "activations":
         asked = "--batch_size" if case.grid.batch_size else "--batch_tokens"

@@ -1,16 +1,19 @@
-"""How much memory a cell takes at its highest, from the model's structure and the questions alone; no weights are loaded.
+"""How much memory a cell takes at its highest, from the model's structure and the questions alone; no weights are
+loaded.
 
 A cell goes through stages, and what one stage holds is gone in the next, so every stage is counted by itself:
 
     loading     the weights come to the CPU first            all weights, once, whatever the device
-    prompts     a scorer reads calibration prompts           weights + a batch of hidden states (kept of every block for TAQoS)
-    gradients   one backward pass a document                 weights widened (--grad_dtype) + float32 sums, one set a kind
-    Hessians    a scorer or solver reads inputs of linears   weights + Hessian and factor of the widest linear + hidden states
-    allocation  kept weights are chosen                      element scores three times: as stored, in one row, partly sorted
+    prompts     a scorer reads calibration prompts           weights + hidden states of a batch (of every block for TAQoS)
+    gradients   one backward pass a document                 weights (--grad_dtype) + float32 sums, one set a kind
+    Hessians    a scorer or solver reads inputs of linears   weights + Hessian, factor of the widest linear, hidden states
+    allocation  kept weights are chosen                      element scores three times: stored, in one row, partly sorted
     questions   a batch of the evaluation                    weights + hidden states, key-value cache, logits
 
-All through a cell the linears as loaded lie once more on the CPU.  With a GPU, device and CPU are two budgets; without one, all adds up.
-Upper bounds where the code decides by the data; allocators other than torch's and memory that is lost between blocks are not counted.
+All through a cell the linears as loaded lie once more on the CPU.  With a GPU, device and CPU are two budgets; without
+one, all adds up.
+Upper bounds where the code decides by the data; allocators other than torch's and memory that is lost between blocks
+are not counted.
 """
 
 from dataclasses import dataclass
@@ -60,18 +63,21 @@ class Parts:
 
 
 def forward_bytes(d: Sizes, tokens: int, itemsize: int) -> int:
-    """Hidden states while one block runs: residual, norm in float32, queries, keys, values; gate, up and their product."""
+    """Hidden states while one block runs: residual, norm in float32, queries, keys, values; gate, up and their product.
+    """
     return tokens * (itemsize * (5 * d.hidden + 3 * d.widest) + 4 * 2 * d.hidden)
 
 
 def batch_bytes(d: Sizes, batch: Asked) -> int:
     """One batch of questions: hidden states, key-value caches of contexts and tails, logits."""
     tokens = max(batch.rows * (batch.width - batch.prefix), batch.padded)
-    cached = batch.rows * (batch.width + batch.steps) + batch.tails * (batch.width + batch.tail)  # tails get copies of their context's
+    # tails get copies of their context's
+    cached = batch.rows * (batch.width + batch.steps) + batch.tails * (batch.width + batch.tail)
     read = min(batch.real, LOGIT_ROWS)
     logits = max(batch.padded * d.itemsize + read * (d.itemsize + 8), batch.rows * (d.itemsize + 8)) + batch.rows * 4
     weights = d.attention * batch.rows * batch.width**2 * (d.itemsize + 4)
-    return forward_bytes(d, tokens, d.itemsize) + cached * d.cache * d.blocks * d.itemsize + logits * d.vocabulary + weights
+    return forward_bytes(d, tokens,
+                         d.itemsize) + cached * d.cache * d.blocks * d.itemsize + logits * d.vocabulary + weights
 
 
 def prompt_bytes(d: Sizes, tokens: int, kept: bool) -> int:
@@ -80,9 +86,13 @@ def prompt_bytes(d: Sizes, tokens: int, kept: bool) -> int:
 
 
 def backward_bytes(d: Sizes, longest: int, itemsize: int) -> int:
-    """One document's backward pass: what every block keeps, logits with their gradient, the gradient of one weight, a slice of the loss."""
-    saved = longest * d.blocks * (itemsize * (6 * d.hidden + 4 * d.widest) + 4 * 2 * d.hidden) + d.blocks * d.attention * longest**2 * (itemsize + 4)
-    return saved + longest * d.vocabulary * itemsize * 2 + d.largest * (itemsize + 4) + 3 * 4 * min(SLICE, longest * d.vocabulary)
+    """One document's backward pass: what every block keeps, logits with their gradient, the gradient of one weight, a
+    slice of the loss.
+    """
+    states = longest * d.blocks * (itemsize * (6 * d.hidden + 4 * d.widest) + 4 * 2 * d.hidden)
+    attention = d.blocks * d.attention * longest**2 * (itemsize + 4)
+    logits = longest * d.vocabulary * itemsize * 2 + 3 * 4 * min(SLICE, longest * d.vocabulary)
+    return states + attention + logits + d.largest * (itemsize + 4)
 
 
 def solver_bytes(case: Case, tokens: int, longest: int, sequential: bool) -> int:
@@ -102,14 +112,17 @@ def memory(case: Case) -> list[Parts]:
     """The stages that a cell still has before it; the evaluation is always the last of them."""
     d, method = case.model.sizes, case.method
     stages = [Parts("weights are loaded", originals=d.parameters * d.itemsize)]
-    base = {"weights": d.parameters * d.itemsize, "originals": d.linears * d.itemsize, "context": CONTEXT if case.model.device.type == "cuda" else 0}
+    base = {"weights": d.parameters * d.itemsize, "originals": d.linears * d.itemsize,
+            "context": CONTEXT if case.model.device.type == "cuda" else 0}
     spec = SCORERS.get(method.scorer) if method.scorer else None
-    planned = method.allocator == "none" or case.store.has(plan_key(case)[0])  # scores are read to make a plan, never again
+    # scores are read to make a plan, never again
+    planned = method.allocator == "none" or case.store.has(plan_key(case)[0])
     element = spec is not None and spec.granularity == "element"
     to_score = spec if spec and not planned and not case.store.has(scores_key(case)[0]) else None
     if to_score and "calib" in spec.needs and "labels" not in spec.needs:
         tokens = max(rows * width for rows, width in prompt_batches(case, spec))
-        stages.append(Parts("prompts are scored", **base, activations=prompt_bytes(d, tokens, "kl_docs" in spec.params or case.value("published"))))
+        every_block = "kl_docs" in spec.params or case.value("published")
+        stages.append(Parts("prompts are scored", **base, activations=prompt_bytes(d, tokens, every_block)))
     stages += gradient_stage(case, base, to_score) + solver_stage(case, base, to_score)
     if element and not planned:
         stages.append(Parts("kept weights are chosen", **base, scores=(4 * 3 + 1) * d.linears))
@@ -128,8 +141,8 @@ def gradient_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Part
     same, wider = str(dtype) == f"torch.{case.model.ref.dtype}", dtype.itemsize > d.itemsize
     weights = d.parameters * (dtype.itemsize + (0 if same or wider else d.itemsize))
     made = d.linears * d.itemsize if spec and "corrupt" in spec.params else 0  # the quantized model was made before
-    return [Parts("gradients are taken", **base | {"weights": weights}, activations=backward_bytes(d, longest, dtype.itemsize),
-                  scores=4 * d.linears * len(kinds) + made)]
+    return [Parts("gradients are taken", **base | {"weights": weights},
+                  activations=backward_bytes(d, longest, dtype.itemsize), scores=4 * d.linears * len(kinds) + made)]
 
 
 def solver_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]:
@@ -141,8 +154,9 @@ def solver_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]
     if not {"hessian", "inputs"} & reading:
         return [Parts("linears are solved", **base, scores=fisher, solver=4 * WORKING * d.largest)] if fisher else []
     lengths = [len(t) for t in case.solver_calib.tokens]
-    at_once = (spec is not None and "hessian" in spec.needs) or any(q.needs and not q.sequential for q in (quant, corrupt) if q)
-    element = spec is not None and spec.granularity == "element" and "hessian" in spec.needs
+    scored = spec is not None and "hessian" in spec.needs
+    at_once = scored or any(q.needs and not q.sequential for q in (quant, corrupt) if q)
+    element = scored and spec.granularity == "element"
     scores = max(fisher, 4 * d.linears * element, d.linears * d.itemsize if corrupt else 0)
-    return [Parts("linears are solved", **base, activations=forward_bytes(d, max(*lengths, BATCH_TOKENS), d.itemsize), scores=scores,
-                  solver=solver_bytes(case, sum(lengths), max(lengths), not at_once))]
+    return [Parts("linears are solved", **base, activations=forward_bytes(d, max(*lengths, BATCH_TOKENS), d.itemsize),
+                  scores=scores, solver=solver_bytes(case, sum(lengths), max(lengths), not at_once))]

@@ -17,8 +17,10 @@ def preflight(cases: Cases, weights: bool = True, limit: int | None = None, work
               only: list[Case] | None = None, writes: bool = True) -> None:
     """Check everything that can be checked before heavy work; raise one clear error at the first that fails.
 
-    weights: load them now to look for NaN; limit: bytes of memory that a worker may use, if less than there is; workers:
-    processes that share this machine's memory, 0 if they run elsewhere; gpus: how many each of those elsewhere has; only:
+    weights: load them now to look for NaN; limit: bytes of memory that a worker may use, if less than there is;
+    workers:
+    processes that share this machine's memory, 0 if they run elsewhere; gpus: how many each of those elsewhere has;
+    only:
     the cells that this process will do, if not all: what others need is no reason to stop; writes: whether it computes.
     """
     say = cases.progress.say
@@ -39,7 +41,8 @@ def preflight(cases: Cases, weights: bool = True, limit: int | None = None, work
         return
     for flag in ("results_dir", "cache_dir"):
         check_writable(f"--{flag}", getattr(cases.grid, flag))
-    if weights and len(cases.models) == 1:  # several models: each is checked when its turn comes, they need not fit together
+    # several models: each is checked when its turn comes, they need not fit together
+    if weights and len(cases.models) == 1:
         model = next(iter(cases.models.values()))
         if not seems_finite(cases.store, model):
             _ = model.module
@@ -53,16 +56,19 @@ def check_budgets(cases: list[Case], say) -> None:
     case = next(iter(budgeted.values()))
     low, high = achievable(case.model.shapes, case.budget)
     low = math.ceil(low * 1e4 - 1e-9) / 1e4  # what is printed can be asked for
-    say(f"{case.model.ref.name}: group size {case.group_size}; stored bits a weight can be {low:.4f} to {high:.2f}; asked: "
+    say(f"{case.model.ref.name}: group size {case.group_size}; stored bits a weight can be {low:.4f} to {high:.2f}; "
+        "asked: "
         + ", ".join(f"{b:g}" for b in budgeted))
     for bits in budgeted:
         if not low <= bits <= high:
-            raise UserError(f"--avg_bits {bits:g} cannot be met on {case.model.ref.name} with levels {case.grid.levels} in groups of "
-                            f"{case.group_size}; give {low:.4f} to {high:.2f}")
+            raise UserError(f"--avg_bits {bits:g} cannot be met on {case.model.ref.name} with levels "
+                            f"{case.grid.levels} in groups of {case.group_size}; give {low:.4f} to {high:.2f}")
 
 
 def check_calibration(cases: list[Case], say) -> None:
-    """Draw what solvers and gradients will read, so that too little of it is an error now; says how much of what was asked there is."""
+    """Draw what solvers and gradients will read, so that too little of it is an error now; says how much of what was
+    asked there is.
+    """
     drawn, told = set(), set()
     for case in (c for c in cases if reads_solver_calib(c.method)):
         calib, data = case.solver_calib, case.data
@@ -71,27 +77,31 @@ def check_calibration(cases: list[Case], say) -> None:
         drawn.add(case.solver_calib_digest)
         lengths = [len(tokens) for tokens in calib.tokens]
         if max(lengths) < 2:
-            raise UserError(f"every calibration document of {calib.task} is a single token; give longer documents (--calib, --max_length)")
+            raise UserError(f"every calibration document of {calib.task} is a single token; give longer documents "
+                            "(--calib, --max_length)")
         check_positions(case.model, max(lengths), f"the longest calibration sequence of {calib.task}")
         if calib.task not in told:  # of several seeds the first
             told.add(calib.task)
-            short = "; that is all there is (--calib_size), so every seed reads the same" if len(lengths) >= len(data.calib_docs) else ""
-            say(f"{data.task.name}: solvers and gradients read {sum(lengths):,} of {case.value('calib_tokens'):,} tokens, "
-                f"{len(lengths)} documents of {calib.task}{short}")
+            whole = len(lengths) >= len(data.calib_docs)
+            short = "; that is all there is (--calib_size), so every seed reads the same" if whole else ""
+            say(f"{data.task.name}: solvers and gradients read {sum(lengths):,} of {case.value('calib_tokens'):,} "
+                f"tokens, {len(lengths)} documents of {calib.task}{short}")
 
 
 def check_disjoint(case: Case) -> None:
     """No document may calibrate and evaluate."""
     both = set(case.prompts.doc_ids) & {request.doc.doc_id for request in case.data.requests}
     if both:
-        raise DataError(f"{len(both)} documents of {case.cell.dataset} both calibrate and evaluate (first: {sorted(both)[0]!r}); report this split")
+        raise DataError(f"{len(both)} documents of {case.cell.dataset} both calibrate and evaluate (first: "
+                        f"{sorted(both)[0]!r}); report this split")
 
 
 def describe(case: Case, say) -> None:
     """One line about what is asked."""
     data, cfg = case.data, case.data.cfg
     cut = sum(request.truncated for request in data.requests)
-    longest = max(len(r.context) + max(cfg.max_new_tokens, *map(len, (*r.continuations, r.gold))) for r in data.requests)
+    longest = max(len(r.context) + max(cfg.max_new_tokens, *map(len, (*r.continuations, r.gold)))
+                  for r in data.requests)
     check_positions(case.model, longest, f"the longest question of {data.task.name} with its answer")
     say(f"{data.task.name}: {len(data.calib_docs)} documents calibrate, {len(data.requests)} evaluate; {cfg.scoring}, "
         f"{cfg.num_fewshot} examples, chat template {'on' if cfg.chat_template else 'off'}"

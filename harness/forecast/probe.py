@@ -28,8 +28,10 @@ SECONDS = 0.15  # of one repetition
 HEAD = 32768  # columns of the head that are timed
 SOLVED = 256  # columns of a linear that are timed
 SHORT = 8  # tokens of a document whose backward pass is mostly that of its gradients
-ROWS = 512  # rows of it on a CPU, whose time goes with the number of weights; a GPU waits for its launches, so there all rows
-OVERHEAD = 3  # a whole model's products run slower than one alone, which stays in the caches; only where no block can be built
+# rows of it on a CPU, whose time goes with the number of weights; a GPU waits for its launches, so there all rows
+ROWS = 512
+# a whole model's products run slower than one alone, which stays in the caches; only where no block can be built
+OVERHEAD = 3
 
 
 def one_block(source: LazyModel):
@@ -45,8 +47,10 @@ def one_block(source: LazyModel):
     config.pad_token_id = config.bos_token_id = config.eos_token_id = None
     try:
         with torch.device(source.device):
-            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, source.ref.dtype), trust_remote_code=False)
-    except Exception:  # a family that checks its own fields against each other; its time is then estimated from the number of its weights
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, source.ref.dtype),
+                                                     trust_remote_code=False)
+    # a family that checks its own fields against each other; its time is then estimated from the number of its weights
+    except Exception:
         return None
     return model.eval().requires_grad_(False) if len(find_blocks(model)[1]) == 1 else None
 
@@ -98,7 +102,8 @@ class Probe:
             ids, mask = forward.pad(tokens(*[width] * n), self.source.device)
             with torch.inference_mode():
                 call(self.model, ids, mask, None, last_only=True)
-        return self.once(("token", rows, width), lambda: self._bare() if self.model is None else self.seconds(run, rows) / width)
+        return self.once(("token", rows, width), lambda: self._bare() if self.model is None
+                         else self.seconds(run, rows) / width)
 
     def step(self, rows: int, width: int) -> float:
         """Seconds a block of one generated token for every row, on a cache of contexts."""
@@ -109,7 +114,8 @@ class Probe:
         def make():
             state = prefill(self.model, tokens(*[width] * rows))
             ids, mask = state.logprobs.argmax(-1)[:, None], torch.cat([state.mask, state.mask[:, :1]], 1)
-            return self.seconds(lambda n: call(self.model, ids, mask, state.lengths[:, None], expand(state.cache, None), last_only=True))
+            return self.seconds(lambda n: call(self.model, ids, mask, state.lengths[:, None], expand(state.cache, None),
+                                               last_only=True))
         return self.once(("step", rows, width), make)
 
     def _bare(self) -> float:
@@ -130,9 +136,11 @@ class Probe:
         columns = min(d.vocabulary, HEAD)
 
         def make():
-            weight = torch.ones(columns, d.hidden, device=self.source.device, dtype=getattr(torch, self.source.ref.dtype))
+            weight = torch.ones(columns, d.hidden, device=self.source.device,
+                                dtype=getattr(torch, self.source.ref.dtype))
             x = torch.ones(512, d.hidden, device=weight.device, dtype=weight.dtype)
-            return self.seconds(lambda n: torch.log_softmax((x[:n] @ weight.t()).float(), -1), 512, 16) * d.vocabulary / columns
+            return self.seconds(lambda n: torch.log_softmax((x[:n] @ weight.t()).float(), -1), 512,
+                                16) * d.vocabulary / columns
         return self.once("head", make)
 
     def backward(self, length: int, kinds: tuple[str, ...], grad_dtype: str) -> float:
@@ -144,7 +152,8 @@ class Probe:
         def run(n, width=length):
             rows = tokens(*[width] * n)
             masks = tuple(np.ones(len(r), dtype=bool) for r in rows)
-            gradient_sums(self.model, linears, CalibSet("probe", tuple(map(str, range(n))), tuple(rows), masks, 0, ""), kinds, dtype)
+            gradient_sums(self.model, linears, CalibSet("probe", tuple(map(str, range(n))), tuple(rows), masks, 0, ""),
+                          kinds, dtype)
 
         def make():
             for _ in range(2):  # the first time allocates
@@ -159,7 +168,8 @@ class Probe:
         shapes = list(self.source.shapes.values())
         rows, cols = max(dict.fromkeys(shapes), key=lambda shape: (shapes.count(shape), shape))
         rows, cols = rows if self.source.device.type == "cuda" else min(rows, ROWS), min(cols, SOLVED)
-        return self.once((quantizer, repr(layer), repr(options)), lambda: self._solve(quantizer, layer, options, rows, cols))
+        return self.once((quantizer, repr(layer), repr(options)),
+                         lambda: self._solve(quantizer, layer, options, rows, cols))
 
     def _solve(self, quantizer: str, layer: LayerPlan, options: dict, rows: int, cols: int) -> float:
         spec, generator = QUANTIZERS.get(quantizer), torch.Generator().manual_seed(0)

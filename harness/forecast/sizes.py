@@ -46,7 +46,9 @@ def asked(data: TaskData) -> list[Asked]:
 
 
 def prompt_batches(case: Case, spec: ScorerSpec) -> list[tuple[int, int]]:
-    """(rows, tokens of the longest) of every batch of prompts that a scorer reads; which limit holds is told by its declared parameters."""
+    """(rows, tokens of the longest) of every batch of prompts that a scorer reads; which limit holds is told by its
+    declared parameters.
+    """
     count = case.value("kl_docs" if "kl_docs" in spec.params else "score_docs")
     lengths = [len(t) for t in case.prompts.tokens[:count]]
     return [(len(batch), lengths[batch[0]]) for batch in length_batches(lengths, case.grid.batch_tokens)]

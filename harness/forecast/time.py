@@ -105,7 +105,8 @@ class Costs:
             return 0.0
         lengths = [len(tokens) for tokens in case.solver_calib.tokens]
         length = max(2, sum(lengths) // len(lengths))
-        head = 2 * self.probe.head() * length  # the logits and, back through the same matrix, the hidden states' gradient
+        # the logits and, back through the same matrix, the hidden states' gradient
+        head = 2 * self.probe.head() * length
         backward = self.probe.backward(length, tuple(sorted(wanted_kinds(case) | kinds)), case.value("grad_dtype"))
         return len(lengths) * (self.sizes.blocks * backward + head)
 
@@ -115,7 +116,8 @@ class Costs:
         rows = max(1, BATCH_TOKENS // max(lengths))
         token = self.probe.token(min(rows, len(lengths)), max(lengths))
         operations = sum(FACTOR * c**3 + 2 * c * c * sum(lengths) for _, c in self.model.shapes.values())
-        return RUNS[sequential] * sum(lengths) * self.sizes.blocks * token + operations / self.probe.flops(torch.float32)
+        run = RUNS[sequential] * sum(lengths) * self.sizes.blocks * token
+        return run + operations / self.probe.flops(torch.float32)
 
     def solving(self, case: Case, quantizer: str) -> float:
         """Every linear by a quantizer that reads data, or rounded."""
@@ -123,7 +125,8 @@ class Costs:
         own = self.sizes.linears * self.probe.solve(quantizer, self.layer(case), quantizer_options(case, quantizer))
         if not {"hessian", "inputs"} & set(spec.needs):
             return own
-        pushed = sum(r * c * c for r, c in self.model.shapes.values()) / self.probe.flops(torch.float32)  # errors into later columns
+        # errors into later columns
+        pushed = sum(r * c * c for r, c in self.model.shapes.values()) / self.probe.flops(torch.float32)
         return own + pushed + self.stream(case, spec.sequential)
 
     def rounding(self, case: Case) -> float:

@@ -63,15 +63,18 @@ class Board:
         results_folder(grid)
         stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         board = cls(Path(grid.results_dir).absolute() / RUNS / stamp)
-        cells = [{"model": c.model, "dataset": c.dataset, "method": c.method.name, "avg_bits": c.avg_bits, "seed": c.seed} for c in cells_of(grid)]
+        cells = [{"model": c.model, "dataset": c.dataset, "method": c.method.name, "avg_bits": c.avg_bits,
+                  "seed": c.seed} for c in cells_of(grid)]
         try:
             for name in ("state", "alive"):
                 (board.folder / name).mkdir(parents=True)
             # before anybody can see the run: one that has no worker yet is not one that nobody works on
             board._lease = take(board.folder / "alive" / process_name(LAUNCHER))
             write_json(board.folder / "run.json", {
-                "schema": SCHEMA, "id": stamp, "executor": executor, "host": socket.gethostname(), "cwd": os.getcwd(), "started": time.time(),
-                "plugins": plugins, "memory": memory, "grid": asdict(grid), "cells": cells, "identities": list(identities), "scores": groups})
+                "schema": SCHEMA, "id": stamp, "executor": executor, "host": socket.gethostname(), "cwd": os.getcwd(),
+                "started": time.time(),
+                "plugins": plugins, "memory": memory, "grid": asdict(grid), "cells": cells,
+                "identities": list(identities), "scores": groups})
         except OSError as error:
             raise storage_error(error, board.folder) or error from None
         return board
@@ -85,7 +88,8 @@ class Board:
                 if self._run["schema"] != SCHEMA:
                     raise ValueError
             except (OSError, ValueError, KeyError, TypeError):
-                raise UserError(f"{str(self.folder)!r} holds no run that this version can read; --status without a name takes the latest") from None
+                raise UserError(f"{str(self.folder)!r} holds no run that this version can read; --status without a "
+                                "name takes the latest") from None
         return self._run
 
     @property
@@ -94,7 +98,8 @@ class Board:
 
     def parts(self) -> list[str]:
         """The names of every group of scores and every cell, in running order."""
-        return [part_name(kind, i) for kind, key in (("scores", "scores"), ("cell", "cells")) for i in range(len(self.run[key]))]
+        return [part_name(kind, i) for kind, key in (("scores", "scores"), ("cell", "cells"))
+                for i in range(len(self.run[key]))]
 
     def grid(self) -> Grid:
         """The grid as it was asked."""
@@ -138,7 +143,8 @@ class Board:
 
     def workers(self) -> list[str]:
         """Names of the workers that have not ended in good order."""
-        return sorted(p.name for p in (self.folder / "alive").glob("*") if not p.name.startswith(".") and ".break." not in p.name)
+        return sorted(p.name for p in (self.folder / "alive").glob("*") if not p.name.startswith(".")
+                      and ".break." not in p.name)
 
     def last_words(self) -> str:
         """What a worker said that ended before it had taken up any part."""
@@ -177,7 +183,8 @@ def results_folder(grid: Grid) -> Path:
     except FileNotFoundError:  # another process removed it just now
         return folder
     except OSError as error:
-        raise UserError(f"results folder {str(folder)!r} cannot be made ({error.strerror}); choose another with --results_dir") from None
+        raise UserError(f"results folder {str(folder)!r} cannot be made ({error.strerror}); choose another with "
+                        "--results_dir") from None
     return folder
 
 
@@ -201,17 +208,22 @@ def find_run(results_dir: str, name: str | None) -> Board:
         return found[-1]
     chosen = [b for b in found if b.folder.name == name]
     if not chosen:
-        raise UserError(f"no run {name!r} in {results_dir!r}; there are: {', '.join(b.folder.name for b in found[-5:])}")
+        raise UserError(f"no run {name!r} in {results_dir!r}; there are: "
+                        f"{', '.join(b.folder.name for b in found[-5:])}")
     return chosen[0]
 
 
 def forget_like(grid: Grid) -> None:
-    """Take down what earlier runs of the same grid left on this machine, once nobody works on them: a new run takes over."""
+    """Take down what earlier runs of the same grid left on this machine, once nobody works on them: a new run takes
+    over.
+    """
     asked = json.loads(json.dumps(asdict(grid)))
     for board in runs(grid.results_dir):
-        if board.run["executor"] != "slurm" and board.run["grid"] == asked and not any(map(board.alive, board.workers())):
+        same = board.run["executor"] != "slurm" and board.run["grid"] == asked
+        if same and not any(map(board.alive, board.workers())):
             board.remove()
-    for folder in (Path(grid.results_dir).absolute() / RUNS).glob("*"):  # a kill between making and writing, or in taking down
+    # a kill between making and writing, or in taking down
+    for folder in (Path(grid.results_dir).absolute() / RUNS).glob("*"):
         age = idle(folder)
         if not (folder / "run.json").exists() and age is not None and age > 2 * LEASE_S:
             shutil.rmtree(folder, ignore_errors=True)

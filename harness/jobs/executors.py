@@ -2,8 +2,8 @@
 
     local     this process, cell by cell
     process   --max_parallel workers on this machine, which claim groups of scores first, then cells
-    slurm     two job arrays: one job a group of scores and a cell that needs none; then, when these have ended, one a cell
-    debug     the parts of a slurm run one after another in this process, under submitit's DebugExecutor (pdb on an error)
+    slurm     two job arrays: one job a group of scores and a cell that needs none; then, after these, one a cell
+    debug     the parts of a slurm run one by one in this process, under submitit's DebugExecutor (pdb on an error)
 
 The second array waits with ``afterany``: scores that failed make their own cells fail, with the reason, and no others.
 Job states are read from squeue (with sacct behind it), never from submitit's result pickles: without accounting those
@@ -30,7 +30,8 @@ FOREVER_MIN = 60 * 24 * 365
 
 def environment() -> dict[str, str]:
     """What a worker needs of the environment: this project to import, and torch's threads asleep when idle."""
-    path = os.pathsep.join(dict.fromkeys([str(REPO), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
+    before = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    path = os.pathsep.join(dict.fromkeys([str(REPO), *before]))
     return {"PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -65,14 +66,18 @@ def submit_processes(board: Board, options: Options):
 
 
 def submit_slurm(board: Board, options: Options, skip: set[int], readers: list[set[int]]) -> dict[str, str]:
-    """Hand in the two arrays, all but the cells to skip and the groups of scores that only these read; returns part -> job number."""
+    """Hand in the two arrays, all but the cells to skip and the groups of scores that only these read; returns part ->
+    job number.
+    """
     groups = [part_name("scores", i) for i, cells in enumerate(readers) if cells - skip]
-    cells = {part_name("cell", i): bool(resolve_method(cell["method"]).scorer) for i, cell in enumerate(board.run["cells"]) if i not in skip}
+    cells = {part_name("cell", i): bool(resolve_method(cell["method"]).scorer)
+             for i, cell in enumerate(board.run["cells"]) if i not in skip}
     first = _array(board, options, groups + [c for c, scored in cells.items() if not scored], "scores", None)
     board.write_jobs(first)  # should the second submission fail, the first can be cancelled
     after = ":".join(dict.fromkeys(number.split("_")[0] for number in first.values()))
     try:
-        jobs = first | _array(board, options, [c for c, scored in cells.items() if scored], "cells", f"afterany:{after}" if after else None)
+        jobs = first | _array(board, options, [c for c, scored in cells.items() if scored], "cells",
+                              f"afterany:{after}" if after else None)
     except UserError:
         cancel(board)
         raise
@@ -88,13 +93,15 @@ def _array(board: Board, options: Options, parts: list[str], what: str, dependen
     if not parts:
         return {}
     try:
-        executor = submitit.SlurmExecutor(folder=board.folder / "jobs", max_num_timeout=20 if options.max_requeues is None else options.max_requeues)
+        executor = submitit.SlurmExecutor(folder=board.folder / "jobs",
+                                          max_num_timeout=20 if options.max_requeues is None else options.max_requeues)
         executor.update_parameters(**_parameters(board, options, what, dependency))
         with executor.batch():
             jobs = [executor.submit(Job(str(board.folder), part)) for part in parts]
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError, RuntimeError) as error:
         raise UserError(f"SLURM did not take the {what}: {_reason(error)}; "
-                        "compare what sinfo shows with --partition, --time, --mem, --cpus_per_task, --gpus_per_task, --sbatch") from None
+                        "compare what sinfo shows with --partition, --time, --mem, --cpus_per_task, --gpus_per_task, "
+                        "--sbatch") from None
     return {part: job.job_id for part, job in zip(parts, jobs)}
 
 
@@ -106,8 +113,10 @@ def _parameters(board: Board, options: Options, what: str, dependency: str | Non
         extra[key] = value if has else True
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment().items()]
     found = {"job_name": f"taq-{what}-{board.id}", "partition": options.partition, "time": options.minutes, "nodes": 1,
-             "cpus_per_task": options.threads, "gpus_per_node": options.gpus or None, "array_parallelism": options.workers,
-             "mem": f"{options.mem_bytes // 2**20}M" if options.mem else None, "dependency": dependency, "setup": [*exports, *options.setup],
+             "cpus_per_task": options.threads, "gpus_per_node": options.gpus or None,
+             "array_parallelism": options.workers,
+             "mem": f"{options.mem_bytes // 2**20}M" if options.mem else None, "dependency": dependency,
+             "setup": [*exports, *options.setup],
              # a job is told of its end early enough to be queued again, but not before it has begun
              "signal_delay_s": min(90, options.minutes * 15), "additional_parameters": extra}
     return {k: v for k, v in found.items() if v is not None}

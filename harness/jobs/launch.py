@@ -44,25 +44,25 @@ def run_local(grid: Grid, token: str | None, progress: Progress, plugins: list[s
     return results
 
 
-def for_workers(grid: Grid, options: Options) -> Grid:
-    """The grid as the executor's workers will run it: with their threads, if none were asked for."""
-    return replace(grid, threads=options.threads) if options.threads and not grid.threads else grid
-
-
-def launch(grid: Grid, token: str | None, options: Options, plugins: list[str], progress: Progress) -> tuple[Board, list]:
-    """Check what can be checked here, write the run down, hand its parts to the executor; returns the run's board and its local jobs."""
+def launch(grid: Grid, token: str | None, options: Options, plugins: list[str],
+           progress: Progress) -> tuple[Board, list]:
+    """Check what can be checked here, write the run down, hand its parts to the executor; returns the run's board and
+    its local jobs.
+    """
     check_place(grid, options)
     # the machine that hands jobs in need not have their GPU; keys made here only tell equal cells from different ones
     dtype = "bf16" if grid.dtype == "auto" and options.gpus else grid.dtype
     here = replace(grid, device="cpu", dtype=dtype) if options.executor == "slurm" else grid
     cases = open_cases(here, token, progress)
-    preflight(cases, weights=options.executor != "slurm", limit=options.mem_bytes, workers=options.sharing, gpus=options.gpus)
+    preflight(cases, weights=options.executor != "slurm", limit=options.mem_bytes, workers=options.sharing,
+              gpus=options.gpus)
     groups, readers = score_groups(cases)
     asked = [grid.device, grid.dtype, options.executor, options.gpus]
     names = [identity(case, asked, plugins) for case in cases]
     taken = in_other_hands(grid, names) if options.executor == "slurm" else {}
     forget_like(grid)
-    memory = options.mem_bytes or (cpu_limit(None, options.sharing)[0] if options.sharing > 1 else None)  # what one worker may use
+    # what one worker may use
+    memory = options.mem_bytes or (cpu_limit(None, options.sharing)[0] if options.sharing > 1 else None)
     board = Board.new(grid, options.executor, groups, plugins, memory, names)
     jobs: list = []
     if options.executor == "process":
@@ -77,14 +77,17 @@ def launch(grid: Grid, token: str | None, options: Options, plugins: list[str], 
 def check_place(grid: Grid, options: Options) -> None:
     """An executor that cannot work here is an error before anything is read."""
     if options.executor == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
-        raise UserError("--executor slurm: sbatch is not on this machine's path; give the command on a login node, or use --executor process")
+        raise UserError("--executor slurm: sbatch is not on this machine's path; give the command on a login node, or "
+                        "use --executor process")
     if options.executor == "process" and grid.device.startswith("cuda:"):
-        raise UserError(f"--device {grid.device} with --executor process would put every worker on one GPU; use --device cuda, and "
-                        "CUDA_VISIBLE_DEVICES to choose GPUs")
+        raise UserError(f"--device {grid.device} with --executor process would put every worker on one GPU; use "
+                        "--device cuda, and CUDA_VISIBLE_DEVICES to choose GPUs")
 
 
 def identity(case: Case, asked: list, plugins: list[str]) -> str:
-    """What makes a cell the same in two runs on a cluster: its key as on this machine, what was asked of the jobs, the plugins' text."""
+    """What makes a cell the same in two runs on a cluster: its key as on this machine, what was asked of the jobs, the
+    plugins' text.
+    """
     texts = [file_sha256(path) for path in plugins]
     try:
         key = cell_key(case)
@@ -103,7 +106,8 @@ def _hand_in(board: Board, options: Options, taken: dict[int, dict], readers: li
         raise
     board.close()
     cells = len(board.run["cells"]) - len(taken)
-    say(f"Run {board.id}: {sum(j.startswith('scores') for j in jobs)} groups of scores and {cells} cells handed to SLURM"
+    say(f"Run {board.id}: {sum(j.startswith('scores') for j in jobs)} groups of scores and {cells} cells handed to "
+        "SLURM"
         + (f"; {len(taken)} cells are done by earlier runs, or in their hands" if taken else ""))
 
 
@@ -140,7 +144,9 @@ def _debug(board: Board) -> None:
 
 
 def follow(board: Board, progress: Progress, jobs: list) -> None:
-    """Show cells as they end, until none is running or waiting; Ctrl-C leaves a cluster's jobs alone and ends processes."""
+    """Show cells as they end, until none is running or waiting; Ctrl-C leaves a cluster's jobs alone and ends
+    processes.
+    """
     told: set[str] = set()
     try:
         while True:
@@ -149,7 +155,8 @@ def follow(board: Board, progress: Progress, jobs: list) -> None:
             for part in found:
                 if part.state in ("done", "failed") and part.name not in told:
                     told.add(part.name)
-                    progress.cell_done(f"{'FAILED  ' if part.state == 'failed' else ''}{part.label}" + (f": {part.reason}" if part.reason else ""))
+                    progress.cell_done(f"{'FAILED  ' if part.state == 'failed' else ''}{part.label}"
+                                       + (f": {part.reason}" if part.reason else ""))
             running = [p for p in found if p.state == "running"]
             if running:
                 progress.update(f"{len(running)} running, first: {running[0].reason}", 0, 1)
@@ -165,10 +172,11 @@ def follow(board: Board, progress: Progress, jobs: list) -> None:
 
 
 def score_groups(cases: Cases) -> tuple[list[list[int]], list[set[int]]]:
-    """Groups of cells by number, one cell for each different scores, grouped by what they share; and all cells that read each group's scores.
+    """Groups of cells by number, one cell for each different scores, grouped by what they share; and all cells that
+    read each group's scores.
 
-    Scores that share one backward pass are one group, so that no two jobs wait for each other; every other scorer's scores
-    are a group of their own.  Cells of one group differ in budget, allocator or quantizer only.
+    Scores that share one backward pass are one group, so that no two jobs wait for each other; every other scorer's
+    scores are a group of their own.  Cells of one group differ in budget, allocator or quantizer only.
     """
     groups: dict[str, list[int]] = {}
     readers: dict[str, set[int]] = {}

@@ -1,4 +1,5 @@
-"""Run the grid cell by cell, after the preflight (harness/forecast/preflight.py); a failed cell is recorded and the rest goes on.
+"""Run the grid cell by cell, after the preflight (harness/forecast/preflight.py); a failed cell is recorded and the
+rest goes on.
 
 Several processes may run one grid, on one machine or on several: a cell is claimed by a lock before it is begun,
 and one that another process has, or that waits for scores another process is making, is put off to the end.
@@ -23,7 +24,8 @@ LOOK_S = 1.0  # how often a process that is out of work looks whether another ha
 def run_grid(cases: Cases, post: Post | None = None, groups: list[list[int]] = ()) -> list[Result]:
     """Run every cell, or find it finished by another process; returns the results, failed ones with status "error".
 
-    groups: cells by number whose scores are made first, one of each group (harness/jobs/launch.py); several workers share them.
+    groups: cells by number whose scores are made first, one of each group (harness/jobs/launch.py); several workers
+    share them.
     """
     results: dict[int, Result] = {}
     folder = results_folder(cases.grid)
@@ -41,7 +43,8 @@ def run_grid(cases: Cases, post: Post | None = None, groups: list[list[int]] = (
             if left == todo:
                 cases.progress.update(f"waiting for other processes: {len(left)} cells", 0, 1)
                 time.sleep(LOOK_S)
-            patient = left != todo  # after a round without work, wait inside a cell: that is where a dead owner's lock is found out
+            # after a round without work, wait inside a cell: that is where a dead owner's lock is found out
+            patient = left != todo
             todo = left
         model.release()
     return [results[i] for i in sorted(results)]
@@ -97,7 +100,9 @@ def _why(error: BaseException) -> str:
 
 
 def claim_scores(cases: list[Case], post: Post | None, part: str, wait: bool = False) -> None:
-    """Make the scores of some cells, unless another process does or found that it cannot; an error is left to the cells, which write it down."""
+    """Make the scores of some cells, unless another process does or found that it cannot; an error is left to the
+    cells, which write it down.
+    """
     if post and (post.board.state(part) or {}).get("state") == "failed":
         return
     store = cases[0].store
@@ -117,7 +122,8 @@ def claim_scores(cases: list[Case], post: Post | None, part: str, wait: bool = F
         for case in cases:
             scores(case)
     except BaseException as error:
-        ours = isinstance(error, Exception) and not isinstance(error, StorageError) and not storage_error(error, store.root)
+        disk = isinstance(error, StorageError) or storage_error(error, store.root)
+        ours = isinstance(error, Exception) and not disk
         state, facts = ("failed", {"error": str(error)}) if ours else ("waiting", {"reason": _why(error)})
         if not ours:
             raise

@@ -8,34 +8,44 @@ from dataclasses import dataclass, field, fields
 from core.errors import UserError
 
 EXECUTORS = ("local", "process", "debug", "slurm")
-SHARED, JOBS = ("process", "slurm", "debug"), ("slurm", "debug")  # executors that read a flag; debug takes those of slurm
+# executors that read a flag; debug takes those of slurm
+SHARED, JOBS = ("process", "slurm", "debug"), ("slurm", "debug")
 
 
-def asked(help: str, default=None, *, metavar: str | None = None, low: int | None = None, readers: tuple = JOBS, repeated: bool = False):
+def asked(help: str, default=None, *, metavar: str | None = None, low: int | None = None, readers: tuple = JOBS,
+          repeated: bool = False):
     """A flag of the executors.  repeated: given again and again, not several values at once."""
-    told = {"help": help, "flag": "", "metavar": metavar, "low": low, "choices": (), "readers": readers, "repeated": repeated}
+    told = {"help": help, "flag": "", "metavar": metavar, "low": low, "choices": (), "readers": readers,
+            "repeated": repeated}
     return field(default=default, metadata=told)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How jobs are asked for; none of it changes a result, except that ``cpus_per_task`` are a CPU job's threads.  None = not asked."""
+    """How jobs are asked for; none of it changes a result, except that ``cpus_per_task`` are a CPU job's threads.  None
+    = not asked.
+    """
 
-    executor: str = asked(f"{', '.join(EXECUTORS)}: this process, several on this machine, jobs one by one in this process, or job "
-                          "arrays on a cluster", "local", readers=EXECUTORS)
-    max_parallel: int | None = asked("processes, or jobs of an array, at a time (default: 2 processes, 64 jobs)", metavar="N", low=1,
-                                     readers=SHARED)
+    executor: str = asked(f"{', '.join(EXECUTORS)}: this process, several on this machine, jobs one by one in this "
+                          "process, or job arrays on a cluster", "local", readers=EXECUTORS)
+    max_parallel: int | None = asked("processes, or jobs of an array, at a time (default: 2 processes, 64 jobs)",
+                                     metavar="N", low=1, readers=SHARED)
     partition: str | None = asked("SLURM partition", metavar="P")
     gpus_per_task: int | None = asked("GPUs of a job (default: 0)", metavar="N", low=0)
-    cpus_per_task: int | None = asked("CPU cores of a job or process, and its threads unless --threads says otherwise (default: 4, or "
-                                      "the machine's cores shared out)", metavar="N", low=1, readers=SHARED)
-    time: str | None = asked("time limit of a job: minutes, H:MM:SS or D-HH:MM:SS; one that needs more is queued again and goes on "
-                             "(default: 4:00:00)", metavar="T")
-    mem: str | None = asked("memory of a job, such as 64G; cells that cannot fit into it are refused before anything starts", metavar="SIZE")
-    setup: tuple[str, ...] = asked("shell line before the work, such as 'module load cuda'; repeatable", (), metavar="LINE", repeated=True)
+    cpus_per_task: int | None = asked("CPU cores of a job or process, and its threads unless --threads says otherwise "
+                                      "(default: 4, or the machine's cores shared out)", metavar="N", low=1,
+                                      readers=SHARED)
+    time: str | None = asked("time limit of a job: minutes, H:MM:SS or D-HH:MM:SS; one that needs more is queued again "
+                             "and goes on (default: 4:00:00)", metavar="T")
+    mem: str | None = asked("memory of a job, such as 64G; cells that cannot fit into it are refused before anything "
+                            "starts", metavar="SIZE")
+    setup: tuple[str, ...] = asked("shell line before the work, such as 'module load cuda'; repeatable", (),
+                                   metavar="LINE", repeated=True)
     sbatch: tuple[str, ...] = asked("more for sbatch, such as account=lab qos=low", (), metavar="KEY=VALUE")
-    max_requeues: int | None = asked("how often a job that runs out of time is queued again (default: 20)", metavar="N", low=0)
-    wait: bool = asked("stay until a cluster's jobs have ended, then print the tables; Ctrl-C leaves them running", False)
+    max_requeues: int | None = asked("how often a job that runs out of time is queued again (default: 20)", metavar="N",
+                                     low=0)
+    wait: bool = asked("stay until a cluster's jobs have ended, then print the tables; Ctrl-C leaves them running",
+                       False)
 
     def __post_init__(self):
         if self.executor not in EXECUTORS:
@@ -45,7 +55,8 @@ class Options:
             if low is not None and value is not None and value < low:
                 raise UserError(f"--{f.name} is {value}; it must be at least {low}")
             if value not in (None, (), False) and self.executor not in readers:
-                raise UserError(f"--{f.name} does nothing with --executor {self.executor}; add --executor {readers[0]} or leave it out")
+                raise UserError(f"--{f.name} does nothing with --executor {self.executor}; add --executor {readers[0]} "
+                                "or leave it out")
         if self.minutes < 1:
             raise UserError(f"--time is {self.minutes} minutes; give at least 1")
         if self.mem is not None:
@@ -94,7 +105,8 @@ def parse_minutes(text: str) -> int:
     """Minutes of a SLURM time: 90, 2:30:00, 1-12:00:00, rounded up."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?", text.strip())
     if not found:
-        raise UserError(f"--time {text!r} is not a time; give minutes (90), H:MM:SS (2:30:00) or D-HH:MM:SS (1-12:00:00)")
+        raise UserError(f"--time {text!r} is not a time; give minutes (90), H:MM:SS (2:30:00) or D-HH:MM:SS "
+                        "(1-12:00:00)")
     days, first, second, third = (int(g) if g else 0 for g in found.groups())
     if found[1] is not None:
         return math.ceil(days * 1440 + first * 60 + second + third / 60)

@@ -8,11 +8,13 @@ import subprocess
 from core.errors import UserError
 from harness.jobs.board import LAUNCHER, Board, process_number
 
-ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED", "UNKNOWN"}
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL",
+         "DEADLINE", "REVOKED", "UNKNOWN"}
 
 
 def job_states(numbers: list[str], run: str) -> dict[str, tuple[str, str]]:
-    """number -> (state, reason) of a run's SLURM jobs, from squeue and, for those it has forgotten, from sacct; unknown ones are absent.
+    """number -> (state, reason) of a run's SLURM jobs, from squeue and, for those it has forgotten, from sacct; unknown
+    ones are absent.
 
     A cluster that was reset gives its numbers out again, so a job counts only if it bears the run's name.
     """
@@ -30,12 +32,15 @@ def _table(run: str, *command: str) -> dict[str, tuple[str, str]]:
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"{command[0]} does not answer here ({type(error).__name__}); ask on a machine of the jobs' cluster") from None
+        raise UserError(f"{command[0]} does not answer here ({type(error).__name__}); ask on a machine of the jobs' "
+                        "cluster") from None
     # a number that the controller has forgotten is an answer, and a cluster need not have accounting
     if ran.returncode and command[0] == "squeue" and "Invalid job id" not in ran.stderr:
-        raise UserError(f"squeue fails here ({ran.stderr.strip().splitlines()[-1:]}); ask on a machine of the jobs' cluster")
+        raise UserError(f"squeue fails here ({ran.stderr.strip().splitlines()[-1:]}); ask on a machine of the jobs' "
+                        "cluster")
     rows = (line.split("|") for line in ran.stdout.splitlines() if line.count("|") == 3)
-    return {number: (state.split()[0].rstrip("+"), "" if reason in ("None", "") else reason) for number, state, reason, name in rows
+    return {number: (state.split()[0].rstrip("+"), "" if reason in ("None", "") else reason)
+            for number, state, reason, name in rows
             if name.endswith(run)}
 
 
@@ -49,7 +54,8 @@ def cancel(board: Board) -> list[str]:
     if alive:
         ran = subprocess.run(["scancel", *alive], capture_output=True, text=True, timeout=60)
         if ran.returncode:
-            raise UserError(f"scancel did not stop run {board.id} ({' '.join(ran.stderr.split())}); it may be another user's")
+            raise UserError(f"scancel did not stop run {board.id} ({' '.join(ran.stderr.split())}); it may be another "
+                            "user's")
     return alive
 
 

@@ -33,7 +33,8 @@ class Part:
 def parts(board: Board, ended: bool = False, others: dict[str, list[Part]] | None = None) -> list[Part]:
     """Every group of scores and every cell, in running order.
 
-    ended: it is known that every worker on this machine has gone; others: what earlier runs that have cells in hand were found to be.
+    ended: it is known that every worker on this machine has gone; others: what earlier runs that have cells in hand
+    were found to be.
     """
     run, jobs, others = board.run, board.jobs(), {} if others is None else others
     queue = job_states(sorted(jobs.values()), board.id) if run["executor"] == "slurm" and jobs else {}
@@ -41,10 +42,12 @@ def parts(board: Board, ended: bool = False, others: dict[str, list[Part]] | Non
     return [_part(board, name, jobs.get(name), queue, living, others) for name in board.parts()]
 
 
-def _part(board: Board, name: str, job: str | None, queue: dict, living: dict[str, bool], others: dict[str, list[Part]]) -> Part:
+def _part(board: Board, name: str, job: str | None, queue: dict, living: dict[str, bool],
+          others: dict[str, list[Part]]) -> Part:
     kind, _, number = name.rpartition("-")
     cells = board.run["cells"]
-    label = cell_label(cells[int(number)]) if kind == "cell" else ", ".join(cell_label(cells[i]) for i in board.run["scores"][int(number)])
+    inside = [int(number)] if kind == "cell" else board.run["scores"][int(number)]
+    label = ", ".join(cell_label(cells[i]) for i in inside)
     found = board.state(name)
     if found and found["state"] == "elsewhere":
         return _elsewhere(board, name, found, others)
@@ -53,7 +56,8 @@ def _part(board: Board, name: str, job: str | None, queue: dict, living: dict[st
     state, reason = _judge(board, found, queue.get(job) if job else None, living)
     seconds = None
     if found and "since" in found:
-        seconds = found["seconds"] if "seconds" in found else time.time() - found["since"] if state == "running" else None
+        running = time.time() - found["since"] if state == "running" else None
+        seconds = found.get("seconds", running)
     return Part(name, label, state, reason, seconds, job or (found or {}).get("job"))
 
 
@@ -66,7 +70,8 @@ def _elsewhere(board: Board, name: str, found: dict, others: dict[str, list[Part
     if other.id not in others:
         others[other.id] = parts(other, others=others)
     part = next(p for p in others[other.id] if p.name == found["there"])
-    return Part(name, label, part.state, " ".join(filter(None, (f"run {other.id}", part.reason))), part.seconds, part.job)
+    return Part(name, label, part.state, " ".join(filter(None, (f"run {other.id}", part.reason))), part.seconds,
+                part.job)
 
 
 def known(board: Board, name: str) -> dict:
@@ -77,7 +82,8 @@ def known(board: Board, name: str) -> dict:
     return found
 
 
-def _judge(board: Board, found: dict | None, queued: tuple[str, str] | None, living: dict[str, bool]) -> tuple[str, str]:
+def _judge(board: Board, found: dict | None, queued: tuple[str, str] | None,
+           living: dict[str, bool]) -> tuple[str, str]:
     """A part's true state, from what its worker last said, whether the worker lives, and what the queue says."""
     if found and found["state"] in ("done", "failed"):
         return found["state"], found.get("error", found.get("reason", ""))
@@ -85,13 +91,15 @@ def _judge(board: Board, found: dict | None, queued: tuple[str, str] | None, liv
         ended = "pre-empted or out of time too often" if queued[0] == "COMPLETED" else f"SLURM: {queued[0]}"
         return "failed", f"{ended}{f' ({queued[1]})' if queued[1] else ''}; {AGAIN}"
     if queued and queued[0] != "RUNNING":
-        return "waiting", ", ".join(filter(None, (queued[1] or queued[0].lower(), found.get("reason") if found else None)))
+        return "waiting", ", ".join(filter(None, (queued[1] or queued[0].lower(),
+                                                  found.get("reason") if found else None)))
     if found and found["state"] == "running" and living.get(found["worker"]):
         return "running", found["what"]
     if queued:
         return "running", "starting" if not found else "starting again"
     if board.run["executor"] != "slurm" and any(living.values()):
-        why = "its process is gone; another one takes it up" if found and found["state"] == "running" else "its turn has not come"
+        began = found and found["state"] == "running"
+        why = "its process is gone; another one takes it up" if began else "its turn has not come"
         return "waiting", found.get("reason", why) if found else why
     why = found.get("reason", "its process is gone") if found else board.last_words() or "never started"
     return "failed", f"{why}, and no job of this run is left; {AGAIN}"
@@ -104,13 +112,17 @@ def cell_label(cell: dict) -> str:
 
 
 def show_status(board: Board, console: Console) -> None:
-    """The run in a table: counts, then what runs or failed, with the reason and the log's last lines, and what waits for what."""
+    """The run in a table: counts, then what runs or failed, with the reason and the log's last lines, and what waits
+    for what.
+    """
     found = parts(board)
     cells = [p for p in found if p.name.startswith("cell-")]
     counts = Counter(p.state for p in cells)
     run = board.run
-    console.print(f"Run {board.id}, {run['executor']} from {run['host']}, started {time.strftime('%Y-%m-%d %H:%M', time.localtime(run['started']))}")
-    console.print(f"{len(cells)} cells: " + ", ".join(f"{counts.get(s, 0)} {s}" for s in ("done", "running", "failed", "waiting")) + _left(cells))
+    console.print(f"Run {board.id}, {run['executor']} from {run['host']}, started "
+                  f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(run['started']))}")
+    states = ", ".join(f"{counts.get(state, 0)} {state}" for state in ("done", "running", "failed", "waiting"))
+    console.print(f"{len(cells)} cells: {states}{_left(cells)}")
     table = Table("part", "state", "time", "job", "what or why")
     for part in found:
         if part.state in ("running", "failed"):
@@ -118,7 +130,8 @@ def show_status(board: Board, console: Console) -> None:
             for line in board.log_tail(part.job, 1 if part.state == "running" else 3):
                 why.append(f"\n  {line[:160]}", style="dim")
             _row(table, part.label, part, "-" if part.seconds is None else clock(part.seconds), part.job or "-", why)
-    for reason in dict.fromkeys(p.reason for p in found if p.state == "waiting"):  # hundreds may wait for the same thing
+    # hundreds may wait for the same thing
+    for reason in dict.fromkeys(p.reason for p in found if p.state == "waiting"):
         waiting = [p for p in found if p.state == "waiting" and p.reason == reason]
         label = waiting[0].label + (f" and {len(waiting) - 1} more" if len(waiting) > 1 else "")
         _row(table, label, waiting[0], "-", waiting[0].job or "-", Text(reason))

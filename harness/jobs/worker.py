@@ -79,7 +79,8 @@ def _work(board: Board, grid: Grid, part: str, progress, post: Post) -> int:
     numbers = groups[int(number)] if kind == "scores" else [int(number)]
     cells = cells_of(grid)
     # its own model and data only; the methods stay, since one backward pass serves all of them
-    small = replace(grid, models=(cells[numbers[0]].model,), datasets=tuple(dict.fromkeys(cells[i].dataset for i in numbers)))
+    small = replace(grid, models=(cells[numbers[0]].model,),
+                    datasets=tuple(dict.fromkeys(cells[i].dataset for i in numbers)))
     cases = open_cases(small, token, progress)
     mine = [case for case in cases if case.cell in [cells[i] for i in numbers]]
     preflight(cases, limit=limit, only=mine)

@@ -17,7 +17,8 @@ from quantization.bits import uniform_bits
 def base(case: Case) -> dict:
     """How every linear is stored before any weight is kept.
 
-    Common rows: the highest level that the budget affords everywhere, on the common grid.  Native rows: their N bits and group.
+    Common rows: the highest level that the budget affords everywhere, on the common grid.  Native rows: their N bits
+    and group.
     """
     options = case.method.options
     if case.method.native and "bits" in options:
@@ -45,12 +46,14 @@ def corrupting(case: Case) -> dict:
 
 def base_quantized_key(case: Case) -> tuple[str, dict]:
     """Digest of the model to compare with."""
-    return stage_key("corrupted", VERSIONS["weights"], model=case.model.ref.key, base=base(case), corrupt=corrupting(case),
-                     calib=case.solver_calib_digest, machine=case.model.machine)
+    return stage_key("corrupted", VERSIONS["weights"], model=case.model.ref.key, base=base(case),
+                     corrupt=corrupting(case), calib=case.solver_calib_digest, machine=case.model.machine)
 
 
 def base_quantized(case: Case) -> dict[str, torch.Tensor]:
-    """ŵ of every linear at the base level by --corrupt, on the CPU in the model's dtype; the model is as loaded afterwards."""
+    """ŵ of every linear at the base level by --corrupt, on the CPU in the model's dtype; the model is as loaded
+    afterwards.
+    """
     def compute(partial: Partial) -> Content:
         with case.memory("the model to compare with is quantized"):
             values = _quantize(case, SolvedBlocks(partial))

@@ -1,7 +1,7 @@
 """One cell with all that its stages need: the one argument of every stage and of every forecast.
 
-Cases of one grid share models, task data and the store; what a case works out of them (budget, base level, calibration sets,
-keys) is worked out once.
+Cases of one grid share models, task data and the store; what a case works out of them (budget, base level, calibration
+sets, keys) is worked out once.
 """
 
 from __future__ import annotations
@@ -77,32 +77,36 @@ class Case:
     @cached_property
     def budget(self) -> Budget:
         """The budget of a common row; native rows get the levels and group size without a bound."""
-        return Budget(avg_bits=self.cell.avg_bits or 0.0, levels=tuple(sorted(set(self.grid.levels))), group_size=self.group_size,
-                      scale_bits=16, tolerance=self.grid.tolerance)
+        return Budget(avg_bits=self.cell.avg_bits or 0.0, levels=tuple(sorted(set(self.grid.levels))),
+                      group_size=self.group_size, scale_bits=16, tolerance=self.grid.tolerance)
 
     @property
     def prompts(self) -> CalibSet:
         """What an unlabeled scorer of this row reads."""
-        return self.data.prompts(parse_calib(self.value("calib")), tokens=self.value("calib_tokens"), window=self.value("calib_window"))
+        return self.data.prompts(parse_calib(self.value("calib")), tokens=self.value("calib_tokens"),
+                                 window=self.value("calib_window"))
 
     @cached_property
     def prompts_digest(self) -> str:
         """Ids, tokens and masks of the prompts: all that an unlabeled scorer sees."""
         calib = self.prompts
-        return digest([list(calib.doc_ids), [list(map(int, t)) for t in calib.tokens], [list(map(bool, m)) for m in calib.loss_mask]])
+        return digest([list(calib.doc_ids), [list(map(int, t)) for t in calib.tokens],
+                       [list(map(bool, m)) for m in calib.loss_mask]])
 
     @property
     def solver_calib(self) -> CalibSet:
         """What Hessians and gradients of this row are calibrated on, drawn by its seed."""
         return self.data.solver_calib(parse_calib(self.value("calib")), tokens=self.value("calib_tokens"),
-                                      window=self.value("calib_window"), loss=self.value("loss_mask"), seed=self.cell.seed)
+                                      window=self.value("calib_window"), loss=self.value("loss_mask"),
+                                      seed=self.cell.seed)
 
     @cached_property
     def solver_calib_digest(self) -> str:
         return tokens_digest(self.solver_calib)
 
     @contextmanager
-    def memory(self, what: str, mend: str = "lower --calib_tokens or --calib_window, or use --device cpu or --grad_dtype bf16") -> Iterator[None]:
+    def memory(self, what: str, mend: str = "lower --calib_tokens or --calib_window, or use --device cpu or "
+                                            "--grad_dtype bf16") -> Iterator[None]:
         """Out of memory outside the evaluation is the user's to mend: smaller batches of questions would not help."""
         try:
             yield
@@ -115,7 +119,8 @@ class Case:
 class Cases(Sequence):
     """The cells of a grid in running order, each as a :class:`Case`."""
 
-    def __init__(self, grid: Grid, store: Store, models: dict[str, LazyModel], progress: Progress, token: str | None = None):
+    def __init__(self, grid: Grid, store: Store, models: dict[str, LazyModel], progress: Progress,
+                 token: str | None = None):
         self.grid, self.store, self.models, self.progress, self._token = grid, store, models, progress, token
         self._cases = [Case(cell, self) for cell in cells_of(grid)]
         self._data: dict[tuple[str, str], TaskData] = {}
@@ -130,12 +135,15 @@ class Cases(Sequence):
         return [case for case in self._cases if case.cell.model == name]
 
     def data(self, model_name: str, dataset: str) -> TaskData:
-        """The task data of a model and data set, read once, with the batches that an earlier out-of-memory error led to."""
+        """The task data of a model and data set, read once, with the batches that an earlier out-of-memory error led
+        to.
+        """
         key = model_name, dataset
         if key not in self._data:
             model = self.models[model_name]
             data = task_data(self.grid, dataset, model.tokenizer, model.parameters, self._token)
-            while (entry := self.store.get(batches_key(model, data)[0])) is not None:  # so all cells of a data set are asked alike
+            # so all cells of a data set are asked alike
+            while (entry := self.store.get(batches_key(model, data)[0])) is not None:
                 data.back_off(json.loads((entry / "batch_tokens.json").read_text()))
             self._data[key] = data
         return self._data[key]
@@ -149,7 +157,8 @@ def open_cases(grid: Grid, token: str | None, progress: Progress) -> Cases:
     """The cells of a grid; a model's name that cannot be used is an error before any work."""
     store = Store(Path(grid.cache_dir), grid.eval_only)
     store.sweep()
-    models = {name: LazyModel(name, store.root / "base", grid.device, grid.dtype, threads=grid.threads, token=token, say=progress.say)
+    models = {name: LazyModel(name, store.root / "base", grid.device, grid.dtype, threads=grid.threads, token=token,
+                              say=progress.say)
               for name in grid.models}
     for model in models.values():
         model.on_load = lambda module, model=model: finite(store, model, module)
@@ -162,7 +171,9 @@ def finite_key(model: LazyModel, version: int = 2) -> tuple[str, dict]:
 
 
 def seems_finite(store: Store, model: LazyModel) -> bool:
-    """Whether the weights were checked before, so that they need not be loaded for that alone; who loads them checks them again."""
+    """Whether the weights were checked before, so that they need not be loaded for that alone; who loads them checks
+    them again.
+    """
     return any(store.get(finite_key(model, version)[0]) for version in (1, 2))
 
 
@@ -188,8 +199,10 @@ def smaller_batches(case: Case, least: int) -> None:
     half = cfg.batch_tokens // 2
     if cfg.batch_size is not None or half < least:
         raise UserError(f"out of memory on {model.device} with batches of {cfg.batch_size or cfg.batch_tokens} "
-                        f"{'documents' if cfg.batch_size else 'tokens'}; lower --batch_size or --max_length, or use a smaller model")
-    log.warning("out of memory with batches of %d tokens; going on with %d (new batch plan, new digest)", cfg.batch_tokens, half)
+                        f"{'documents' if cfg.batch_size else 'tokens'}; lower --batch_size or --max_length, or use a "
+                        "smaller model")
+    log.warning("out of memory with batches of %d tokens; going on with %d (new batch plan, new digest)",
+                cfg.batch_tokens, half)
     key, identity = batches_key(model, case.data)
     case.store.put(key, identity, {"model": model.label}, lambda folder: write_json(folder / "batch_tokens.json", half))
     case.data.back_off(half)

@@ -27,15 +27,20 @@ def cell_key(case: Case) -> str:
 
 
 def upstream(case: Case) -> dict[str, str]:
-    """Digests of what a cell's scores are made of, and of the scores, by stage: another process may be making them just now."""
+    """Digests of what a cell's scores are made of, and of the scores, by stage: another process may be making them just
+    now.
+    """
     keys = {f"gradients {kind}": gradients_key(case, kind)[0] for kind in sorted(own_kinds(case))}
     return keys | ({"scores": scores_key(case)[0]} if case.method.scorer else {})
 
 
 def run_cell(case: Case, folder: Path) -> Result:
-    """Run one cell through its stages and write its result; an error is written down, not raised, unless the disk refuses."""
+    """Run one cell through its stages and write its result; an error is written down, not raised, unless the disk
+    refuses.
+    """
     label, cell = case.cell.label, case.cell
-    key = digest([case.model.ref.key, cell.method.name, cell.dataset, cell.avg_bits, cell.seed])  # if even its own key cannot be made
+    # if even its own key cannot be made
+    key = digest([case.model.ref.key, cell.method.name, cell.dataset, cell.avg_bits, cell.seed])
     try:
         key = cell_key(case)
         result, answers = stored_result(case, folder), None
@@ -64,7 +69,8 @@ def run_cell(case: Case, folder: Path) -> Result:
 
 def _in_words(error: BaseException) -> str:
     if isinstance(error, SystemExit):
-        return f"SystemExit: {one_line(error)}; a scorer, allocator or quantizer must return or raise, not end the program"
+        return (f"SystemExit: {one_line(error)}; a scorer, allocator or quantizer must return or raise, "
+                "not end the program")
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
@@ -111,7 +117,9 @@ def compute_cell(case: Case) -> tuple[Result, list[Sample]]:
 
 
 def _seconds(case: Case, made_of: dict[str, str]) -> dict[str, float]:
-    """What making each stage took when it was made, the stages inside it not counted; kinds of gradients share one pass."""
+    """What making each stage took when it was made, the stages inside it not counted; kinds of gradients share one
+    pass.
+    """
     seconds: dict[str, float] = {}
     if case.method.scorer and "corrupt" in SCORERS.get(case.method.scorer).params:
         made_of = {"base_quantized": base_quantized_key(case)[0]} | made_of

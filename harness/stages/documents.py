@@ -25,7 +25,8 @@ FEWSHOT_OPEN = 5  # a small model without examples answers open questions with a
 
 
 @cache
-def load_split(dataset: str, source: str, data_dir: str | None, token: str | None, calib: int, evaluate: int, seed: int) -> Split:
+def load_split(dataset: str, source: str, data_dir: str | None, token: str | None, calib: int, evaluate: int,
+               seed: int) -> Split:
     """Read, check and split a data set once a process; the note says what was cut or dropped."""
     task = get_task(dataset)
     return split(task.docs(load_rows(dataset, source, data_dir, token)), calib, evaluate, seed, task.stratified)
@@ -39,10 +40,12 @@ def load_general(name: str, source: str, data_dir: str | None, token: str | None
 
 def eval_config(grid: Grid, task: Task, parameters: int) -> EvalConfig:
     """Resolve the automatic choices for a task and a model of this size."""
-    scoring = task.default_scoring(parameters) if grid.scoring == "auto" or grid.scoring not in task.scorings else grid.scoring
+    scoring = grid.scoring if grid.scoring in task.scorings else task.default_scoring(parameters)
     shots = grid.num_fewshot if grid.num_fewshot is not None else FEWSHOT_OPEN if task.kind == "generate" else 0
-    new_tokens = grid.max_new_tokens if task.kind == "generate" else 1  # choices write nothing: the flag must not change their identity
-    return EvalConfig(scoring=scoring, num_fewshot=shots, chat_template=grid.chat_template == "on", max_length=grid.max_length,
+    # choices write nothing: the flag must not change their identity
+    new_tokens = grid.max_new_tokens if task.kind == "generate" else 1
+    return EvalConfig(scoring=scoring, num_fewshot=shots, chat_template=grid.chat_template == "on",
+                      max_length=grid.max_length,
                       max_new_tokens=new_tokens, batch_tokens=grid.batch_tokens, batch_size=grid.batch_size)
 
 
@@ -55,7 +58,8 @@ class TaskData:
     def __init__(self, task: Task, cfg: EvalConfig, documents: Split, tokenizer, grid: Grid, token: str | None):
         self.task, self.cfg, self.note = task, cfg, documents.note
         self.calib_docs: tuple = documents.calib
-        self.requests: tuple[Request, ...] = tuple(build_requests(task, documents.eval, documents.calib, tokenizer, cfg))
+        requests = build_requests(task, documents.eval, documents.calib, tokenizer, cfg)
+        self.requests: tuple[Request, ...] = tuple(requests)
         self._tokenizer, self._grid, self._token = tokenizer, grid, token
         self._drawn: dict[tuple, CalibSet] = {}
         self._labelled: dict[int, tuple[Request, ...]] = {}
@@ -67,15 +71,18 @@ class TaskData:
     @cached_property
     def asked_digest(self) -> str:
         """The questions, however they are batched."""
-        return digest([[r.doc.doc_id, r.doc.gold, list(r.doc.aliases), list(r.context), [list(c) for c in r.continuations], list(r.gold)]
+        return digest([[r.doc.doc_id, r.doc.gold, list(r.doc.aliases), list(r.context),
+                        [list(c) for c in r.continuations], list(r.gold)]
                        for r in self.requests])
 
     @cached_property
     def eval_digest(self) -> str:
         """What is asked and how it is batched."""
         content = DATASETS.contents.get(self.task.name)  # a plugin's task is its file too
-        return digest({"task": self.task.name, "version": self.task.version, "asked": self.asked_digest, "config": asdict(self.cfg),
-                       "batches": self.batches, "prefix": shared_prefix(self.requests, self.cfg)} | ({"content": content} if content else {}))
+        return digest({"task": self.task.name, "version": self.task.version, "asked": self.asked_digest,
+                       "config": asdict(self.cfg),
+                       "batches": self.batches, "prefix": shared_prefix(self.requests, self.cfg)}
+                      | ({"content": content} if content else {}))
 
     def back_off(self, batch_tokens: int) -> None:
         """Ask the same questions in smaller batches: a new batch plan, hence new samples' identity."""
@@ -86,7 +93,8 @@ class TaskData:
     @cached_property
     def labels_digest(self) -> str:
         """The calibration documents with their answers, which an oracle sees."""
-        labels = [[d.doc_id, d.question, d.gold, d.gold_index, list(d.aliases), list(d.options)] for d in self.calib_docs]
+        labels = [[d.doc_id, d.question, d.gold, d.gold_index, list(d.aliases), list(d.options)]
+                  for d in self.calib_docs]
         return digest([self.task.name, self.task.version, labels])
 
     def prompts(self, choice: CalibChoice, tokens: int, window: int) -> CalibSet:
@@ -96,8 +104,9 @@ class TaskData:
         """
         if choice.kind in GENERAL:
             return self.solver_calib(choice, tokens=tokens, window=window, loss="all", seed=self._grid.split_seed)
-        return self._once(("prompts",), lambda: build_calib(self.task, self.calib_docs, self._tokenizer, self._grid.max_length,
-                                                            self.cfg.chat_template, self._grid.split_seed))
+        return self._once(("prompts",), lambda: build_calib(
+            self.task, self.calib_docs, self._tokenizer, max_length=self._grid.max_length,
+            chat_template=self.cfg.chat_template, seed=self._grid.split_seed))
 
     def solver_calib(self, choice: CalibChoice, *, tokens: int, window: int, loss: str, seed: int) -> CalibSet:
         """What Hessians and gradients are calibrated on, drawn by a seed."""
@@ -113,7 +122,9 @@ class TaskData:
         return self._drawn[key]
 
     def labelled(self, count: int) -> tuple[Request, ...]:
-        """The first ``count`` calibration documents as questions with their gold, for an oracle; examples never include themselves."""
+        """The first ``count`` calibration documents as questions with their gold, for an oracle; examples never include
+        themselves.
+        """
         if count not in self._labelled:
             docs, rest = self.calib_docs[:count], self.calib_docs[count:]
             cfg = self.cfg if len(rest) >= self.cfg.num_fewshot else replace(self.cfg, num_fewshot=len(rest))
@@ -129,5 +140,6 @@ def tokens_digest(calib: CalibSet) -> str:
 def task_data(grid: Grid, dataset: str, tokenizer, parameters: int, token: str | None) -> TaskData:
     """Read a data set and put it to a model of this size."""
     task = get_task(dataset)
-    documents = load_split(dataset, grid.data_source, grid.data_dir, token, grid.calib_size, grid.eval_size, grid.split_seed)
+    documents = load_split(dataset, grid.data_source, grid.data_dir, token, grid.calib_size, grid.eval_size,
+                           grid.split_seed)
     return TaskData(task, eval_config(grid, task, parameters), documents, tokenizer, grid, token)

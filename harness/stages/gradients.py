@@ -1,9 +1,12 @@
-"""The gradients stage: sums over the solvers' calibration set, one entry a kind, one backward pass for all kinds that the grid wants.
+"""The gradients stage: sums over the solvers' calibration set, one entry a kind, one backward pass for all kinds that
+the grid wants.
 
 Sums so far outlive a kill: snapshots of them lie in the store's folder of the unfinished pass.
 """
 
 import time
+from functools import partial
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -25,7 +28,8 @@ HEAD = "head"
 
 
 def gradient_kinds(scorer: str | None, quantizer: str | None) -> set[str]:
-    """Kinds of gradient sums that a scorer and a quantizer read; a common row's quantizer, not named yet, reads none."""
+    """Kinds of gradient sums that a scorer and a quantizer read; a common row's quantizer, not named yet, reads none.
+    """
     kinds = set(SCORERS.get(scorer).gradients) if scorer else set()
     return kinds | ({"square"} if quantizer in QUANTIZERS and "fisher" in QUANTIZERS.get(quantizer).needs else set())
 
@@ -44,7 +48,8 @@ def wanted_kinds(case: Case) -> set[str]:
 
 
 def missing_kinds(case: Case, needed: set[str]) -> set[str]:
-    """Kinds that a pass must make before ``needed`` are there: none, or all that the grid wants and the store has not."""
+    """Kinds that a pass must make before ``needed`` are there: none, or all that the grid wants and the store has not.
+    """
     missing = {kind for kind in needed | wanted_kinds(case) if not case.store.has(gradients_key(case, kind)[0])}
     return missing if needed & missing else set()
 
@@ -52,14 +57,18 @@ def missing_kinds(case: Case, needed: set[str]) -> set[str]:
 def gradients_key(case: Case, kind: str) -> tuple[str, dict]:
     """Digest of one kind of gradient sum."""
     counted = case.once("counted", lambda: digest(list(case.solver_calib.loss_mask)))
-    return stage_key("gradients", VERSIONS["gradients"], model=case.model.ref.key, kind=kind, calib=case.solver_calib_digest,
+    return stage_key("gradients", VERSIONS["gradients"], model=case.model.ref.key, kind=kind,
+                     calib=case.solver_calib_digest,
                      counted=counted, dtype=case.value("grad_dtype"), machine=case.model.machine)
 
 
 def gradients(case: Case, kind: str) -> dict[str, torch.Tensor]:
-    """One kind of gradient sum of every linear, float32 [out, in], from the store or from one pass for every kind the grid needs."""
+    """One kind of gradient sum of every linear, float32 [out, in], from the store or from one pass for every kind the
+    grid needs.
+    """
     def compute(_partial: Partial) -> Content | None:
-        one_pass = f"{gradients_key(case, KINDS[0])[0]}-pass"  # it fills several kinds: one place for its snapshots, one process at it
+        # it fills several kinds: one place for its snapshots, one process at it
+        one_pass = f"{gradients_key(case, KINDS[0])[0]}-pass"
         with case.store.lock(one_pass, "backward pass"):
             if case.store.get(gradients_key(case, kind)[0]) is None:
                 _store_pass(case, kind, case.store.partial(one_pass))
@@ -68,18 +77,22 @@ def gradients(case: Case, kind: str) -> dict[str, torch.Tensor]:
     return load_tensors(case.store.make(*gradients_key(case, kind), compute) / "gradients.safetensors")
 
 
-def _store_pass(case: Case, kind: str, partial: Partial) -> None:
+def _store_pass(case: Case, kind: str, unfinished: Partial) -> None:
     """Run one pass and store each kind that it gives; all of them carry the pass's seconds."""
     wanted = tuple(sorted({kind} | missing_kinds(case, {kind})))
-    snapshots = GradientSnapshots(partial, SNAPSHOT_S)
+    snapshots = GradientSnapshots(unfinished, SNAPSHOT_S)
     with case.store.clock() as clock:
         sums = _backward(case, wanted, snapshots)
-    facts = {"model": case.model.label, "seconds": clock.seconds + partial.spent, "losses": [float(x) for x in sums.losses],
-             "skipped": sums.skipped}
+    facts = {"model": case.model.label, "seconds": clock.seconds + unfinished.spent,
+             "losses": [float(x) for x in sums.losses], "skipped": sums.skipped}
     for name in wanted:
         key, identity = gradients_key(case, name)
-        case.store.put(key, identity, facts, lambda folder, name=name: save_file(sums.sums.pop(name), folder / "gradients.safetensors"))
-    partial.clear()
+        case.store.put(key, identity, facts, partial(_write, sums.sums.pop(name)))
+    unfinished.clear()
+
+
+def _write(sums: dict[str, torch.Tensor], folder: Path) -> None:
+    save_file(sums, folder / "gradients.safetensors")
 
 
 def _backward(case: Case, kinds: tuple[str, ...], snapshots: "GradientSnapshots") -> GradientSums:
@@ -87,12 +100,13 @@ def _backward(case: Case, kinds: tuple[str, ...], snapshots: "GradientSnapshots"
     model.originals.restore()
     dtype = str(DTYPES[case.value("grad_dtype")]).removeprefix("torch.")
     with case.memory("gradients are computed"):
-        return gradient_sums(model.module, model.linears, case.solver_calib, kinds, grad_dtype=dtype, progress=case.progress.update,
-                             snapshots=snapshots)
+        return gradient_sums(model.module, model.linears, case.solver_calib, kinds, grad_dtype=dtype,
+                             progress=case.progress.update, snapshots=snapshots)
 
 
 class GradientSnapshots(Snapshots):
-    """The sums after some documents, one file a linear in a folder named by the number of documents, and a head that names the folder.
+    """The sums after some documents, one file a linear in a folder named by the number of documents, and a head that
+    names the folder.
 
     The head is written last and the older folder goes after it, so there is always one whole snapshot.  A folder's name
     and the digest of the pass say what is in a file, so files of two processes that died may even mix.
@@ -121,7 +135,9 @@ class GradientSnapshots(Snapshots):
         return head["done"], head["losses"]
 
     def after(self, done: int, losses: list[float], sums: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Snapshots are ``every`` seconds apart, or more where writing takes long: 16 GB of sums must not be written every minute."""
+        """Snapshots are ``every`` seconds apart, or more where writing takes long: 16 GB of sums must not be written
+        every minute.
+        """
         began = time.perf_counter()
         if began - self.last < max(self.every, self.cost / COST):
             return

@@ -96,8 +96,9 @@ class LazyModel:
         skeleton = empty_model(self.where, self.ref, self.token)
         left_out = uncovered(find_linears(skeleton)[0], find_blocks(skeleton)[1])
         if left_out:
-            raise UserError(f"{self.ref.name} has {len(left_out)} weight matrices in its blocks that are not nn.Linear (first: {left_out[0]}); "
-                            "they would stay unquantized, so its bits could not be compared; use a model with plain linears")
+            raise UserError(f"{self.ref.name} has {len(left_out)} weight matrices in its blocks that are not nn.Linear "
+                            f"(first: {left_out[0]}); they would stay unquantized, so its bits could not be compared; "
+                            "use a model with plain linears")
         return skeleton
 
     @cached_property
@@ -140,27 +141,30 @@ class Sizes:
         self.widest = max(max(shape) for shape in shapes)
         self.itemsize = getattr(torch, model.ref.dtype).itemsize
         self.blocks = max(model.block_of.values()) + 1
-        self.vocabulary, self.hidden = head.weight.shape if head is not None else (config.vocab_size, config.hidden_size)
+        embedded = (config.vocab_size, config.hidden_size)
+        self.vocabulary, self.hidden = embedded if head is None else head.weight.shape
         heads = config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self.cache = 2 * (getattr(config, "num_key_value_heads", None) or heads) * width  # numbers a token and block: key and value
-        self.attention = heads if config._attn_implementation == "eager" else 0  # heads whose whole [T, T] weights are held
+        # numbers a token and block: key and value
+        self.cache = 2 * (getattr(config, "num_key_value_heads", None) or heads) * width
+        # heads whose whole [T, T] weights are held
+        self.attention = heads if config._attn_implementation == "eager" else 0
 
 
 def check_finite(name: str, module: nn.Module) -> None:
     """Refuse weights with NaN or infinity, wherever in the model they are."""
     broken = [fqn for fqn, p in module.named_parameters() if not torch.isfinite(p).all()]
     if broken:
-        raise UserError(f"weights of {broken[0].removesuffix('.weight')} in {name} hold NaN or infinity ({len(broken)} tensors); "
-                        "repair the checkpoint")
+        raise UserError(f"weights of {broken[0].removesuffix('.weight')} in {name} hold NaN or infinity ({len(broken)} "
+                        "tensors); repair the checkpoint")
 
 
 def check_positions(model: LazyModel, longest: int, what: str) -> None:
     """Refuse sequences that are longer than the model has positions for."""
     limit = getattr(model.skeleton.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:
-        raise UserError(f"{what} is {longest} tokens long, but {model.ref.name} has {limit} positions (max_position_embeddings); "
-                        "lower --max_length, --max_new_tokens or --calib_window")
+        raise UserError(f"{what} is {longest} tokens long, but {model.ref.name} has {limit} positions "
+                        "(max_position_embeddings); lower --max_length, --max_new_tokens or --calib_window")
 
 
 def check_plain(model: LazyModel) -> None:
@@ -168,5 +172,6 @@ def check_plain(model: LazyModel) -> None:
     kind = getattr(model.skeleton.config, "quantization_config", None)
     if kind is not None:
         named = kind.get("quant_method") if isinstance(kind, dict) else getattr(kind, "quant_method", None)
-        raise UserError(f"{model.ref.name} is quantized already ({named or 'its config.json has a quantization_config'}); "
-                        "use the checkpoint in full precision")
+        raise UserError(f"{model.ref.name} is quantized already "
+                        f"({named or 'its config.json has a quantization_config'}); use the checkpoint in full "
+                        "precision")

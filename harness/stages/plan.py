@@ -45,8 +45,8 @@ def _plan_key(case: Case) -> tuple[str, dict]:
     allocator, weighed = ALLOCATORS.get(spec.allocator), distortion_quantizer(case)
     if not spec.budgeted:
         budget = {name: budget[name] for name in ("group_size", "scale_bits")}
-    return stage_key("plan", VERSIONS["plan"], model=case.model.ref.key, scores=scores_key(case)[0] if spec.scorer else None,
-                     allocator=ALLOCATORS.identity(allocator.name),
+    return stage_key("plan", VERSIONS["plan"], model=case.model.ref.key,
+                     scores=scores_key(case)[0] if spec.scorer else None, allocator=ALLOCATORS.identity(allocator.name),
                      options={k: v for k, v in plan_options(case).items() if k in allocator.options}, budget=budget,
                      quantizer=[*QUANTIZERS.identity(weighed), VERSIONS["distortion"]] if weighed else None)
 
@@ -86,7 +86,9 @@ def _compute(case: Case) -> Content:
 
 
 def _probe(plan: Plan, scored: Scores | None) -> dict:
-    """PROBE positions of scores and masks a linear, drawn from a generator seeded by the linear's name; and the scorer's notes."""
+    """PROBE positions of scores and masks a linear, drawn from a generator seeded by the linear's name; and the
+    scorer's notes.
+    """
     probe: dict[str, dict] = {}
     for fqn, value in (scored.values if scored else {}).items():
         flat = value.flatten()
@@ -115,12 +117,16 @@ def distortion(case: Case) -> dict[str, list[float]]:
 
 
 def provenance(case: Case, plan: Plan) -> dict:
-    """What the brief wants in meta.json: model, method, data set, run type, config hash, all configs, layers, versions, data digests."""
+    """What the brief wants in meta.json: model, method, data set, run type, config hash, all configs, layers, versions,
+    data digests.
+    """
     settings = table_settings(case.grid)
-    return {"model": asdict(case.model.ref) | {"given": case.model.label}, "method": asdict(case.method), "dataset": case.cell.dataset,
+    return {"model": asdict(case.model.ref) | {"given": case.model.label}, "method": asdict(case.method),
+            "dataset": case.cell.dataset,
             "run_type": case.grid.run_type, "config_hash": digest(settings), "config": settings,
             "layers": {fqn: layer.bits for fqn, layer in plan.layers.items()}, "avg_bits": plan.avg_bits,
-            "model_avg_bits": plan.model_avg_bits, "seed": case.cell.seed, "versions": versions(), "machine": case.model.machine,
+            "model_avg_bits": plan.model_avg_bits, "seed": case.cell.seed, "versions": versions(),
+            "machine": case.model.machine,
             "data": {"calibration": case.prompts_digest, "evaluation": case.data.eval_digest}}
 
 
@@ -129,7 +135,8 @@ def plan_digest(plan: Plan) -> str:
     return digest({fqn: _layer_identity(layer) for fqn, layer in sorted(plan.layers.items())})
 
 
-FIRST = ("bits", "group_size", "scale_bits", "zero_bits", "group_bits", "keep", "form", "ordered")  # fields since there were plans
+# fields since there were plans
+FIRST = ("bits", "group_size", "scale_bits", "zero_bits", "group_bits", "keep", "form", "ordered")
 ARRAYS = {"group_bits": np.uint8, "keep": bool}
 
 
@@ -147,8 +154,10 @@ def write_plan(folder, plan: Plan) -> None:
         plain = {f.name: getattr(layer, f.name) for f in fields(layer) if f.name != "keep"}
         plain["group_bits"] = None if layer.group_bits is None else layer.group_bits.tolist()
         layers[fqn] = plain | {"shape": None if layer.keep is None else list(layer.keep.shape)}
-    write_json(folder / "plan.json", {"layers": layers} | {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "layers"})
-    kept = {fqn: np.flatnonzero(layer.keep).astype(np.int64) for fqn, layer in plan.layers.items() if layer.keep is not None}
+    counts = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "layers"}
+    write_json(folder / "plan.json", counts | {"layers": layers})
+    kept = {fqn: np.flatnonzero(layer.keep).astype(np.int64) for fqn, layer in plan.layers.items()
+            if layer.keep is not None}
     if kept:
         save_file(kept, folder / "keep.safetensors")
 

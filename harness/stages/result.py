@@ -27,18 +27,25 @@ def file_stem(case: Case, key: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_.+@-]', '-', text)}__{digest(table_settings(case.grid))[:6]}__{key}"
 
 
-def finished(case: Case, key: str, *, planned: Planned, true: Plan, stages: dict, seconds: dict, samples: list[Sample]) -> Result:
-    """The result of a finished cell; ``true`` is the plan as it was really stored, ``stages`` the digests of what it is made of."""
+def finished(case: Case, key: str, *, planned: Planned, true: Plan, stages: dict, seconds: dict,
+             samples: list[Sample]) -> Result:
+    """The result of a finished cell; ``true`` is the plan as it was really stored, ``stages`` the digests of what it is
+    made of.
+    """
     data, meta = case.data, case.store.meta(stages["samples"])
     bits = Bits(average=true.avg_bits, whole_model=true.model_avg_bits, stored=true.stored_bits,
                 group_size=case.group_size if case.method.budgeted else None,
                 per_linear={fqn: layer.bits for fqn, layer in true.layers.items()}, notes=true.notes)
-    calibration = {"documents": len(case.prompts.doc_ids), "truncated": case.prompts.truncated, "digest": case.prompts_digest}
+    calibration = {"documents": len(case.prompts.doc_ids), "truncated": case.prompts.truncated,
+                   "digest": case.prompts_digest}
     return Result(
-        **_head(case, key) | {"versions": meta["provenance"].get("versions", {})}, status="ok", error=None, made=meta["time"],
-        n=len(samples), metrics=summarise(samples), task=task_facts(case), bits=bits, stages=stages, scoring=data.cfg.scoring,
+        **_head(case, key) | {"versions": meta["provenance"].get("versions", {})}, status="ok", error=None,
+        made=meta["time"],
+        n=len(samples), metrics=summarise(samples), task=task_facts(case), bits=bits, stages=stages,
+        scoring=data.cfg.scoring,
         data_note=data.note, evaluation=asdict(data.cfg), task_version=data.task.version, calibration=calibration,
-        solver_calibration=_solver_facts(case), probe=planned.probe, score_notes=planned.score_notes, strata=by_stratum(samples),
+        solver_calibration=_solver_facts(case), probe=planned.probe, score_notes=planned.score_notes,
+        strata=by_stratum(samples),
         seconds=seconds, process_peak_bytes=peak_bytes(), device_peak_bytes=device_peak_bytes(case.model.device))
 
 
@@ -46,7 +53,8 @@ def task_facts(case: Case) -> TaskFacts:
     """How the task is asked, and the accuracy of a guess."""
     if case.data.task.kind != "choice":
         return TaskFacts("generate", {"accuracy": "EM", "f1": "F1"})
-    return TaskFacts("choice", {"accuracy": "acc"}, float(np.mean([1 / len(r.doc.options) for r in case.data.requests])))
+    chance = np.mean([1 / len(request.doc.options) for request in case.data.requests])
+    return TaskFacts("choice", {"accuracy": "acc"}, float(chance))
 
 
 def _solver_facts(case: Case) -> dict | None:
@@ -67,6 +75,7 @@ def failed(case: Case, key: str, error: str, trace: str) -> Result:
 
 def _head(case: Case, key: str) -> dict:
     cell = case.cell
-    return {"cell": key, "model": ModelFacts(**asdict(case.model.ref), given=case.model.label), "method": MethodFacts(**asdict(cell.method)),
+    return {"cell": key, "model": ModelFacts(**asdict(case.model.ref), given=case.model.label),
+            "method": MethodFacts(**asdict(cell.method)),
             "dataset": cell.dataset, "avg_bits": cell.avg_bits, "seed": cell.seed, "run_type": case.grid.run_type,
             "settings": table_settings(case.grid), "machine": case.model.machine, "versions": versions()}

@@ -1,7 +1,8 @@
 """The samples stage: quantize, ask, and keep every finished batch.
 
-Batches are fixed before the first one.  Each finished batch is a file of the unfinished stage, so a killed run loses the
-batch in flight and no more, and the resumed run replays whole batches to the same bytes.  The solved weights are kept as
+Batches are fixed before the first one.  Each finished batch is a file of the unfinished stage, so a killed run loses
+the batch in flight and no more, and the resumed run replays whole batches to the same bytes.  The solved weights are
+kept as
 long.  An out-of-memory error halves the token budget: a new batch plan, hence a new digest.
 """
 
@@ -35,12 +36,13 @@ def samples_key(case: Case, plan_id: str) -> tuple[str, dict]:
         weights = weights_key(case, plan_id)[0]
     else:
         weights = [plan_id, QUANTIZERS.identity(quantizer) if quantizer else None, VERSIONS["weights"]]
-    return stage_key("samples", VERSIONS["samples"], model=case.model.ref.key, weights=weights, evaluation=case.data.eval_digest,
-                     machine=case.model.machine)
+    return stage_key("samples", VERSIONS["samples"], model=case.model.ref.key, weights=weights,
+                     evaluation=case.data.eval_digest, machine=case.model.machine)
 
 
 def samples(case: Case, planned: Planned) -> tuple[str, list[Sample]]:
-    """Digest, and samples in document order; the case's batches are smaller afterwards if the memory did not hold them."""
+    """Digest, and samples in document order; the case's batches are smaller afterwards if the memory did not hold them.
+    """
     while True:
         key, identity = samples_key(case, planned.id)
         try:
@@ -54,8 +56,11 @@ def samples(case: Case, planned: Planned) -> tuple[str, list[Sample]]:
 
 
 def labelled(case: Case, stored: list[Sample]) -> list[Sample]:
-    """The samples with the categories that their documents have now: a category is no answer, so it is not in the samples' key."""
-    return [replace(sample, stratum=request.doc.stratum) for sample, request in zip(stored, case.data.requests, strict=True)]
+    """The samples with the categories that their documents have now: a category is no answer, so it is not in the
+    samples' key.
+    """
+    pairs = zip(stored, case.data.requests, strict=True)
+    return [replace(sample, stratum=request.doc.stratum) for sample, request in pairs]
 
 
 def _compute(case: Case, planned: Planned, partial: Partial) -> Content | None:
@@ -66,7 +71,8 @@ def _compute(case: Case, planned: Planned, partial: Partial) -> Content | None:
         if reads_data(case.method):
             hold_weights(case, planned)
         else:
-            model.originals.apply(planned.plan, published_quantizer(case), case.progress.stage(f"{case.method.name}: quantizing"))
+            model.originals.apply(planned.plan, published_quantizer(case),
+                                  case.progress.stage(f"{case.method.name}: quantizing"))
         prefix = make_prefix(model.module, data.requests, data.cfg)
     for done, index in enumerate(todo, len(data.batches) - len(todo)):
         case.progress.update(label, done, len(data.batches))
@@ -80,7 +86,8 @@ def _compute(case: Case, planned: Planned, partial: Partial) -> Content | None:
     solved = weights_key(case, planned.id)[0] if reads_data(case.method) else None
 
     def write(folder) -> None:
-        if solved:  # the blocks were there for a kill in the evaluation; a run that finds the entry does not look for them
+        # the blocks were there for a kill in the evaluation; a run that finds the entry does not look for them
+        if solved:
             case.store.partial(solved).clear()
         (folder / "samples.jsonl").write_text(text)
 

@@ -35,7 +35,8 @@ def scores_key(case: Case) -> tuple[str, dict]:
 
 def _scores_key(case: Case) -> tuple[str, dict]:
     spec, model = SCORERS.get(case.method.scorer), case.model
-    upstream = {"model": model.ref.key, "scorer": SCORERS.identity(spec.name), "params": score_params(case, spec.params)}
+    upstream = {"model": model.ref.key, "scorer": SCORERS.identity(spec.name),
+                "params": score_params(case, spec.params)}
     if set(spec.needs) & {"calib", "labels"}:
         upstream |= {"calib": case.prompts_digest, "machine": model.machine}
     if set(spec.needs) & {"gradients", "hessian"}:
@@ -78,8 +79,8 @@ def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
         return mean_task_metric(evaluate(module, model.tokenizer, data.task, data.labelled(documents), data.cfg))
 
     context = ScoreContext(
-        model=model.module, tokenizer=model.tokenizer, linears=model.linears, blocks=model.blocks, block_of=model.block_of,
-        calib=case.prompts if "calib" in reads else None, params=params, allowed=spec.params,
+        model=model.module, tokenizer=model.tokenizer, linears=model.linears, blocks=model.blocks,
+        block_of=model.block_of, calib=case.prompts if "calib" in reads else None, params=params, allowed=spec.params,
         task_metric=task_metric if "labels" in reads else None, progress=case.progress.update,
         solver_calib=case.solver_calib if reads & {"gradients", "hessian"} else None,
         gradients=(lambda kind: gradients(case, kind)) if "gradients" in reads else None,
@@ -95,7 +96,8 @@ def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
 
 
 def check_scores(given: Scores, spec: ScorerSpec, shapes: dict[str, tuple[int, int]]) -> None:
-    """One finite float tensor of the granularity's shape for every linear, or an error that names the first offender."""
+    """One finite float tensor of the granularity's shape for every linear, or an error that names the first offender.
+    """
     if not isinstance(given, Scores):
         raise ValueError(f"scorer {spec.name!r} returned {type(given).__name__}; it must return core.types.Scores")
     if given.granularity != spec.granularity or set(given.values) != set(shapes):
@@ -109,8 +111,9 @@ def check_scores(given: Scores, spec: ScorerSpec, shapes: dict[str, tuple[int, i
         if given.levels:
             right = right and value.ndim > 0 and value.shape[-1] == len(given.levels)
         if not right or not torch.isfinite(value).all():
-            raise ValueError(f"scorer {spec.name!r}: scores of {fqn} have shape {tuple(value.shape)} or are not finite; {given.granularity} "
-                             f"scores of a [{rows}, {columns}] linear have shape {wanted if wanted is not None else '[out or 1, in/g]'}"
+            raise ValueError(f"scorer {spec.name!r}: scores of {fqn} have shape {tuple(value.shape)} or are not "
+                             f"finite; {given.granularity} scores of a [{rows}, {columns}] linear have shape "
+                             f"{wanted if wanted is not None else '[out or 1, in/g]'}"
                              + (f" and a last axis of {len(given.levels)} levels" if given.levels else ""))
 
 

@@ -5,14 +5,16 @@ from contextlib import contextmanager
 
 from torch import nn
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
+         "_load_state_dict_pre_hooks")
 
 
 class Untouched:
     """The state of a model that no scorer may leave changed: hooks, buffers, modes, requires_grad, replaced methods."""
 
     def __init__(self, module: nn.Module):
-        self.modules = [(name, m, {h: dict(getattr(m, h)) for h in HOOKS}, dict(m._buffers), m.training, m.__dict__.get("forward"))
+        self.modules = [(name, m, {h: dict(getattr(m, h)) for h in HOOKS}, dict(m._buffers), m.training,
+                         m.__dict__.get("forward"))
                         for name, m in module.named_modules()]
         self.parameters = [(name, p, p.requires_grad) for name, p in module.named_parameters()]
 

@@ -1,7 +1,8 @@
 """The weights stage of rows whose quantizer reads data.
 
-ŵ stays in the model and is made again when a later run needs it; what came out of it is stored: the true plan (outliers,
-group bits), damping and loss of every linear.  Consecutive cells with the same weights share them.  Finished blocks of a
+ŵ stays in the model and is made again when a later run needs it; what came out of it is stored: the true plan
+(outliers, group bits), damping and loss of every linear.  Consecutive cells with the same weights share them.  Finished
+blocks of a
 solve outlive a kill (harness/store/solved_blocks.py).
 """
 
@@ -29,8 +30,8 @@ def weights_key(case: Case, plan_id: str) -> tuple[str, dict]:
         read["fisher"] = gradients_key(case, "square")[0]
     if case.model.ref.dtype == "float16":
         read["kept"] = "float16"  # in earlier versions kept weights of such models went through bf16
-    return stage_key("weights", VERSIONS["weights"], model=case.model.ref.key, plan=plan_id, quantizer=QUANTIZERS.identity(spec.name),
-                     machine=case.model.machine, **read)
+    return stage_key("weights", VERSIONS["weights"], model=case.model.ref.key, plan=plan_id,
+                     quantizer=QUANTIZERS.identity(spec.name), machine=case.model.machine, **read)
 
 
 def hold_weights(case: Case, planned: Planned) -> None:
@@ -55,10 +56,12 @@ def _solve(case: Case, planned: Planned, partial: Partial) -> Content:
     fisher = gradients(case, "square") if "fisher" in spec.needs else None
     with case.memory(f"{spec.name} solves {case.method.name}"):
         solved = model.originals.solve(
-            planned.plan.layers, spec.name, model=model.module, blocks=model.blocks, block_of=model.block_of, calib=case.solver_calib,
-            fisher=fisher, options=quantizer_options(case, spec.name), step=case.progress.stage(f"{case.method.name}: {spec.name}"),
-            keeper=SolvedBlocks(partial))
-    true = make_plan({fqn: stored.layer for fqn, stored in solved.items()}, model.shapes, model.other, planned.plan.notes)
+            planned.plan.layers, spec.name, model=model.module, blocks=model.blocks, block_of=model.block_of,
+            calib=case.solver_calib,
+            fisher=fisher, options=quantizer_options(case, spec.name),
+            step=case.progress.stage(f"{case.method.name}: {spec.name}"), keeper=SolvedBlocks(partial))
+    true = make_plan({fqn: stored.layer for fqn, stored in solved.items()}, model.shapes, model.other,
+                     planned.plan.notes)
     if case.method.budgeted:
         check_budget(true, case.budget, case.method.name)
     notes = {fqn: stored.notes for fqn, stored in solved.items()}

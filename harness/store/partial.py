@@ -1,7 +1,8 @@
 """What an unfinished stage has made so far, on disk through a kill: ``.partial/<digest>/<name>``.
 
-Every file begins with a line that holds the sha256 of the rest, so that a truncated or flipped one is noticed, thrown away
-and made again, and the seconds that it took.  Files are written whole (temporary file, fsync, rename).  The folder goes when
+Every file begins with a line that holds the sha256 of the rest, so that a truncated or flipped one is noticed, thrown
+away and made again, and the seconds that it took.  Files are written whole (temporary file, fsync, rename).  The folder
+goes when
 the stage is stored.
 """
 

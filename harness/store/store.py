@@ -57,7 +57,8 @@ class Store:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cache folder {str(root)!r} cannot be made ({error.strerror}); choose another with --cache_dir") from None
+            raise UserError(f"cache folder {str(root)!r} cannot be made ({error.strerror}); choose another with "
+                            "--cache_dir") from None
 
     def path(self, key: str) -> Path:
         return self.root / key
@@ -66,8 +67,8 @@ class Store:
         """The entry of ``key``: looked up, else computed by one process while others wait, and stored.
 
         ``compute`` is handed the folder of the unfinished stage; it returns None if it finds that another process has
-        stored the entry meanwhile.  Its seconds, without those of stages made inside it and with those of processes that
-        were killed at it, are in the entry's provenance.  Raises Missing where --eval_only forbids the stage.
+        stored the entry meanwhile.  Its seconds, without those of stages made inside it and with those of processes
+        that were killed at it, are in the entry's provenance.  Raises Missing where --eval_only forbids the stage.
         """
         if (entry := self.get(key)) is not None:  # a cache that cannot be written serves what it has
             if self.partial(key).folder.exists():  # its maker may have been killed before it removed this
@@ -86,15 +87,16 @@ class Store:
                     facts = {"seconds": clock.seconds + partial.spent} | content.provenance
                     entry = self.put(key, identity, facts, content.write)
             if entry is None:
-                raise RuntimeError(f"a file of the unfinished {stage} {key} was damaged while it was in use; run the same command again")
+                raise RuntimeError(f"a file of the unfinished {stage} {key} was damaged while it was in use; run the "
+                                   "same command again")
             partial.clear()
         return entry
 
     def allow(self, stage: str, key: str) -> None:
         """Raise Missing where --eval_only forbids a stage."""
         if self.eval_only and stage in SCORED:
-            raise Missing(f"--eval_only: the {stage} of this cell ({key}) {'is' if stage == 'plan' else 'are'} not in {self.root}; "
-                          "run once without --eval_only")
+            raise Missing(f"--eval_only: the {stage} of this cell ({key}) {'is' if stage == 'plan' else 'are'} not in "
+                          f"{self.root}; run once without --eval_only")
 
     @contextmanager
     def clock(self) -> Iterator["Clock"]:
@@ -116,7 +118,9 @@ class Store:
         return json.loads((self.path(key) / "meta.json").read_text())
 
     def get(self, key: str, only: tuple[str, ...] = ()) -> Path | None:
-        """The entry's folder if it is there and whole (``only``: these of its files are), else None; StorageError if unreadable."""
+        """The entry's folder if it is there and whole (``only``: these of its files are), else None; StorageError if
+        unreadable.
+        """
         while True:
             judged = _judge(self.path(key), only)
             if judged.state == "whole":
@@ -125,13 +129,16 @@ class Store:
                 return None
 
     def has(self, key: str) -> bool:
-        """Whether an entry is there.  Its checksums are not read: scores of a large model take minutes, and who uses them checks."""
+        """Whether an entry is there.  Its checksums are not read: scores of a large model take minutes, and who uses
+        them checks.
+        """
         return (self.path(key) / "meta.json").is_file()
 
     def _quarantine(self, key: str, judged: "Judged", only: tuple[str, ...]) -> bool:
         """Put a damaged entry aside; False if it is no longer the one that was judged.
 
-        No lock is held here: another process may have put the damaged entry aside, and a whole one in its place, meanwhile.
+        No lock is held here: another process may have put the damaged entry aside, and a whole one in its place,
+        meanwhile.
         """
         aside = self.root / f".damaged-{key}"
         shutil.rmtree(aside, ignore_errors=True)
@@ -150,7 +157,9 @@ class Store:
         return True
 
     def put(self, key: str, identity: dict, provenance: dict, write: Callable[[Path], None]) -> Path:
-        """Let ``write(folder)`` make the files, add meta.json, move the folder into place; StorageError if the disk refuses."""
+        """Let ``write(folder)`` make the files, add meta.json, move the folder into place; StorageError if the disk
+        refuses.
+        """
         temp = None
         try:
             temp = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
@@ -159,7 +168,8 @@ class Store:
             for name in files:
                 _flush(temp / name)
             stamp = datetime.now(UTC).isoformat(timespec="seconds")
-            write_json(temp / "meta.json", {"digest": key, "identity": identity, "provenance": provenance, "files": files, "time": stamp})
+            write_json(temp / "meta.json", {"digest": key, "identity": identity, "provenance": provenance,
+                                            "files": files, "time": stamp})
             os.chmod(temp, 0o755)
             self._move_in(temp, key)
             self._note(identity["stage"], key)
@@ -176,14 +186,17 @@ class Store:
     def _move_in(self, temp: Path, key: str) -> None:
         try:
             os.replace(temp, self.path(key))
-        except OSError as error:  # a folder that is not empty cannot be replaced: another process was first, with the same content
+        # a folder that is not empty cannot be replaced: another process was first, with the same content
+        except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:
             _flush(self.root)
 
     def _note(self, stage: str, key: str) -> None:
-        """One line for what was just finished, in a file of this process's own: who did what, and a proof that nothing was done twice."""
+        """One line for what was just finished, in a file of this process's own: who did what, and a proof that nothing
+        was done twice.
+        """
         folder = self.root / "journal"
         folder.mkdir(exist_ok=True)
         line = canonical_json({"key": key, "stage": stage, "time": time.time()})
@@ -192,7 +205,8 @@ class Store:
 
     @contextmanager
     def lock(self, key: str, what: str) -> Iterator[None]:
-        """Hold the key: a second process that wants the same entry waits, for ``what`` as it says, and then finds it."""
+        """Hold the key: a second process that wants the same entry waits, for ``what`` as it says, and then finds it.
+        """
         with hold(self._lock_path(key), f"the {what} {key}"):
             yield
 
@@ -248,7 +262,9 @@ class Judged(NamedTuple):
 
 
 def _judge(folder: Path, only: tuple[str, ...] = ()) -> Judged:
-    """Look at an entry.  Damage is a file that is gone or not what was written; one that cannot be read may be whole, and stays."""
+    """Look at an entry.  Damage is a file that is gone or not what was written; one that cannot be read may be whole,
+    and stays.
+    """
     meta = b""
     try:
         if not folder.is_dir():
@@ -257,7 +273,8 @@ def _judge(folder: Path, only: tuple[str, ...] = ()) -> Judged:
         for name, sha in json.loads(meta)["files"].items():
             if (not only or name in only) and file_sha256(folder / name) != sha:
                 return Judged("damaged", name, meta)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, AttributeError,
+            TypeError) as error:
         return Judged("damaged", str(error), meta)
     except OSError as error:
         raise storage_error(error, folder, doing="read") from error
