@@ -26,7 +26,8 @@ FEWSHOT_OPEN = 5  # a small model without examples answers open questions with a
 def load_split(dataset: str, source: str, data_dir: str | None, token: str | None, calib: int, evaluate: int, seed: int) -> Split:
     """Read, check and split a data set once a process; the note says what was cut or dropped."""
     task = get_task(dataset)
-    return split(task.docs(load_rows(dataset, source, data_dir, token)), calib, evaluate, seed, task.stratified)
+    rows = load_rows(task.source, source, data_dir=data_dir, token=token)
+    return split(task.docs(rows), calib, evaluate, seed=seed, stratified=task.stratified)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def eval_config(grid: Grid, task: Task, parameters: int) -> EvalConfig:
     """Resolve the automatic choices for a task and a model of this size."""
     scoring = task.default_scoring(parameters) if grid.scoring == "auto" or grid.scoring not in task.scorings else grid.scoring
     shots = grid.num_fewshot if grid.num_fewshot is not None else FEWSHOT_OPEN if task.kind == "generate" else 0
-    new_tokens = grid.max_new_tokens if task.kind == "generate" else 1  # choices write nothing: the flag must not change their identity
+    # choices write nothing: the flag must not change their identity
+    new_tokens = 1 if task.kind == "choice" else task.max_new_tokens or grid.max_new_tokens
     return EvalConfig(scoring, shots, grid.chat_template == "on", grid.max_length, new_tokens, grid.batch_tokens, grid.batch_size)
 
 
