@@ -12,20 +12,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from core.checkpoint import check_causal, check_files, check_loaded, check_vocabulary, unloadable
+from core.checkpoint import check_causal, check_files, check_loaded, check_sizes, check_vocabulary, unloadable
 from core.digest import file_sha256
 from core.errors import UserError, one_line
 from core.registry import did_you_mean
 from core.types import ModelRef
 
-# what reading a user's model raises: each family checks its own fields, each file library has errors of its own, some of them bare
+# what reading a user's model raises: families check their own fields, libraries have errors of their own, some bare
 LOAD_ERRORS = Exception
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device called ``name``; "auto" takes CUDA, else the CPU. MPS has no float64, which the statistics need."""
+    """Return the device called ``name``; "auto" takes CUDA, else the CPU.
+
+    MPS has no float64, which the statistics need.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.partition(":")[0] not in ("cpu", "cuda"):
@@ -34,7 +37,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here ({one_line(error)}); use auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"device {name!r} cannot be used here ({one_line(error)}); "
+                        "use auto, cpu, cuda or cuda:N") from None
     return device
 
 
@@ -49,7 +53,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def model_ref(name: str, dtype: torch.dtype, token: str | None = None, known=()) -> ModelRef:
-    """Identify the weights by content: folder -> sha256 over config and weight files, hub -> commit; ``known`` names are suggested."""
+    """Identify the weights by content: folder -> sha256 over config and weight files, hub -> commit.
+
+    ``known`` names are suggested for one that cannot be reached, unless it is one of them.
+    """
     folder = Path(name)
     text = str(dtype).removeprefix("torch.")
     if folder.is_dir():
@@ -57,16 +64,17 @@ def model_ref(name: str, dtype: torch.dtype, token: str | None = None, known=())
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    hint = "" if name in known else did_you_mean(name, known)
     try:
         return ModelRef(name, HfApi(token=token).model_info(name).sha, text)
     except HfHubHTTPError as error:
-        raise UserError(f"model {name!r} is not to be had from the hub ({error.response.status_code}){did_you_mean(name, known)}; check the name, "
-                        "or pass --hf_token or HF_TOKEN for a gated model") from None
+        raise UserError(f"model {name!r} is not to be had from the hub ({error.response.status_code}){hint}; "
+                        "check the name, or pass --hf_token or HF_TOKEN for a gated model") from None
     except Exception as error:  # no network: fall back to what the hub client has cached
         commit = _cached_commit(name)
         if commit:
             return ModelRef(name, commit, text)
-        raise UserError(f"model {name!r} is neither a folder nor reachable on the hub ({type(error).__name__}){did_you_mean(name, known)}; "
+        raise UserError(f"model {name!r} is neither a folder nor reachable on the hub ({type(error).__name__}){hint}; "
                         "pass a local folder or go online") from None
 
 
@@ -78,7 +86,7 @@ def _cached_commit(name: str) -> str | None:
 
 
 def _folder_sha(folder: Path) -> str:
-    """sha256 over the names and contents of config, weight and tokenizer files; the folder's own name and place do not count."""
+    """sha256 over the names and contents of config, weight and tokenizer files; the folder's name does not count."""
     check_files(folder)
     kinds = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.bin")
     files = sorted({f for kind in kinds for f in folder.glob(kind) if not f.name.startswith(".")})
@@ -94,7 +102,8 @@ def load_tokenizer(name: str, ref: ModelRef, token: str | None = None):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **_revision(name, ref, token))
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **_revision(name, ref, token))
     except LOAD_ERRORS as error:
-        raise unloadable(f"the tokenizer of {name!r} does not load", error, "copy or download its tokenizer files again") from None
+        raise unloadable(f"the tokenizer of {name!r} does not load", error,
+                         "copy or download its tokenizer files again") from None
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -110,16 +119,19 @@ def load_model(name: str, ref: ModelRef, device: torch.device, token: str | None
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, ref.dtype), trust_remote_code=False, use_safetensors=True,
-                                                           ignore_mismatched_sizes=True, output_loading_info=True, **_revision(name, ref, token))
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, dtype=getattr(torch, ref.dtype), trust_remote_code=False, use_safetensors=True,
+            ignore_mismatched_sizes=True, output_loading_info=True, **_revision(name, ref, token))
         check_loaded(name, info)  # the library's own complaint about sizes names neither weight nor shape
         model.to(device)
     except UserError:
         raise
     except torch.OutOfMemoryError:
-        raise UserError(f"model {name!r} does not fit on {device}; use a smaller model, --dtype bf16 or --device cpu") from None
+        raise UserError(f"model {name!r} does not fit on {device}; "
+                        "use a smaller model, --dtype bf16 or --device cpu") from None
     except LOAD_ERRORS as error:
-        raise unloadable(f"model {name!r} does not load", error, "copy or download the whole checkpoint again") from None
+        raise unloadable(f"model {name!r} does not load", error,
+                         "copy or download the whole checkpoint again") from None
     model.eval().requires_grad_(False)
     head = model.get_output_embeddings()
     if isinstance(head, nn.Linear):
@@ -141,6 +153,7 @@ def empty_model(name: str, ref: ModelRef, token: str | None = None) -> nn.Module
         raise unloadable(f"model {name!r} is not a causal LM that transformers knows", error,
                          "use a causal LM with the config.json that belongs to it") from None
     check_causal(name, model)
+    check_sizes(name, model)
     return model
 
 
@@ -152,7 +165,11 @@ def resolve_model(name: str, presets) -> str:
     """Check a model name early: a folder, a hub id, or an error that suggests the nearest preset."""
     if name and Path(name).is_dir():  # Path("") is the current folder
         return os.path.abspath(name)
-    if name.count("/") != 1 or name.startswith((".", "/")):
+    is_path = name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
+    if is_path and not Path(name).exists():
+        raise UserError(f"model folder {name!r} does not exist; check the path")
+    if is_path or name.count("/") != 1:
         hint = did_you_mean(name, list(presets))
-        raise UserError(f"unknown model {name!r}{hint}; pass a hub id (owner/name), a local folder, or one of: {', '.join(presets)}")
+        raise UserError(f"unknown model {name!r}{hint}; pass a hub id (owner/name), a local folder, "
+                        f"or one of: {', '.join(presets)}")
     return name

@@ -7,26 +7,29 @@ from pathlib import Path
 import pytest
 
 from core.registry import DATASETS, METHODS, SCORERS
+from evaluation.data.documents import Doc
+from evaluation.grading import Grade
 from harness.cli.flags import build_parser
 from harness.cli.main import main
+from report.records import load_results, load_samples
 from tests.tiny import context, tiny_model
 
 REPO = Path(__file__).resolve().parents[1]
 PAGES = [p for p in (*REPO.glob("*.md"), *(REPO / "docs").glob("*.md"), *(REPO / "datasets_local").glob("*.md"))]
 
 
-def block(page: str, language: str) -> str:
-    """The first fenced block of a language in a page."""
-    return re.search(rf"```{language}\n(.*?)```", (REPO / "docs" / page).read_text(), re.S).group(1)
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a language in a page."""
+    return re.findall(rf"```{language}\n(.*?)```", (REPO / "docs" / page).read_text(), re.S)
 
 
 def small(tiny: Path, root: Path) -> list[str]:
-    return ["--model", str(tiny), "--eval_size", "8", "--calib_size", "4", "--avg_bits", "4.75", "--threads", "1", "--device", "cpu",
-            "--cache_dir", str(root / "cache"), "--results_dir", str(root / "results")]
+    return ["--model", str(tiny), "--eval_size", "8", "--calib_size", "6", "--avg_bits", "4.75", "--threads", "1",
+            "--device", "cpu", "--cache_dir", str(root / "cache"), "--results_dir", str(root / "results")]
 
 
 def test_the_example_method_runs_and_keeps_the_contract(tiny_folder, tmp_path):
-    source = block("ADD_A_METHOD.md", "python")
+    source = blocks("ADD_A_METHOD.md", "python")[0]
     assert len([line for line in source.splitlines() if line.strip()]) <= 45
     plugin = tmp_path / "input_energy.py"
     plugin.write_text(source)
@@ -41,18 +44,29 @@ def test_the_example_method_runs_and_keeps_the_contract(tiny_folder, tmp_path):
         METHODS._items.pop("input_energy", None), SCORERS._items.pop("input_energy", None)
 
 
-def test_the_example_data_set_runs(tiny_folder, tmp_path):
-    plugin = tmp_path / "my_quiz.py"
-    plugin.write_text(block("ADD_A_DATASET.md", "python"))
-    row = json.loads(block("ADD_A_DATASET.md", "json"))
-    data = tmp_path / "data" / "my_quiz"
-    data.mkdir(parents=True)
-    lines = [json.dumps(row | {"id": f"q{i}", "question": f"{row['question']} ({i})"}) for i in range(20)]
-    (data / "test.jsonl").write_text("\n".join(lines) + "\n")
+def test_the_example_data_sets_run(tiny_folder, tmp_path):
+    """A choice set, and an open task with its own grade, stop texts, limit and metric, all in one file."""
+    (source,) = blocks("ADD_A_DATASET.md", "python")
+    (tmp_path / "my_sets.py").write_text(source)
+    for name, row in zip(("my_quiz", "my_sums"), map(json.loads, blocks("ADD_A_DATASET.md", "json")), strict=True):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        rows = [row | {"id": f"{row['id']}-{i}", "question": f"{row['question']} ({i})"} for i in range(20)]
+        (tmp_path / "data" / name / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     try:
-        assert main([*small(tiny_folder, tmp_path), "--plugin", str(plugin), "--dataset", "my_quiz", "--data_dir", str(tmp_path / "data")]) == 0
+        assert main([*small(tiny_folder, tmp_path), "--plugin", str(tmp_path / "my_sets.py"), "--method", "uniform",
+                     "--dataset", "my_quiz", "my_sums", "--data_dir", str(tmp_path / "data")]) == 0
+        task, doc = DATASETS.get("my_sums"), Doc("s", "q", gold="100")
+        for text, answer, correct, error in ((" 12.5 * 8 = 100", "100", 1, 0), ("99.5", "99.5", 1, 0.005),
+                                             ("-100", "-100", 0, 1), ("none", None, 0, 1)):
+            assert task.grade(doc, text) == Grade(answer, correct, {"rel_error": error})
     finally:
-        DATASETS._items.pop("my_quiz", None)
+        DATASETS._items.pop("my_quiz", None), DATASETS._items.pop("my_sums", None)
+    results = {r.dataset: r for r in load_results(tmp_path / "results") if r.method.name == "uniform"}
+    assert results["my_quiz"].metrics["accuracy"] and "rel_error" not in results["my_quiz"].metrics
+    sums, samples = results["my_sums"], load_samples(results["my_sums"])
+    assert sums.n == len(samples) == 8 and max(s.n_new for s in samples) == 24  # the task's limit, not the grid's
+    assert sums.metrics["rel_error"].value == pytest.approx(sum(s.scores["rel_error"] for s in samples) / 8)
+    assert all("\n\n" not in s.text and "Question:" not in s.text for s in samples)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

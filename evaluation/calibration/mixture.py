@@ -22,7 +22,7 @@ from core.digest import digest
 from core.errors import UserError
 from core.registry import did_you_mean
 from core.types import CalibSet
-from evaluation.calibration.documents import Piece, _check_budget, sample_task, worked_documents
+from evaluation.calibration.documents import Tokens, check_budget, sample_task, worked_documents
 from evaluation.calibration.windows import sample_windows
 from evaluation.tasks.base import Task
 
@@ -59,22 +59,26 @@ def parse_calib(text: str) -> CalibChoice:
     return CalibChoice("mix", share)
 
 
-def build_solver_calib(choice: CalibChoice, task: Task, docs, tokenizer, *, scoring: str, max_length: int, chat: bool, loss: str,
-                       budget_tokens: int, window: int, seed: int, texts: Callable[[str], list[str]]) -> CalibSet:
+def build_solver_calib(choice: CalibChoice, task: Task, docs, tokenizer, *, scoring: str, max_length: int, chat: bool,
+                       loss: str, budget_tokens: int, window: int, seed: int,
+                       texts: Callable[[str], list[str]]) -> CalibSet:
     """Return the calibration set of ``choice``; ``texts`` is called with "c4" or "wikitext2", and only when needed."""
-    _check_budget(budget_tokens)
-    pieces: list[Piece] = []
+    check_budget(budget_tokens)
+    sequences: list[Tokens] = []
     own = budget_tokens if choice.kind == "task" else round(choice.share * budget_tokens)
+    template = {"choice": list(choice), "loss": "all"}
     if choice.kind in ("task", "mix"):
-        pieces += sample_task(worked_documents(task, docs, tokenizer, scoring, max_length, chat, loss), max(own, 1), seed)
+        worked = worked_documents(task, docs, tokenizer, scoring=scoring, max_length=max_length, chat=chat, loss=loss)
+        sequences += sample_task(worked, max(own, 1), seed)
+        template |= {"loss": loss, "task": task.name, "version": task.version, "scoring": scoring,
+                     "chat": tokenizer.chat_template if chat else None}
     if choice.text:
-        pieces += sample_windows(texts(choice.text), tokenizer, window, max(budget_tokens - own, 1), seed, choice.text)
-    names = {"task": task.name, "mix": f"{task.name}+c4"}
-    template = {"choice": list(choice), "loss": loss if choice.kind in ("task", "mix") else "all"}
-    if choice.kind in ("task", "mix"):
-        template |= {"task": task.name, "version": task.version, "scoring": scoring, "chat": tokenizer.chat_template if chat else None}
-    ids, tokens, masks, cut = zip(*pieces, strict=True)
-    return CalibSet(names.get(choice.kind, choice.kind), ids, tokens, masks, seed, digest(template), sum(cut))
+        sequences += sample_windows(texts(choice.text), tokenizer, window=window, seed=seed, style=choice.text,
+                                    budget_tokens=max(budget_tokens - own, 1))
+    ids, tokens, masks, cut = zip(*sequences, strict=True)
+    name = {"task": task.name, "mix": f"{task.name}+c4"}.get(choice.kind, choice.kind)
+    return CalibSet(task=name, doc_ids=ids, tokens=tokens, loss_mask=masks, seed=seed, template=digest(template),
+                    truncated=sum(cut))
 
 
 def calib_digest(calib: CalibSet) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.registry import did_you_mean
-from evaluation.calibration.documents import Piece, _check_budget
+from evaluation.calibration.documents import Tokens, check_budget
 from evaluation.engine.prompts import encode
 
 JOINT = "\n\n"
@@ -19,12 +19,13 @@ STYLES = ("c4", "wikitext2")
 TOKENISED_AT_ONCE = 32  # documents; how many has no influence on what is drawn
 
 
-def sample_windows(texts: list[str], tokenizer, window: int, budget_tokens: int, seed: int, style: str) -> list[Piece]:
+def sample_windows(texts: list[str], tokenizer, *, window: int, budget_tokens: int, seed: int,
+                   style: str) -> list[Tokens]:
     """Return ⌊budget / window⌋ random windows of exactly ``window`` tokens; a budget below one window shortens it.
 
     ``style`` "c4": each from another document, tokenised only as far as needed; "wikitext2": from the joined text.
     """
-    _check_budget(budget_tokens)
+    check_budget(budget_tokens)
     length = min(window, budget_tokens)
     if length < 2:
         raise UserError(f"a calibration window of {length} token has no loss; raise --calib_window ({window}) or "
@@ -32,24 +33,24 @@ def sample_windows(texts: list[str], tokenizer, window: int, budget_tokens: int,
     if style not in STYLES:
         raise UserError(f"unknown style of windows {style!r}{did_you_mean(style, STYLES)}; use c4 or wikitext2")
     draw = _windows_of_documents if style == "c4" else _windows_of_joined
-    return draw(texts, tokenizer, length, budget_tokens // length, np.random.default_rng(seed))
+    return draw(texts, tokenizer, length=length, count=budget_tokens // length, rng=np.random.default_rng(seed))
 
 
-def _windows_of_documents(texts, tokenizer, length: int, count: int, rng: np.random.Generator) -> list[Piece]:
+def _windows_of_documents(texts, tokenizer, *, length: int, count: int, rng: np.random.Generator) -> list[Tokens]:
     order = rng.permutation(len(texts))
-    long, pieces, longest = [], [], 0
+    long, windows, longest = [], [], 0
     for index, ids in _tokenised(texts, order, tokenizer):
         longest = max(longest, len(ids))
         if len(ids) >= length:
             long.append((f"c4:{index}", ids))
-            pieces.append(_window(*long[-1], length, rng))
-        if len(pieces) == count:
-            return pieces
+            windows.append(_window(*long[-1], length, rng))
+        if len(windows) == count:
+            return windows
     if not long:
         raise _too_short("c4", f"the longest of {len(texts)} documents", longest, length)
-    while len(pieces) < count:  # every long document was taken once: again, in the same order
-        pieces.append(_window(*long[len(pieces) % len(long)], length, rng))
-    return pieces
+    while len(windows) < count:  # every long document was taken once: again, in the same order
+        windows.append(_window(*long[len(windows) % len(long)], length, rng))
+    return windows
 
 
 def _tokenised(texts, order, tokenizer) -> Iterator[tuple[int, list[int]]]:
@@ -58,7 +59,7 @@ def _tokenised(texts, order, tokenizer) -> Iterator[tuple[int, list[int]]]:
         yield from zip(some, encode(tokenizer, [texts[i] for i in some]), strict=True)
 
 
-def _windows_of_joined(texts, tokenizer, length: int, count: int, rng: np.random.Generator) -> list[Piece]:
+def _windows_of_joined(texts, tokenizer, *, length: int, count: int, rng: np.random.Generator) -> list[Tokens]:
     ids = encode(tokenizer, [JOINT.join(texts)])[0] if texts else []
     if len(ids) < length:
         raise _too_short("wikitext2", "the joined text", len(ids), length)
@@ -66,12 +67,15 @@ def _windows_of_joined(texts, tokenizer, length: int, count: int, rng: np.random
     return [_window("wikitext2", ids, length, rng) for _ in range(count)]
 
 
-def _window(name: str, ids, length: int, rng: np.random.Generator) -> Piece:
+def _window(name: str, ids, length: int, rng: np.random.Generator) -> Tokens:
     start = int(rng.integers(len(ids) - length + 1))
     tokens = np.array(ids[start:start + length], dtype=np.int64)  # a copy: a view would hold the whole text
-    return Piece(f"{name}@{start}", tokens, np.ones(length, dtype=bool), False)
+    return Tokens(f"{name}@{start}", tokens, np.ones(length, dtype=bool), False)
 
 
 def _too_short(name: str, what: str, longest: int, length: int) -> UserError:
-    mend = f"lower --calib_window to at most {longest}" if longest > 1 else "check the data source, no --calib_window fits"
-    return UserError(f"{what} of {name} has {longest} tokens, which is less than a calibration window of {length}; {mend}")
+    mend = f"lower --calib_window to at most {longest}"
+    if longest < 2:
+        mend = "check the data source, no --calib_window fits"
+    return UserError(f"{what} of {name} has {longest} tokens, which is less than a calibration window of {length}; "
+                     f"{mend}")

@@ -11,11 +11,11 @@ class Doc:
 
     doc_id: str
     question: str
-    options: tuple[str, ...]  # empty for open questions
-    gold: str  # gold text; for choices the letter
-    gold_index: int | None
-    aliases: tuple[str, ...]  # accepted texts of an open question
-    stratum: str
+    options: tuple[str, ...] = ()  # empty for open questions
+    gold: str = ""  # gold text; for choices the letter
+    gold_index: int | None = None
+    aliases: tuple[str, ...] = ()  # accepted texts of an open question
+    stratum: str = ""
 
 
 class DocList(list):

@@ -1,4 +1,4 @@
-"""Texts of no task, for calibration: C4 (the first shard of the English training split) and WikiText-2 (raw, training split).
+"""Texts of no task, for calibration: C4 (first shard of the English training split), WikiText-2 (raw, training split).
 
 The test splits stay unread, because perplexity is measured on them.  A document is a row of the source as
 it stands: WikiText-2's blank rows count, so that rows joined by a blank line are the published corpus.
@@ -13,13 +13,11 @@ from pathlib import Path
 
 from core.errors import DataError, UserError
 from core.registry import did_you_mean
-from evaluation.data.rows import Row, Source
-from evaluation.data.sources import SOURCES, _read_jsonl, _read_parquet
+from evaluation.data.files import columns, existing_file, read_records
+from evaluation.data.rows import Row
+from evaluation.data.sources import check_data_folder, hub_errors, unknown_source
 
 COLUMN = "text"
-SUFFIXES = (".parquet", ".jsonl")
-FIELDS = {COLUMN: "text"}
-READ = Source(None, None, "train", "", None, FIELDS)  # what the parquet reader needs to know
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,8 @@ TEXTS = {
     # one shard of 1024: without "no_checks" the hub's client misses the other splits that the card promises
     "c4": TextSource("allenai/c4", None, ("c4/train", "c4_sample/train"),
                      {"data_files": {"train": "en/c4-train.00000-of-01024.json.gz"}, "verification_mode": "no_checks"}),
-    "wikitext2": TextSource("Salesforce/wikitext", "wikitext-2-raw-v1", ("wikitext2/wikitext-2-raw-v1/train", "wikitext2/train")),
+    "wikitext2": TextSource("Salesforce/wikitext", "wikitext-2-raw-v1",
+                            ("wikitext2/wikitext-2-raw-v1/train", "wikitext2/train")),
 }
 
 
@@ -51,53 +50,40 @@ def load_texts(name: str, source: str, data_dir=None, token: str | None = None) 
             raise UserError(f"general text {name!r} from source 'folder' needs a folder; pass --data_dir")
         origin, documents = _from_folder(name, Path(data_dir))
     elif source == "embedded":
-        raise UserError(f"general text {name!r} has no embedded set; pass --data_source hub, or --data_dir with a folder that holds it")
+        raise UserError(f"general text {name!r} has no embedded set; "
+                        "pass --data_source hub, or --data_dir with a folder that holds it")
     else:
-        raise UserError(f"unknown data source {source!r}{did_you_mean(source, SOURCES)}; use one of: {', '.join(SOURCES)}")
-    for number, document in enumerate(documents, start=1):
-        if not isinstance(document, str):
-            raise Row({COLUMN: document}, origin, number, source).error(COLUMN, "a text")
+        raise unknown_source(source)
     if not any(document.strip() for document in documents):
-        raise DataError(f"general text {name!r} from {origin} is empty ({len(documents)} rows, none with text); check the source")
+        raise DataError(f"general text {name!r} from {origin} is empty ({len(documents)} rows, none with text); "
+                        "check the source")
     return documents
 
 
 def _from_folder(name: str, folder: Path) -> tuple[str, list]:
-    if not folder.is_dir():
-        state = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"data folder {str(folder)!r} {state}; pass --data_dir with a folder that holds {TEXTS[name].folders[0]}.parquet")
-    for place in TEXTS[name].folders:
-        for suffix in SUFFIXES:
-            path = folder / f"{place}{suffix}"
-            if path.is_file():
-                return str(path), _column(path)
-    places = " or ".join(f"{place}.parquet" for place in TEXTS[name].folders)
-    raise DataError(f"general text {name!r} is not below {str(folder)!r}, which has no {places} (or .jsonl) and no other split is read; "
-                    "put it there or pass --data_source hub")
-
-
-def _column(path: Path) -> list:
-    if path.suffix == ".parquet":
-        return [record[COLUMN] for record in _read_parquet(path, READ)]
-    records = _read_jsonl(path)
-    for number, record in enumerate(records, start=1):
-        Row(record, str(path), number).check(FIELDS)
-    return [record[COLUMN] for record in records]
+    places = TEXTS[name].folders
+    check_data_folder(folder, f"that holds {places[0]}.parquet")
+    path = next(filter(None, (existing_file(folder / place) for place in places)), None)
+    if path is None:
+        names = " or ".join(f"{place}.parquet" for place in places)
+        raise DataError(f"general text {name!r} is not below {str(folder)!r}, which has no {names} (or .jsonl) "
+                        "and no other split is read; put it there or pass --data_source hub")
+    return str(path), [_document(Row(record, str(path), number))
+                       for number, record in enumerate(read_records(path, (COLUMN,)), start=1)]
 
 
 def _from_hub(name: str, token: str | None) -> tuple[str, list]:
     import datasets
 
-    info = TEXTS[name]
-    origin = f"hub:{info.hub_id}" + (f"/{info.hub_config}" if info.hub_config else "")
-    # ConnectionError is an OSError; the hub client's own errors derive from OSError or ValueError
-    try:
-        table = datasets.load_dataset(info.hub_id, info.hub_config, split="train", token=token, **info.hub_options)
-        if COLUMN not in table.column_names:
-            raise DataError(f"{origin}, row 1, field {COLUMN!r}: expected this column, but it has only: {', '.join(table.column_names)}; "
-                            "use the hub's schema")
-        return origin, list(table[COLUMN])
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        first = (str(error).splitlines() or ["no message"])[0]
-        raise DataError(f"general text {name!r} could not be loaded from the hub as {info.hub_id!r} ({type(error).__name__}: {first}); "
-                        "go online, pass --hf_token, or use --data_source folder") from None
+    of = TEXTS[name]
+    origin = f"hub:{of.hub_id}" + (f"/{of.hub_config}" if of.hub_config else "")
+    with hub_errors(f"general text {name!r}", of.hub_id, "--data_source folder"):
+        table = datasets.load_dataset(of.hub_id, of.hub_config, split="train", token=token, **of.hub_options)
+        columns(origin, table.column_names, (COLUMN,))
+        return origin, [_document(Row({COLUMN: text}, origin, number))
+                        for number, text in enumerate(table[COLUMN], start=1)]
+
+
+def _document(row: Row) -> str:
+    row.check({COLUMN: "text"})
+    return row.get(COLUMN)

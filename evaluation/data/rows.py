@@ -4,6 +4,7 @@ A row remembers its file and number (1 = first), so that every complaint can nam
 Field names may be dotted: ``answer.value`` is the key ``value`` inside the record ``answer``.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ KINDS = {
     "texts": "a list of texts",
     "id": "a non-empty text or an integer",
     "int": "an integer",
+    "number": "a finite number",
     "key": "a letter or a 0-based integer",
 }
 
@@ -35,8 +37,18 @@ class Source:
     optional: tuple[str, ...] = ()  # fields read when present
 
     @property
+    def name(self) -> str:
+        """What messages call the dataset: the first folder below --data_dir."""
+        return self.folder.partition("/")[0]
+
+    @property
     def has_subsets(self) -> bool:
         return "*" in self.folder
+
+    @property
+    def required(self) -> dict[str, str]:
+        """Every field that a row must have, and its kind."""
+        return self.fields | ({"subset": "text"} if self.has_subsets else {})
 
 
 @dataclass(frozen=True)
@@ -61,8 +73,8 @@ class Row:
         """Return the one complaint about a field of this row."""
         missing = object()
         value = self.get(field, missing)
-        found = "it is missing" if value is missing else f"it is {_short(value)}"
-        return DataError(f"{self.origin}, row {self.number}, field {field!r}: expected {expected}, but {found}; {mend}")
+        state = "it is missing" if value is missing else f"it is {_short(value)}"
+        return DataError(f"{self.origin}, row {self.number}, field {field!r}: expected {expected}, but {state}; {mend}")
 
     def check(self, fields: dict[str, str]) -> None:
         """Raise unless every field is there and of its kind."""
@@ -79,6 +91,8 @@ def _is_kind(value, kind: str) -> bool:
         return isinstance(value, list) and all(isinstance(v, str) for v in value)
     if kind == "int":
         return whole
+    if kind == "number":
+        return whole or (isinstance(value, float) and math.isfinite(value))
     return whole or (isinstance(value, str) and bool(value))  # "id" and "key"
 
 

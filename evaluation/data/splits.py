@@ -28,14 +28,17 @@ class Split:
 def split(docs, n_calib: int, n_eval: int, seed: int, stratified: bool) -> Split:
     """Split ``docs``; a source that is too short keeps the ratio n_calib : n_eval and says so in ``note``."""
     if n_calib < 1 or n_eval < 1:
-        raise UserError(f"a split of {n_calib} calibration and {n_eval} evaluation documents has an empty side; ask for at least 1 of each")
+        raise UserError(f"a split of {n_calib} calibration and {n_eval} evaluation documents has an empty side; "
+                        "ask for at least 1 of each")
     notes = list(getattr(docs, "notes", ()))
     unique = list({(d.question, d.options): d for d in reversed(docs)}.values())[::-1]  # the first of each stays
     if len(unique) < len(docs):
         notes.append(f"{len(docs) - len(unique)} exact duplicates dropped")
     if len(unique) < 2:
         of = f" of {docs.name}" if getattr(docs, "name", "") else ""
-        raise DataError(f"{len(unique)} distinct documents{of} cannot be split; at least 2 are needed, one to calibrate and one to evaluate")
+        why = f" ({'; '.join(notes)})" if notes else ""
+        raise DataError(f"{len(unique)} distinct documents{of} cannot be split{why}; "
+                        "at least 2 are needed, one to calibrate and one to evaluate")
     if n_calib + n_eval > len(unique):
         asked = f"{n_calib}/{n_eval}"
         n_calib = max(1, len(unique) * n_calib // (n_calib + n_eval))

@@ -1,9 +1,8 @@
 """Requests -> samples, a batch at a time.
 
 gold_loglik = (1/n) sum_t log p(gold_t | prompt, gold_<t), nats per token.
-Choice tasks: letter takes the option with the largest log-probability; cloze the one with the largest
-summed log-probability per character (characters of the option without the leading space, so that the
-tokenizer does not decide); ties go to the first.  Open questions: one greedy line, scored by exact match.
+Choice tasks: each option's log-probability is the sum over its tokens, and the task picks one and judges it.
+Open questions: the model writes greedily until a stop text, and the task judges what it wrote.
 
 An out-of-memory error passes through; the caller backs off with a new batch plan.
 """
@@ -15,10 +14,10 @@ import torch
 from core.sample import Sample
 from evaluation.data.documents import LETTERS
 from evaluation.engine.batches import batch_plan, request_cost, shared_prefix
-from evaluation.engine.generate import first_line, greedy
+from evaluation.engine.generate import Stopping, greedy
 from evaluation.engine.kv_cache import Prefix, continuation_logprobs, prefill, prefix_fits, run_prefix
 from evaluation.engine.prompts import EvalConfig, Request
-from evaluation.grading import exact_match, extract, token_f1
+from evaluation.grading import Grade
 from evaluation.tasks.base import Task
 
 
@@ -44,10 +43,12 @@ def run_batch(model, tokenizer, task: Task, requests, cfg: EvalConfig, prefix: P
     if task.kind == "choice":
         jobs = [(row, ids) for row, r in enumerate(requests) for ids in r.continuations]
         scored = iter(continuation_logprobs(model, state, jobs))
-        return [_choice_sample(r, [next(scored) for _ in r.continuations], cfg) for r in requests]
+        return [_choice_sample(task, r, [next(scored) for _ in r.continuations], cfg) for r in requests]
     golds = continuation_logprobs(model, state, [(row, r.gold) for row, r in enumerate(requests)])
-    written = greedy(model, tokenizer, state, cfg.max_new_tokens)
-    return [_open_sample(r, gold, ids, tokenizer) for r, gold, ids in zip(requests, golds, written, strict=True)]
+    stopping = Stopping(model, tokenizer, task.stop)
+    written = greedy(model, state, cfg.max_new_tokens, stopping)
+    return [_open_sample(task, r, text=stopping.text(ids), n_new=len(ids), gold_loglik=float(gold.mean()))
+            for r, gold, ids in zip(requests, golds, written, strict=True)]
 
 
 def evaluate(model, tokenizer, task: Task, requests, cfg: EvalConfig,
@@ -56,33 +57,27 @@ def evaluate(model, tokenizer, task: Task, requests, cfg: EvalConfig,
     samples: list[Sample | None] = [None] * len(requests)
     prefix, done = make_prefix(model, requests, cfg), 0
     for batch in batch_plan(requests, cfg):
-        for index, sample in zip(batch, run_batch(model, tokenizer, task, [requests[i] for i in batch], cfg, prefix), strict=True):
+        answered = run_batch(model, tokenizer, task, [requests[i] for i in batch], cfg=cfg, prefix=prefix)
+        for index, sample in zip(batch, answered, strict=True):
             samples[index] = sample
         done += len(batch)
         progress(done, len(requests))
     return samples
 
 
-def choose(logprobs, lengths, scoring: str) -> int:
-    """Return the index of the chosen option; an option without characters is divided by 1; ties: the first."""
-    values = [p / max(n, 1) for p, n in zip(logprobs, lengths, strict=True)] if scoring == "cloze" else list(logprobs)
-    return max(range(len(values)), key=lambda i: (values[i], -i))
-
-
-def _choice_sample(request: Request, scored, cfg: EvalConfig) -> Sample:
+def _choice_sample(task: Task, request: Request, scored, cfg: EvalConfig) -> Sample:
     doc = request.doc
     sums = tuple(float(s.sum()) for s in scored)
-    pick = choose(sums, request.lengths, cfg.scoring)
-    return Sample(doc_id=doc.doc_id, prompt=request.prompt_sha, gold=doc.gold, text=doc.options[pick], answer=LETTERS[pick],
-                  correct=float(pick == doc.gold_index), f1=None, choice_logprobs=sums, gold_loglik=float(scored[doc.gold_index].mean()),
-                  n_prompt=len(request.context), n_new=0, truncated=request.truncated, stratum=doc.stratum)
+    grade = task.grade_options(doc, sums, cfg.scoring)
+    return _sample(request, grade, text=doc.options[LETTERS.index(grade.answer)], choice_logprobs=sums,
+                   gold_loglik=float(scored[doc.gold_index].mean()), n_new=0)
 
 
-def _open_sample(request: Request, gold, ids: list[int], tokenizer) -> Sample:
+def _open_sample(task: Task, request: Request, *, text: str, **measured) -> Sample:
+    return _sample(request, task.grade(request.doc, text), text=text, choice_logprobs=None, **measured)
+
+
+def _sample(request: Request, grade: Grade, **measured) -> Sample:
     doc = request.doc
-    text = first_line(tokenizer, ids)
-    answer = extract(text)
-    return Sample(doc_id=doc.doc_id, prompt=request.prompt_sha, gold=doc.gold, text=text, answer=answer,
-                  correct=exact_match(answer, doc.aliases), f1=token_f1(answer, doc.aliases), choice_logprobs=None,
-                  gold_loglik=float(gold.mean()), n_prompt=len(request.context), n_new=len(ids), truncated=request.truncated,
-                  stratum=doc.stratum)
+    return Sample(doc_id=doc.doc_id, prompt=request.prompt_sha, gold=doc.gold, n_prompt=len(request.context),
+                  truncated=request.truncated, stratum=doc.stratum, **grade.fields(), **measured)

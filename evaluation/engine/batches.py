@@ -1,6 +1,7 @@
 """Which requests share a batch: a pure function of the requests and the config.
 
-bf16 log-probabilities move by up to 0.6 nats with the shape of the batch, so the plan belongs to the identity of the samples.
+bf16 log-probabilities move by up to 0.6 nats with the shape of the batch, so the plan belongs to the identity of the
+samples.
 """
 
 from evaluation.engine.prompts import EvalConfig, Request
@@ -11,8 +12,8 @@ MIN_PREFIX = 32  # tokens; below it the expanded cache costs more than it saves
 def request_cost(request: Request, cfg: EvalConfig) -> tuple[int, int, int]:
     """Return (context tokens, rows after it, tokens of the longest such row): what a request adds to a batch."""
     if request.continuations:
-        longest = max(len(c) for c in request.continuations) - 1  # the first token is read off the context's last position
-        return len(request.context), len(request.continuations), longest
+        longest = max(len(c) for c in request.continuations)
+        return len(request.context), len(request.continuations), longest - 1  # the first token is read off the context
     return len(request.context), 1, max(cfg.max_new_tokens, len(request.gold))
 
 

@@ -45,7 +45,8 @@ def call(model, ids, mask, positions, cache=None, last_only: bool = False):
     """Run the model on new tokens with a cache; a family that returns none cannot be evaluated here."""
     out = forward.call(model, ids, mask, positions, last_only=last_only, past_key_values=cache, use_cache=True)
     if getattr(out, "past_key_values", None) is None:
-        raise UserError(f"{type(model).__name__} returns no key-value cache; only causal LMs with one can be evaluated here")
+        raise UserError(f"{type(model).__name__} returns no key-value cache; "
+                        "only causal LMs with one can be evaluated here")
     return out
 
 
@@ -95,7 +96,7 @@ def prefill(model, contexts, prefix: Prefix | None = None) -> State:
     if prefix is not None:
         cache = expand(prefix.cache, torch.zeros(len(contexts), dtype=torch.long, device=ids.device))
         mask = torch.cat([mask.new_ones(len(contexts), start), mask], dim=1)
-    out = call(model, ids, mask, positions, cache, last_only=True)
+    out = call(model, ids, mask, positions, cache=cache, last_only=True)
     return State(out.past_key_values, mask, mask.sum(1), log_softmax(out.logits[:, -1]))
 
 
@@ -120,7 +121,7 @@ def continuation_logprobs(model, state: State, jobs) -> list[torch.Tensor]:
 
 
 def _groups(members: list[int], lengths: list[int]) -> list[list[int]]:
-    """Split jobs by length while the best cut saves more than MIN_SAVED padded tokens; each group in the given order."""
+    """Split jobs by length while the best cut saves more than MIN_SAVED padded tokens; groups keep the given order."""
     ranked = sorted(members, key=lambda i: lengths[i])
     n, widest = len(ranked), lengths[ranked[-1]] if ranked else 0
     saved, cut = max(((widest - lengths[ranked[k - 1]]) * k, k) for k in range(1, n)) if n > 1 else (0, 0)
@@ -136,7 +137,8 @@ def _tails(model, state: State, jobs) -> list[torch.Tensor]:
     index = torch.tensor(rows, device=state.mask.device)
     as_is = rows == list(range(len(state.mask)))
     positions = state.lengths[index][:, None] + torch.arange(ids.shape[1], device=ids.device)
-    out = call(model, ids, torch.cat([state.mask[index], mask], dim=1), positions, expand(state.cache, None if as_is else index))
+    mask, cache = torch.cat([state.mask[index], mask], dim=1), expand(state.cache, None if as_is else index)
+    out = call(model, ids, mask, positions, cache=cache)
     return _gather(out.logits, [ids[1:] for _, ids in jobs])
 
 
@@ -145,9 +147,9 @@ def _gather(logits: torch.Tensor, targets) -> list[torch.Tensor]:
     rows = torch.tensor([i for i, t in enumerate(targets) for _ in t], device=logits.device)
     cols = torch.tensor([j for t in targets for j in range(len(t))], device=logits.device)
     wanted = torch.tensor([token for t in targets for token in t], device=logits.device)
-    pieces = []
+    values = []
     for start in range(0, len(rows), LOGIT_ROWS):
-        part = slice(start, start + LOGIT_ROWS)
-        values = log_softmax(logits[rows[part], cols[part]])
-        pieces.append(values.gather(1, wanted[part, None])[:, 0])
-    return list(torch.cat(pieces).split([len(t) for t in targets]))
+        some = slice(start, start + LOGIT_ROWS)
+        logprobs = log_softmax(logits[rows[some], cols[some]])
+        values.append(logprobs.gather(1, wanted[some, None])[:, 0])
+    return list(torch.cat(values).split([len(t) for t in targets]))

@@ -1,18 +1,16 @@
-"""Prompts as tokens, and which of them share a batch.
+"""Documents as tokens: a context, and the answers that may follow it.
 
-A continuation's tokens are encode(context + continuation) after the first len(encode(context)), so they
-are the tokens the model would have seen, not those of the continuation on its own.  Without a chat
-template an answer follows after one space; after a template's generation prompt it follows at once.
-A context longer than ``max_length`` loses tokens on the left, so that "Answer:" stays, and is counted.
-
-The batch plan is a pure function of the requests and the config.  bf16 log-probabilities move by up to
-0.6 nats with the shape of the batch, so the plan belongs to the identity of the samples.
+An answer's tokens are encode(context + answer) after the first len(encode(context)), so they are the tokens the model
+would have seen, not those of the answer on its own.  Between the two stands the task's joiner (one space); after a chat
+template's generation prompt the answer follows at once.  A context longer than ``max_length`` loses tokens on the left,
+so that "Answer:" stays, and is counted.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.errors import DataError, UserError
+from core.errors import DataError, UserError, one_line
 from evaluation.data.documents import Doc
 from evaluation.tasks.base import Task
 
@@ -51,67 +49,88 @@ class Request:
     doc: Doc
     context: tuple[int, ...]  # token ids
     continuations: tuple[tuple[int, ...], ...]  # token ids of each option; empty for open questions
-    lengths: tuple[int, ...]  # characters of each option, without the leading space
-    gold: tuple[int, ...]  # token ids of the gold continuation
+    gold: tuple[int, ...]  # token ids of the gold answer
     prompt_sha: str  # sha256 of the prompt text, first 16 hex digits
     truncated: bool
 
 
 def build_requests(task: Task, docs, exemplars, tokenizer, cfg: EvalConfig) -> list[Request]:
-    """Tokenise ``docs``; the last ``cfg.num_fewshot`` of ``exemplars`` (calibration documents) stand before each."""
+    """Tokenise ``docs``; before each stand ``cfg.num_fewshot`` worked examples, as a rule out of ``exemplars``."""
     if cfg.scoring not in task.scorings:
         raise UserError(f"scoring {cfg.scoring!r} does not fit {task.name}; use one of: {', '.join(task.scorings)}")
-    shots = _shots(task, docs, exemplars, cfg)
-    prompts = [_render(tokenizer, shots + task.prompt(doc, cfg.scoring), cfg.chat_template) for doc in docs]
-    lead = "" if cfg.chat_template else " "
-    texts, owners = [], []  # every context and every context + continuation, encoded in one go
-    for index, (doc, prompt) in enumerate(zip(docs, prompts, strict=True)):
-        answers = task.continuations(doc, cfg.scoring) or (task.target(doc, cfg.scoring),)
-        texts += [prompt, *(prompt + lead + answer for answer in answers)]
-        owners += [(index, None), *((index, answer) for answer in answers)]
-    encoded = encode(tokenizer, texts, special=not cfg.chat_template)
-    tails: list[list[tuple[int, ...]]] = [[] for _ in docs]
-    contexts: list[list[int]] = [[] for _ in docs]
-    for (index, answer), ids in zip(owners, encoded, strict=True):
-        if answer is None:
-            contexts[index] = ids
-        else:  # a tokenizer that melts the answer into the context leaves no suffix: then its own tokens count
-            tail = ids[len(contexts[index]):] or encode(tokenizer, [lead + answer], special=False)[0]
-            if not tail:
-                raise DataError(f"document {docs[index].doc_id!r} of {task.name} has an empty answer (0 tokens); "
-                                "each option needs text, correct the row or use letter scoring")
-            tails[index].append(tuple(tail))
-    return [_request(task, doc, cfg, prompts[i], contexts[i], tails[i], tokenizer) for i, doc in enumerate(docs)]
+    prompts = [render(tokenizer, text, cfg.chat_template) for text in _whole_prompts(task, docs, exemplars, cfg)]
+    lead = before_answer(task, cfg.chat_template)
+    answers = [[lead + text for text in task.continuations(doc, cfg.scoring) or (task.target(doc, cfg.scoring),)]
+               for doc in docs]
+    texts = [prompt + end for prompt, ends in zip(prompts, answers, strict=True) for end in ("", *ends)]
+    encoded = iter(encode(tokenizer, texts, special=not cfg.chat_template))  # in one go
+    requests = []
+    for doc, prompt, ends in zip(docs, prompts, answers, strict=True):
+        context = next(encoded)
+        tails = [answer_tokens(task, doc, tokenizer, context=context, whole=next(encoded), answer=end) for end in ends]
+        requests.append(_request(task, doc, prompt, context=cut_left(context, cfg.max_length, tokenizer), tails=tails,
+                                 truncated=len(context) > cfg.max_length))
+    return requests
 
 
-def _request(task, doc, cfg, prompt, context, tails, tokenizer) -> Request:
-    answers = task.continuations(doc, cfg.scoring)
-    gold = tails[doc.gold_index] if answers else tails[0]
-    kept = cut_left(context, cfg.max_length, tokenizer)
-    sha = hashlib.sha256(prompt.encode()).hexdigest()[:16]
-    return Request(doc, tuple(kept), tuple(tails) if answers else (), tuple(len(a) for a in answers), gold, sha, len(kept) < len(context))
+def _request(task: Task, doc: Doc, prompt: str, *, context, tails, truncated: bool) -> Request:
+    choice = task.kind == "choice"
+    return Request(doc=doc, context=tuple(context), continuations=tuple(tails) if choice else (),
+                   gold=tails[doc.gold_index if choice else 0], truncated=truncated,
+                   prompt_sha=hashlib.sha256(prompt.encode()).hexdigest()[:16])
 
 
-def _shots(task: Task, docs, exemplars, cfg: EvalConfig) -> str:
-    if not cfg.num_fewshot:
-        return ""
-    if len(exemplars) < cfg.num_fewshot:
-        raise UserError(f"num_fewshot is {cfg.num_fewshot} but there are only {len(exemplars)} calibration documents; lower it")
-    chosen = exemplars[-cfg.num_fewshot:]
-    both = {d.doc_id for d in chosen} & {d.doc_id for d in docs}
-    if both:
-        raise DataError(f"document {min(both)!r} is an exemplar and is evaluated; exemplars must be calibration documents")
-    return "".join(f"{task.prompt(d, cfg.scoring)} {task.target(d, cfg.scoring)}\n\n" for d in chosen)
+def answer_tokens(task: Task, doc: Doc, tokenizer, *, context: list[int], whole: list[int],
+                  answer: str) -> tuple[int, ...]:
+    """Return the tokens of ``whole`` (context + answer) after the context's.
+
+    A tokenizer that melts the answer into the context leaves none: then the answer's own tokens count.
+    """
+    tokens = whole[len(context):] or encode(tokenizer, [answer], special=False)[0]
+    if not tokens:
+        raise DataError(f"document {doc.doc_id!r} of {task.name} has an empty answer (0 tokens); "
+                        "an answer needs text, correct the row")
+    return tuple(tokens)
 
 
-def _render(tokenizer, prompt: str, chat: bool) -> str:
+def _whole_prompts(task: Task, docs, exemplars, cfg: EvalConfig) -> list[str]:
+    asked = {doc.doc_id for doc in docs}
+    prompts = []
+    for doc in docs:
+        examples: Sequence[Doc] = task.exemplars(doc, exemplars, cfg.num_fewshot)
+        if len(examples) < cfg.num_fewshot:
+            raise UserError(f"num_fewshot is {cfg.num_fewshot} but there are "
+                            f"only {len(examples)} calibration documents; lower it")
+        both = {example.doc_id for example in examples} & asked
+        if both:
+            raise DataError(f"document {min(both)!r} is an exemplar and is evaluated; "
+                            "exemplars must be calibration documents")
+        prompts.append(task.whole_prompt(doc, examples, cfg.scoring))
+    return prompts
+
+
+def before_answer(task: Task, chat: bool) -> str:
+    """Return the text between a prompt and its answer."""
+    return "" if chat else task.joiner
+
+
+def render(tokenizer, prompt: str, chat: bool) -> str:
     """Return the text to tokenise: the prompt itself, or a chat whose one user turn holds it."""
     if not chat:
         return prompt
+    name = tokenizer.name_or_path
     if not getattr(tokenizer, "chat_template", None):
-        raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; run without --chat_template")
+        raise UserError(f"tokenizer {name!r} has no chat template; run without --chat_template")
     turn = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **CHAT_OPTIONS)
+    try:
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **CHAT_OPTIONS)
+    except Exception as error:  # a template is a program of its own, so it may raise anything
+        raise UserError(f"the chat template of tokenizer {name!r} fails ({one_line(error)}); "
+                        "mend it, or run without --chat_template") from None
+    if prompt.strip() not in text:  # some templates strip the message
+        raise UserError(f"the chat template of tokenizer {name!r} leaves the message out or changes it; "
+                        "mend it, or run without --chat_template")
+    return text
 
 
 def encode(tokenizer, texts: list[str], special: bool = True) -> list[list[int]]:

@@ -4,10 +4,7 @@ import importlib
 import pkgutil
 
 from core.registry import DATASETS
-from evaluation.data.documents import LETTERS, Doc, DocList
-from evaluation.tasks.base import ChoiceTask, Task, register
-
-__all__ = ["LETTERS", "ChoiceTask", "Doc", "DocList", "Task", "get_task", "register"]
+from evaluation.tasks.base import Task
 
 
 def get_task(name: str) -> Task:

@@ -1,78 +1,150 @@
-"""Documents and tasks.
+"""Tasks: how rows become documents, documents prompts, and answers grades.
 
-A task turns rows into documents and documents into prompts.  Prompts hold the question and options
-verbatim (no strip), so that their sha256 can be compared across harnesses:
+A task is the one place that knows a data set.  Prompts hold the question and options verbatim (no strip), so that their
+sha256 can be compared across harnesses:
 
     letter      Question: {question}\\nA. {option}\\nB. {option}\\n...Answer:      continuations " A", " B", ...
     cloze       Question: {question}\\nAnswer:                                   continuations " {option}"
-    generate    Question: {question}\\nAnswer:                                   the model writes one line
+    generate    Question: {question}\\nAnswer:                                   the model writes until a stop text
 
-Few-shot exemplars are ``prompt + " " + gold``, joined by a blank line.
+Worked examples are ``prompt + joiner + gold``, each followed by a blank line.
 """
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+
+from core.errors import DataError
 from core.registry import DATASETS
+from core.sample import Sample
 from evaluation.data.documents import LETTERS, Doc, DocList
 from evaluation.data.rows import Row, Source
+from evaluation.grading import Grade, choose, exact_match, extract, token_f1
 
 SMALL_MODEL = 1_000_000_000  # parameters; below it letters say nothing: a 135M model answers "A" to every question
+UNUSABLE = "no usable question, options or answer"
+REPEATED = "the id and question of an earlier row"
 
 
 @dataclass(frozen=True)
 class Task:
-    """Base class; a subclass states ``make_doc`` and, unless it is an open question, ``continuations``."""
+    """An open question, judged by exact match and F1 over aliases; a subclass adds ``make_doc``.
+
+    What is not a field is an attribute of the class, for a subclass to override.  Samples are identified by the tokens
+    of prompts and answers and by the task's ``version``: raise it when ``stop``, ``grade`` or a gold rule changes.
+    """
 
     name: str
     source: Source
     version: int = 1
     stratified: bool = False  # whether splits are proportional by stratum
-    kind: str = field(default="generate", init=False)
-    scorings: tuple[str, ...] = field(default=("generate",), init=False)
+
+    kind = "generate"  # or "choice": options are compared and nothing is written
+    scorings = ("generate",)
+    stop = ("\n",)  # texts that end what the model writes; an end-of-sequence token always does
+    max_new_tokens = None  # tokens that the model may write; None = the grid's
+    joiner = " "  # between prompt and answer; after a chat template the answer follows at once
+    metrics = {"accuracy": "EM", "f1": "F1"}  # what a table shows, in its order, with short labels
+    id_field = "question_id"  # the field that makes ids, for messages
+    dropped = "left out"  # why ``make_doc`` gives None
+    unclean = False  # whether published rows have flaws (see ``flaw``): then every copy has, and they are dropped
+
+    # ---- rows to documents
 
     def make_doc(self, row: Row) -> Doc | None:
         """Turn a row into a document, or None to leave it out (``dropped`` says why)."""
         raise NotImplementedError
 
-    dropped = "left out"
+    def flaw(self, doc: Doc) -> tuple[str, str] | None:
+        """Return a field that makes the document's answer undecidable and what is expected of it, or None."""
+        return None
 
-    def docs(self, rows: list[Row]) -> DocList:
-        """Turn rows into documents with unique ids; count those left out."""
-        docs, seen, lost = [], {}, 0
-        for row in rows:
+    def document(self, row: Row) -> Doc | str:
+        """Return a row's document, or why it is left out; a bad row is a DataError, but of the hub it is left out."""
+        try:
+            row.check(self.source.required)
             doc = self.make_doc(row)
             if doc is None:
-                lost += 1
-                continue
-            if not doc.question.strip() and row.source != "hub":  # nobody can mend a row of the hub
+                return self.dropped
+            if not doc.question.strip():
                 raise row.error("question", "a non-empty text")
-            if doc.doc_id in seen:
-                raise row.error(self.id_field, f"a unique id, not that of row {seen[doc.doc_id]} ({doc.doc_id!r})")
-            seen[doc.doc_id] = row.number
-            docs.append(doc)
-        return DocList(docs, (f"{lost} of {len(rows)} rows dropped ({self.dropped})",) if lost else (), self.name)
+            if flaw := self.flaw(doc):
+                if self.unclean:
+                    return UNUSABLE
+                raise row.error(*flaw)
+            return doc
+        except DataError:
+            if row.source == "hub":
+                return UNUSABLE
+            raise
 
-    id_field = "question_id"
+    def docs(self, rows: list[Row]) -> DocList:
+        """Turn rows into documents with unique ids; those left out are counted in the notes.
+
+        A row with the id and the question of an earlier one is left out; an id with another question is an error.
+        """
+        docs: dict[str, Doc] = {}
+        numbers, dropped = {}, Counter()
+        for row in rows:
+            doc = self.document(row)
+            if isinstance(doc, str):
+                dropped[doc] += 1
+            elif doc.doc_id not in docs:
+                docs[doc.doc_id], numbers[doc.doc_id] = doc, row.number
+            elif docs[doc.doc_id].question == doc.question:
+                dropped[REPEATED] += 1
+            else:
+                raise row.error(self.id_field, f"a unique id, not that of row {numbers[doc.doc_id]} ({doc.doc_id!r})")
+        notes = tuple(f"{count} of {len(rows)} rows dropped ({why})" for why, count in dropped.items())
+        return DocList(docs.values(), notes, self.name)
+
+    # ---- documents to prompts
 
     def default_scoring(self, n_params: int) -> str:
         """Return the scoring that can tell models of this size apart."""
         return self.scorings[0]
 
     def prompt(self, doc: Doc, scoring: str) -> str:
-        """Return the prompt without exemplars, ending in ``Answer:``."""
+        """Return the prompt without worked examples, ending in ``Answer:``."""
         return f"Question: {doc.question}\nAnswer:"
 
     def target(self, doc: Doc, scoring: str) -> str:
-        """Return the gold answer as the model would write it, without the leading space."""
+        """Return the gold answer as the model would write it, without the joiner."""
         return doc.gold
 
     def continuations(self, doc: Doc, scoring: str) -> tuple[str, ...]:
-        """Return the answers to be compared, without the leading space; empty for open questions."""
+        """Return the answers to be compared, without the joiner; empty for open questions."""
         return ()
+
+    def exemplars(self, doc: Doc, pool: Sequence[Doc], count: int) -> Sequence[Doc]:
+        """Return the worked examples for a document: the last ``count`` of the calibration documents ``pool``."""
+        return pool[-count:] if count else ()
+
+    def whole_prompt(self, doc: Doc, examples: Sequence[Doc], scoring: str) -> str:
+        """Return all that stands before the answer: the worked examples, then the document's own prompt."""
+        worked = (f"{self.prompt(d, scoring)}{self.joiner}{self.target(d, scoring)}\n\n" for d in examples)
+        return "".join(worked) + self.prompt(doc, scoring)
 
     def calib_prompt(self, doc: Doc) -> str:
         """Return the unlabeled prompt: question and options, ending in ``Answer:``, no gold."""
         return self.prompt(doc, self.scorings[0])
+
+    # ---- answers to grades
+
+    def grade(self, doc: Doc, text: str) -> Grade:
+        """Judge what the model wrote, cut before the first stop text; of a choice, the letter that it chose."""
+        answer = extract(text)
+        return Grade(answer, exact_match(answer, doc.aliases), {"f1": token_f1(answer, doc.aliases)})
+
+    def score(self, sample: Sample) -> float:
+        """Return one number from 0 to 1, higher is better, for an oracle: (EM + F1)/2 where there is an F1."""
+        return sample.correct if sample.f1 is None else (sample.correct + sample.f1) / 2
+
+    def chance(self, docs: Sequence[Doc]) -> float | None:
+        """Return the accuracy of a guess, 0 to 1; None for open questions."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -90,11 +162,10 @@ class ChoiceTask(Task):
     stratum_field: str | None = None
     stratified: bool = True
 
+    kind = "choice"
+    scorings = ("letter", "cloze")
+    metrics = {"accuracy": "acc"}
     dropped = "a single option is always right"
-
-    def __post_init__(self):
-        object.__setattr__(self, "kind", "choice")
-        object.__setattr__(self, "scorings", ("letter", "cloze"))
 
     def make_doc(self, row: Row) -> Doc | None:
         options = tuple(row.get(self.options_field))
@@ -104,7 +175,16 @@ class ChoiceTask(Task):
         if len(options) == 1:
             return None
         stratum = "" if self.stratum_field is None else str(row.get(self.stratum_field))
-        return Doc(self.doc_id(row), self.question(row), options, LETTERS[gold], gold, (), stratum)
+        return Doc(doc_id=self.doc_id(row), question=self.question(row), options=options, gold=LETTERS[gold],
+                   gold_index=gold, stratum=stratum)
+
+    def flaw(self, doc: Doc) -> tuple[str, str] | None:
+        """A blank option, or the gold option's text a second time: then a right answer counts as wrong."""
+        if not all(option.strip() for option in doc.options):
+            return self.options_field, "options that all hold text"
+        if doc.options.count(doc.options[doc.gold_index]) > 1:
+            return self.options_field, f"the text of the right option ({doc.gold}) only once"
+        return None
 
     def doc_id(self, row: Row) -> str:
         return str(row.number if self.id_field is None else row.get(self.id_field))
@@ -136,7 +216,25 @@ class ChoiceTask(Task):
     def continuations(self, doc: Doc, scoring: str) -> tuple[str, ...]:
         return doc.options if scoring == "cloze" else tuple(LETTERS[: len(doc.options)])
 
+    def lengths(self, doc: Doc, scoring: str) -> tuple[int, ...]:
+        """Return what cloze divides the options' log-probabilities by: their characters."""
+        return tuple(len(text) for text in self.continuations(doc, scoring))
+
+    def grade(self, doc: Doc, text: str) -> Grade:
+        return Grade(text, text == doc.gold)
+
+    def grade_options(self, doc: Doc, logprobs: Sequence[float], scoring: str) -> Grade:
+        """Judge the options by their summed log-probabilities, nats; the answer is the letter of one of them."""
+        return self.grade(doc, LETTERS[choose(logprobs, self.lengths(doc, scoring), scoring)])
+
+    def chance(self, docs: Sequence[Doc]) -> float | None:
+        return float(np.mean([1 / len(doc.options) for doc in docs]))
+
 
 def register(task: Task) -> Task:
     """Make the task known under its name; a name twice is an error."""
+    if isinstance(task.stop, str) or not all(isinstance(text, str) and text for text in task.stop):
+        raise ValueError(f"dataset {task.name!r} has stop = {task.stop!r}; give a tuple of non-empty texts")
+    if task.max_new_tokens is not None and task.max_new_tokens < 1:
+        raise ValueError(f"dataset {task.name!r} has max_new_tokens = {task.max_new_tokens!r}; give 1 or more, or None")
     return DATASETS.add(task.name, task)

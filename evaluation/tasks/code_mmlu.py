@@ -1,14 +1,13 @@
 """CodeMMLU: every hub config is a subset, and the strata are the subsets.
 
-The published rows are not clean: some keys read "ANSWER: X" and a few rows have no usable key.  The
-first are read as X; the second are left out and counted when they come from the hub, where nobody can
-mend them, and are an error in a local file.
+The published rows are not clean.  Some keys read "ANSWER: X", which is read as X.  Some rows have a blank option or the
+right option twice; they are left out and counted wherever they come from.  A few rows have no usable key: they are left
+out and counted when they come from the hub, where nobody can mend them, and are an error in a local file.
 """
 
 from dataclasses import dataclass
 
-from core.errors import DataError
-from evaluation.data.documents import LETTERS, Doc
+from evaluation.data.documents import LETTERS
 from evaluation.data.rows import Row, Source
 from evaluation.tasks.base import ChoiceTask, register
 
@@ -17,15 +16,7 @@ from evaluation.tasks.base import ChoiceTask, register
 class CodeMMLU(ChoiceTask):
     """Programming questions with two to seven choices."""
 
-    dropped = "a single option, or a hub row without a usable key"
-
-    def make_doc(self, row: Row) -> Doc | None:
-        try:
-            return super().make_doc(row)
-        except DataError:
-            if row.source == "hub":
-                return None
-            raise
+    unclean = True
 
     def doc_id(self, row: Row) -> str:
         return f"{row.get('subset')}/{row.get('task_id')}"

@@ -29,7 +29,8 @@ def load_split(dataset: str, source: str, data_dir: str | None, token: str | Non
                seed: int) -> Split:
     """Read, check and split a data set once a process; the note says what was cut or dropped."""
     task = get_task(dataset)
-    return split(task.docs(load_rows(dataset, source, data_dir, token)), calib, evaluate, seed, task.stratified)
+    rows = load_rows(task.source, source, data_dir=data_dir, token=token)
+    return split(task.docs(rows), calib, evaluate, seed=seed, stratified=task.stratified)
 
 
 @cache
@@ -43,10 +44,10 @@ def eval_config(grid: Grid, task: Task, parameters: int) -> EvalConfig:
     scoring = grid.scoring if grid.scoring in task.scorings else task.default_scoring(parameters)
     shots = grid.num_fewshot if grid.num_fewshot is not None else FEWSHOT_OPEN if task.kind == "generate" else 0
     # choices write nothing: the flag must not change their identity
-    new_tokens = grid.max_new_tokens if task.kind == "generate" else 1
+    new_tokens = 1 if task.kind == "choice" else task.max_new_tokens or grid.max_new_tokens
     return EvalConfig(scoring=scoring, num_fewshot=shots, chat_template=grid.chat_template == "on",
-                      max_length=grid.max_length,
-                      max_new_tokens=new_tokens, batch_tokens=grid.batch_tokens, batch_size=grid.batch_size)
+                      max_length=grid.max_length, max_new_tokens=new_tokens, batch_tokens=grid.batch_tokens,
+                      batch_size=grid.batch_size)
 
 
 class TaskData:

@@ -23,17 +23,20 @@ from core.sample import Sample
 from evaluation.data.documents import Doc
 from evaluation.engine import ask as engine
 from evaluation.engine import kv_cache as forward
-from evaluation.engine.ask import choose, evaluate, make_prefix, run_batch
+from evaluation.engine.ask import evaluate, make_prefix, run_batch
 from evaluation.engine.batches import batch_plan
-from evaluation.engine.generate import greedy
+from evaluation.engine.generate import Stopping, greedy
 from evaluation.engine.kv_cache import continuation_logprobs, prefill, run_prefix
 from evaluation.engine.prompts import EvalConfig, build_requests
+from evaluation.grading import choose
 from evaluation.tasks import get_task
 from tests.evaluation.test_eval_requests import tiny_tokenizer
+from tests.evaluation.test_tasks import Scripted
 
 VOCAB = 330
-BASE = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+BASE = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048, "bos_token_id": 0,
+        "eos_token_id": 1, "pad_token_id": 1,
         "initializer_range": 0.3}
 FAMILIES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**BASE)),
@@ -41,16 +44,21 @@ FAMILIES = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**BASE, head_dim=8)),
     "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**BASE, head_dim=8, sliding_window=16)),
     "gemma2_wide": lambda: Gemma2ForCausalLM(Gemma2Config(**BASE, head_dim=8, sliding_window=900)),
-    "opt": lambda: OPTForCausalLM(OPTConfig(vocab_size=VOCAB, hidden_size=32, ffn_dim=64, num_hidden_layers=3, num_attention_heads=4,
-                                            word_embed_proj_dim=32, bos_token_id=0, eos_token_id=1, pad_token_id=1, init_std=0.3)),
+    "opt": lambda: OPTForCausalLM(OPTConfig(vocab_size=VOCAB, hidden_size=32, ffn_dim=64, num_hidden_layers=3,
+                                            num_attention_heads=4, word_embed_proj_dim=32, bos_token_id=0,
+                                            eos_token_id=1, pad_token_id=1, init_std=0.3)),
     "phi": lambda: PhiForCausalLM(PhiConfig(**{**BASE, "num_key_value_heads": 4})),
 }
 TRIVIA, CHOICE = get_task("trivia_qa"), get_task("mmlu_pro")
-QUESTIONS = ["q", "what is the name of the thing", "a much longer question " * 6, "Who?", "one two three four five six seven"]
-OPTIONS = [("x", "yes it is", "no", "a considerably longer option"), ("A", "B"), ("up", "down here"), ("1", "22", "333"), ("no", "yes")]
-CHOICES = [Doc(f"c{i}", q, o, "B", 1, (), "s") for i, (q, o) in enumerate(zip(QUESTIONS, OPTIONS, strict=True))]
-OPEN = [Doc(f"o{i}", q, (), o[-1], None, (o[-1],), "") for i, (q, o) in enumerate(zip(QUESTIONS, OPTIONS, strict=True))]
-SHOTS = [Doc(f"e{i}", f"exemplar number {i}", ("p", "q"), "A", 0, ("p",), "s") for i in range(3)]
+QUESTIONS = ["q", "what is the name of the thing", "a much longer question " * 6, "Who?",
+             "one two three four five six seven"]
+OPTIONS = [("x", "yes it is", "no", "a considerably longer option"), ("A", "B"), ("up", "down here"),
+           ("1", "22", "333"), ("no", "yes")]
+CHOICES = [Doc(f"c{i}", q, options=o, gold="B", gold_index=1, stratum="s")
+           for i, (q, o) in enumerate(zip(QUESTIONS, OPTIONS, strict=True))]
+OPEN = [Doc(f"o{i}", q, gold=o[-1], aliases=(o[-1],)) for i, (q, o) in enumerate(zip(QUESTIONS, OPTIONS, strict=True))]
+SHOTS = [Doc(f"e{i}", f"exemplar number {i}", options=("p", "q"), gold="A", gold_index=0, aliases=("p",), stratum="s")
+         for i in range(3)]
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
@@ -82,23 +90,24 @@ def plain(model, context, tail):
 @pytest.mark.parametrize("shots", [0, 3])
 def test_choice_logprobs_equal_full_sequences(model, tok, scoring, shots):
     cfg = EvalConfig(scoring, num_fewshot=shots)
-    requests = build_requests(CHOICE, CHOICES, SHOTS, tok, cfg)
-    samples = run_batch(model, tok, CHOICE, requests, cfg, make_prefix(model, requests, cfg))
+    requests = build_requests(CHOICE, CHOICES, SHOTS, tok, cfg=cfg)
+    samples = run_batch(model, tok, CHOICE, requests, cfg=cfg, prefix=make_prefix(model, requests, cfg))
     for r, s in zip(requests, samples, strict=True):
         expected = [plain(model, r.context, c) for c in r.continuations]
         assert s.choice_logprobs == pytest.approx([float(e.sum()) for e in expected], abs=1e-4)
         assert s.gold_loglik == pytest.approx(float(expected[1].mean()), abs=1e-4)
-        assert s.n_prompt == len(r.context) and s.answer == "ABCD"[choose(s.choice_logprobs, r.lengths, scoring)]
+        chosen = choose(s.choice_logprobs, CHOICE.lengths(r.doc, scoring), scoring)
+        assert s.n_prompt == len(r.context) and s.answer == "ABCD"[chosen]
 
 
 @pytest.mark.parametrize("shots", [0, 3])
 def test_mixed_batch_equals_batch_one(model, tok, shots):
     for task, docs, scoring in ((CHOICE, CHOICES, "cloze"), (TRIVIA, OPEN, "generate")):
         cfg = EvalConfig(scoring, num_fewshot=shots, max_new_tokens=8)
-        requests = build_requests(task, docs, SHOTS, tok, cfg)
-        mixed = run_batch(model, tok, task, requests, cfg, make_prefix(model, requests, cfg))
+        requests = build_requests(task, docs, SHOTS, tok, cfg=cfg)
+        mixed = run_batch(model, tok, task, requests, cfg=cfg, prefix=make_prefix(model, requests, cfg))
         for request, sample in zip(requests, mixed, strict=True):
-            (alone,) = run_batch(model, tok, task, [request], cfg)
+            (alone,) = run_batch(model, tok, task, [request], cfg=cfg)
             assert sample.gold_loglik == pytest.approx(alone.gold_loglik, abs=1e-4)
             assert (sample.text, sample.n_new, sample.correct) == (alone.text, alone.n_new, alone.correct)
             if scoring == "cloze":
@@ -108,25 +117,25 @@ def test_mixed_batch_equals_batch_one(model, tok, shots):
 @pytest.mark.parametrize("shots", [0, 3])
 def test_greedy_equals_generate_and_gold_equals_full_sequence(model, tok, shots):
     cfg = EvalConfig("generate", num_fewshot=shots, max_new_tokens=10)
-    requests = build_requests(TRIVIA, OPEN, SHOTS, tok, cfg)
+    requests = build_requests(TRIVIA, OPEN, SHOTS, tok, cfg=cfg)
     prefix = make_prefix(model, requests, cfg)
     assert (prefix is not None) == bool(shots)
-    samples = run_batch(model, tok, TRIVIA, requests, cfg, prefix)
+    samples = run_batch(model, tok, TRIVIA, requests, cfg=cfg, prefix=prefix)
     for r, s in zip(requests, samples, strict=True):
         ids = torch.tensor([r.context])
-        whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)[0, len(r.context):]
-        assert s.text == tok.decode(whole, skip_special_tokens=True).split("\n")[0]
+        whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
+        assert s.text == tok.decode(whole[0, len(r.context):], skip_special_tokens=True).split("\n")[0]
         assert s.gold_loglik == pytest.approx(float(plain(model, r.context, r.gold).mean()), abs=1e-4)
 
 
 def test_cache_and_prefix_survive_a_batch(model, tok):
     """Scoring must not touch the state it shares, and the prefix serves every batch alike."""
     cfg = EvalConfig("generate", num_fewshot=3, max_new_tokens=6)
-    requests = build_requests(TRIVIA, OPEN, SHOTS, tok, cfg)
+    requests = build_requests(TRIVIA, OPEN, SHOTS, tok, cfg=cfg)
     prefix = make_prefix(model, requests, cfg)
     before = [layer.keys.clone() for layer in prefix.cache.layers]
-    first = run_batch(model, tok, TRIVIA, requests, cfg, prefix)
-    assert first == run_batch(model, tok, TRIVIA, requests, cfg, prefix)
+    first = run_batch(model, tok, TRIVIA, requests, cfg=cfg, prefix=prefix)
+    assert first == run_batch(model, tok, TRIVIA, requests, cfg=cfg, prefix=prefix)
     assert all(torch.equal(a, layer.keys) for a, layer in zip(before, prefix.cache.layers, strict=True))
     with torch.inference_mode():
         state = prefill(model, [r.context for r in requests])
@@ -149,23 +158,25 @@ def test_prefix_beyond_a_sliding_window_is_not_used(tok):
 
 
 def test_truncated_requests_run_without_the_prefix(llama, tok):
-    long = Doc("long", "word " * 300, ("p", "q"), "A", 0, (), "s")
+    long = Doc("long", "word " * 300, options=("p", "q"), gold="A", gold_index=0, stratum="s")
     cfg = EvalConfig("cloze", num_fewshot=3, max_length=200)
-    requests = build_requests(CHOICE, [*CHOICES, long], SHOTS, tok, cfg)
+    requests = build_requests(CHOICE, [*CHOICES, long], SHOTS, tok, cfg=cfg)
     assert [r.truncated for r in requests] == [False] * 5 + [True]
-    samples = evaluate(llama, tok, CHOICE, requests, cfg)
+    samples = evaluate(llama, tok, CHOICE, requests, cfg=cfg)
     for r, s in zip(requests, samples, strict=True):
-        assert s.choice_logprobs == pytest.approx([float(plain(llama, r.context, c).sum()) for c in r.continuations], abs=1e-4)
+        assert s.choice_logprobs == pytest.approx([float(plain(llama, r.context, c).sum()) for c in r.continuations],
+                                                  abs=1e-4)
         assert s.truncated == r.truncated
 
 
 def test_evaluate_keeps_order_and_reports_progress(llama, tok):
     cfg, seen = EvalConfig("cloze", batch_tokens=150), []
-    requests = build_requests(CHOICE, CHOICES, [], tok, cfg)
-    samples = evaluate(llama, tok, CHOICE, requests, cfg, lambda done, total: seen.append((done, total)))
+    requests = build_requests(CHOICE, CHOICES, [], tok, cfg=cfg)
+    samples = evaluate(llama, tok, CHOICE, requests, cfg=cfg, progress=lambda done, total: seen.append((done, total)))
     assert len(batch_plan(requests, cfg)) > 1 and [s.doc_id for s in samples] == [d.doc_id for d in CHOICES]
-    assert seen[-1] == (5, 5) and len(seen) == len(batch_plan(requests, cfg)) and all(isinstance(s, Sample) for s in samples)
-    assert run_batch(llama, tok, CHOICE, [], cfg) == []
+    assert seen[-1] == (5, 5) and len(seen) == len(batch_plan(requests, cfg))
+    assert all(isinstance(s, Sample) for s in samples)
+    assert run_batch(llama, tok, CHOICE, [], cfg=cfg) == []
 
 
 def test_letters_of_several_tokens_fall_through(llama):
@@ -178,49 +189,20 @@ def test_letters_of_several_tokens_fall_through(llama):
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     chars = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
     cfg = EvalConfig("letter")
-    requests = build_requests(CHOICE, CHOICES, [], chars, cfg)
+    requests = build_requests(CHOICE, CHOICES, [], chars, cfg=cfg)
     assert all(len(c) == 2 for c in requests[0].continuations)
-    for r, s in zip(requests, run_batch(llama, chars, CHOICE, requests, cfg), strict=True):
-        assert s.choice_logprobs == pytest.approx([float(plain(llama, r.context, c).sum()) for c in r.continuations], abs=1e-4)
+    for r, s in zip(requests, run_batch(llama, chars, CHOICE, requests, cfg=cfg), strict=True):
+        assert s.choice_logprobs == pytest.approx([float(plain(llama, r.context, c).sum()) for c in r.continuations],
+                                                  abs=1e-4)
 
 
 def test_rows_stop_at_newline_eos_and_limit(tok):
-    """A stub that writes fixed scripts: what ends a row, and that ended rows leave the batch."""
+    """What ends a row, and that ended rows leave the batch."""
     newline, eos, a = tok.encode("\n")[0], tok.eos_token_id, tok.encode("A")[0]
-    scripts = [[a, a, newline, a], [eos, a, a, a], [a, a, a, a, a], [newline, a, a, a]]
-    sizes = []
-
-    class Layer:
-        is_sliding = False
-
-        def __init__(self, rows):
-            self.rows = rows
-
-        def batch_select_indices(self, keep):
-            self.rows = [self.rows[i] for i in keep.tolist()]
-
-    class Stub:
-        generation_config = None
-
-        def forward(self, input_ids, attention_mask, past_key_values, use_cache, position_ids):
-            raise AssertionError
-
-        def __call__(self, input_ids, attention_mask, past_key_values, use_cache, position_ids):
-            sizes.append(len(input_ids))
-            step = attention_mask.shape[1] - 1
-            logits = torch.zeros(len(input_ids), 1, VOCAB)
-            for i, row in enumerate(past_key_values.layers[0].rows):
-                logits[i, 0, scripts[row][step]] = 1
-            return type("Out", (), {"logits": logits, "past_key_values": past_key_values})
-
-    cache = type("Cache", (), {})()
-    cache.layers = [Layer([0, 1, 2, 3])]
-    first = torch.zeros(4, VOCAB)
-    for i, script in enumerate(scripts):
-        first[i, script[0]] = 1
-    state = forward.State(cache, torch.ones(4, 1, dtype=torch.long), torch.ones(4, dtype=torch.long), first)
-    assert greedy(Stub(), tok, state, 4) == [[a, a, newline], [eos], [a, a, a, a], [newline]]
-    assert sizes == [2, 2, 1] and cache.layers[0].rows == [0, 1, 2, 3]
+    model = Scripted([[a, a, newline, a], [eos, a, a, a], [a, a, a, a, a], [newline, a, a, a]], VOCAB)
+    state, stopping = model.state(), Stopping(model, tok, ("\n",))
+    assert greedy(model, state, 4, stopping) == [[a, a, newline], [eos], [a, a, a, a], [newline]]
+    assert model.batches == [2, 2, 1] and state.cache.layers[0].rows == [0, 1, 2, 3]
 
 
 def test_long_and_short_options_run_apart(llama, tok, monkeypatch):
@@ -231,9 +213,10 @@ def test_long_and_short_options_run_apart(llama, tok, monkeypatch):
     assert forward._groups([0, 1, 2], [3, 4, 5]) == [[0, 1, 2]]
     monkeypatch.setattr(forward, "MIN_SAVED", 0)
     cfg = EvalConfig("cloze")
-    requests = build_requests(CHOICE, CHOICES, [], tok, cfg)
-    for r, s in zip(requests, run_batch(llama, tok, CHOICE, requests, cfg), strict=True):
-        assert s.choice_logprobs == pytest.approx([float(plain(llama, r.context, c).sum()) for c in r.continuations], abs=1e-4)
+    requests = build_requests(CHOICE, CHOICES, [], tok, cfg=cfg)
+    for r, s in zip(requests, run_batch(llama, tok, CHOICE, requests, cfg=cfg), strict=True):
+        assert s.choice_logprobs == pytest.approx([float(plain(llama, r.context, c).sum()) for c in r.continuations],
+                                                  abs=1e-4)
 
 
 def test_choose():
@@ -243,13 +226,13 @@ def test_choose():
 
 
 def test_open_sample_scores(llama, tok, monkeypatch):
-    monkeypatch.setattr(engine, "greedy", lambda model, tokenizer, state, limit: [tok.encode(" St. Louis\nQuestion")])
-    doc = Doc("o", "where", (), "St. Louis", None, ("St. Louis", "st louis"), "")
+    monkeypatch.setattr(engine, "greedy", lambda *_: [tok.encode(" St. Louis\nQuestion")])
+    doc = Doc("o", "where", gold="St. Louis", aliases=("St. Louis", "st louis"))
     cfg = EvalConfig("generate")
-    (s,) = run_batch(llama, tok, TRIVIA, build_requests(TRIVIA, [doc], [], tok, cfg), cfg)
+    (s,) = run_batch(llama, tok, TRIVIA, build_requests(TRIVIA, [doc], [], tok, cfg=cfg), cfg=cfg)
     assert (s.text, s.answer, s.correct, s.f1) == (" St. Louis", "St. Louis", 1.0, 1.0)
-    monkeypatch.setattr(engine, "greedy", lambda model, tokenizer, state, limit: [tok.encode("\n")])
-    (s,) = run_batch(llama, tok, TRIVIA, build_requests(TRIVIA, [doc], [], tok, cfg), cfg)
+    monkeypatch.setattr(engine, "greedy", lambda *_: [tok.encode("\n")])
+    (s,) = run_batch(llama, tok, TRIVIA, build_requests(TRIVIA, [doc], [], tok, cfg=cfg), cfg=cfg)
     assert (s.text, s.answer, s.correct, s.f1, s.n_new) == ("", None, 0.0, 0.0, 1)
 
 
@@ -260,13 +243,13 @@ def test_trap_2_a_collapsed_model_is_not_paid(tok):
         for p in model.parameters():
             p.zero_()
     cfg = EvalConfig("letter")
-    samples = run_batch(model, tok, CHOICE, build_requests(CHOICE, CHOICES, [], tok, cfg), cfg)
+    samples = run_batch(model, tok, CHOICE, build_requests(CHOICE, CHOICES, [], tok, cfg=cfg), cfg=cfg)
     assert {s.answer for s in samples} == {"A"} and all(s.correct == 0 for s in samples)
 
 
 def test_model_is_left_as_found(llama, tok):
     before = copy.deepcopy(llama.state_dict())
     cfg = EvalConfig("generate", max_new_tokens=3)
-    evaluate(llama, tok, TRIVIA, build_requests(TRIVIA, OPEN, [], tok, cfg), cfg)
+    evaluate(llama, tok, TRIVIA, build_requests(TRIVIA, OPEN, [], tok, cfg=cfg), cfg=cfg)
     assert all(torch.equal(v, before[k]) for k, v in llama.state_dict().items())
     assert llama.config.use_cache and not llama.training

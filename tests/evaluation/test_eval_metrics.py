@@ -1,6 +1,7 @@
 """Normalising, extraction and summaries; the traps of the published script, by number (methods/taq.md)."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -14,12 +15,13 @@ from evaluation.tasks import get_task
 
 
 def sample(doc_id="d", correct=1.0, f1=None, answer="A", loglik=-1.0, truncated=False, stratum=""):
-    return Sample(doc_id=doc_id, prompt="", gold="A", text="", answer=answer, correct=correct, f1=f1, choice_logprobs=None,
-                  gold_loglik=loglik, n_prompt=10, n_new=2, truncated=truncated, stratum=stratum)
+    return Sample(doc_id=doc_id, prompt="", gold="A", text="", answer=answer, correct=correct, f1=f1,
+                  choice_logprobs=None, gold_loglik=loglik, n_prompt=10, n_new=2, truncated=truncated, stratum=stratum)
 
 
 @pytest.mark.parametrize("text,expected", [
-    ("The  St. Louis Blues", "st louis blues"), ("A", ""), ("an apple-pie", "apple pie"), ("O’Neill", "o neill"), ("theatre_a", "theatre"),
+    ("The  St. Louis Blues", "st louis blues"), ("A", ""), ("an apple-pie", "apple pie"), ("O’Neill", "o neill"),
+    ("theatre_a", "theatre"),
     ("", ""), ("É", "é"),
 ])
 def test_normalise(text, expected):
@@ -51,28 +53,29 @@ def test_f1_takes_the_best_alias():
 
 
 def test_trap_8_choices_are_never_read_out_of_free_text():
-    """The script compares generated text with a gold letter, so "A. option text" is wrong; here choices are scored, not written."""
+    """The script compares generated text with a gold letter, so "A. option text" is wrong; here options are scored."""
     for name in DATASETS:
         task = get_task(name)
         assert (task.kind == "choice") == ("generate" not in task.scorings)
         if task.kind == "choice":
             with pytest.raises(UserError, match="scoring 'generate' does not fit"):
-                build_requests(task, [], [], None, EvalConfig("generate"))
+                build_requests(task, [], [], None, cfg=EvalConfig("generate"))
 
 
 def test_summarise_counts_failures_and_truncation():
-    samples = [sample(f1=1.0), sample(correct=0.0, f1=0.5, answer=None), sample(truncated=True, f1=0.0, correct=0.0), sample(f1=1.0)]
+    samples = [sample(f1=1.0), sample(correct=0.0, f1=0.5, answer=None), sample(truncated=True, f1=0.0, correct=0.0),
+               sample(f1=1.0)]
     out = summarise(samples)
-    assert out["n"] == 4 and out["accuracy"]["value"] == 0.5 and out["f1"]["value"] == pytest.approx(0.625)
-    assert out["parse_fail"]["value"] == 0.25 and out["truncated"]["value"] == 0.25
-    assert out["accuracy"]["low"] < 0.5 < out["accuracy"]["high"] and out["gold_loglik"]["value"] == -1.0
-    json.dumps(out, allow_nan=False)
+    assert out["accuracy"].value == 0.5 and out["f1"].value == pytest.approx(0.625)
+    assert out["parse_fail"].value == 0.25 and out["truncated"].value == 0.25
+    assert out["accuracy"].low < 0.5 < out["accuracy"].high and out["gold_loglik"].value == -1.0
+    json.dumps({name: asdict(interval) for name, interval in out.items()}, allow_nan=False)
     assert out == summarise(samples)
 
 
 def test_no_data_is_none():
     out = summarise([])
-    assert out["n"] == 0 and all(value is None for key, value in out.items() if key != "n")
+    assert out and all(value is None for value in out.values())
     assert summarise([sample()])["f1"] is None
     assert all(x != x for x in mean_task_metric([]))
 
@@ -84,4 +87,4 @@ def test_mean_task_metric():
 
 def test_by_stratum():
     out = by_stratum([sample(stratum="b"), sample(stratum="a", correct=0.0), sample(stratum="b", correct=0.0)])
-    assert list(out) == ["a", "b"] and out["b"]["n"] == 2 and out["b"]["accuracy"]["value"] == 0.5
+    assert list(out) == ["a", "b"] and out["b"].n == 2 and out["b"].accuracy.value == 0.5

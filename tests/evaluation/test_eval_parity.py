@@ -29,8 +29,8 @@ SHARED = REPO.parent / "shared"
 GOLDEN, DATA = SHARED / "golden" / "lmeval", SHARED / "datasets"
 MODEL = REPO / "saved_models" / "base" / "SmolLM2-135M-Instruct"
 LETTER, CLOZE = EvalConfig("letter", max_length=4096), EvalConfig("cloze", max_length=4096)
-SUBSETS = ("api_frameworks", "code_completion", "code_repair", "dbms_sql", "defect_detection", "fill_in_the_middle", "others",
-           "programming_syntax", "software_principles")
+SUBSETS = ("api_frameworks", "code_completion", "code_repair", "dbms_sql", "defect_detection", "fill_in_the_middle",
+           "others", "programming_syntax", "software_principles")
 
 pytestmark = [pytest.mark.real]
 for needed in (GOLDEN, MODEL / "model.safetensors"):
@@ -41,12 +41,13 @@ for needed in (GOLDEN, MODEL / "model.safetensors"):
 @pytest.fixture(scope="module", autouse=True)
 def user_tasks():
     """Two datasets of a user's own, as docs/ADD_A_DATASET.md has them; gone afterwards."""
-    register(ChoiceTask("t_mmlu", Source(None, None, "test", "mmlu/test", None,
-                                         {"question": "text", "choices": "texts", "answer": "key", "subject": "text"}),
-                        id_field=None, options_field="choices", stratum_field="subject"))
-    register(ChoiceTask("t_arc_easy", Source(None, None, "test", "arc_easy/test", None,
-                                             {"id": "id", "question": "text", "choices.text": "texts", "answerKey": "key"}),
-                        options_field="choices.text", answer_field="answerKey"))
+    local = {"hub_id": None, "hub_config": None, "split": "test", "embedded": None}
+    mmlu = Source(**local, folder="mmlu/test",
+                  fields={"question": "text", "choices": "texts", "answer": "key", "subject": "text"})
+    register(ChoiceTask("t_mmlu", mmlu, id_field=None, options_field="choices", stratum_field="subject"))
+    arc = Source(**local, folder="arc_easy/test",
+                 fields={"id": "id", "question": "text", "choices.text": "texts", "answerKey": "key"})
+    register(ChoiceTask("t_arc_easy", arc, options_field="choices.text", answer_field="answerKey"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -69,7 +70,7 @@ def tokenizer():
 
 @lru_cache
 def rows_of(name):
-    return load_rows(name, "folder", DATA)
+    return load_rows(get_task(name).source, "folder", DATA)
 
 
 def golden(run, task, n=None):
@@ -86,22 +87,25 @@ def docs_of(name, records, subset=None):
 
 def run(name, records, dtype, cfg):
     task = get_task(name)
-    requests = build_requests(task, docs_of(name, records), [], tokenizer(), cfg)
-    return requests, evaluate(model_of(dtype), tokenizer(), task, requests, cfg)
+    requests = build_requests(task, docs_of(name, records), [], tokenizer(), cfg=cfg)
+    return requests, evaluate(model_of(dtype), tokenizer(), task, requests, cfg=cfg)
 
 
 def worst(samples, records):
     """Largest absolute difference of a log-probability."""
-    return max(float(np.abs(np.subtract(s.choice_logprobs, g["logprobs"])).max()) for s, g in zip(samples, records, strict=True))
+    return max(float(np.abs(np.subtract(s.choice_logprobs, g["logprobs"])).max())
+               for s, g in zip(samples, records, strict=True))
 
 
 def check_prompts(requests, records):
     for r, g in zip(requests, records, strict=True):
-        assert (r.prompt_sha, len(r.context), r.truncated) == (g["prompt_sha256"], g["n_prompt_tokens"], False), r.doc.doc_id
+        expected = (g["prompt_sha256"], g["n_prompt_tokens"], False)
+        assert (r.prompt_sha, len(r.context), r.truncated) == expected, r.doc.doc_id
 
 
 @pytest.mark.parametrize("folder,golden_name,name,cfg", [
-    ("bf16_first512_mmlu_pro", "mmlu_pro", "mmlu_pro", LETTER), ("bf16_rand512_mmlu_pro", "mmlu_pro", "mmlu_pro", LETTER),
+    ("bf16_first512_mmlu_pro", "mmlu_pro", "mmlu_pro", LETTER),
+    ("bf16_rand512_mmlu_pro", "mmlu_pro", "mmlu_pro", LETTER),
     ("bf16_first512_mmlu", "mmlu", "t_mmlu", LETTER), ("bf16_first512", "arc_easy", "t_arc_easy", CLOZE),
     ("bf16_first512_trivia_qa", "trivia_qa", "trivia_qa", EvalConfig("generate")),
 ])
@@ -109,7 +113,7 @@ def test_prompt_sha(folder, golden_name, name, cfg):
     records = golden(folder, golden_name)
     if name in ("mmlu_pro",):  # a dropped single-option row has no document
         records = [g for g in records if len(g["logprobs"]) > 1]
-    check_prompts(build_requests(get_task(name), docs_of(name, records), [], tokenizer(), cfg), records)
+    check_prompts(build_requests(get_task(name), docs_of(name, records), [], tokenizer(), cfg=cfg), records)
     assert len(records) >= 510
 
 
@@ -119,13 +123,13 @@ def test_prompt_sha_code_mmlu(subset):
     docs = docs_of("code_mmlu", records, subset)
     assert [d.doc_id for d in docs] == [f"{subset}/{g['task_id']}" for g in records]
     assert [d.gold_index for d in docs] == [g["target"] for g in records]
-    check_prompts(build_requests(get_task("code_mmlu"), docs, [], tokenizer(), LETTER), records)
+    check_prompts(build_requests(get_task("code_mmlu"), docs, [], tokenizer(), cfg=LETTER), records)
 
 
 def test_prompt_sha_trivia_5shot():
     records = golden("bf16_first512_trivia_qa_5shot", "trivia_qa_5shot")
     docs, cfg = get_task("trivia_qa").docs(rows_of("trivia_qa")), EvalConfig("generate", num_fewshot=5)
-    check_prompts(build_requests(get_task("trivia_qa"), docs[:512], docs[-5:], tokenizer(), cfg), records)
+    check_prompts(build_requests(get_task("trivia_qa"), docs[:512], docs[-5:], tokenizer(), cfg=cfg), records)
 
 
 @pytest.mark.parametrize("run_name", ["trivia_qa", "trivia_qa_5shot"])
@@ -150,7 +154,8 @@ SHAPES = {"batch8": {"batch_size": 8}, "tokens": {"batch_tokens": 1024}}
 
 
 @pytest.mark.parametrize("shape", sorted(SHAPES))
-@pytest.mark.parametrize("name,golden_name,scoring,n", [("mmlu_pro", "mmlu_pro", "letter", 24), ("t_mmlu", "mmlu", "letter", 32),
+@pytest.mark.parametrize("name,golden_name,scoring,n",
+                         [("mmlu_pro", "mmlu_pro", "letter", 24), ("t_mmlu", "mmlu", "letter", 32),
                                                         ("t_arc_easy", "arc_easy", "cloze", 32)])
 def test_float32(shape, name, golden_name, scoring, n):
     check_float32(name, golden_name, n, EvalConfig(scoring, max_length=4096, **SHAPES[shape]))
@@ -182,7 +187,8 @@ def test_bf16_batch_one(name, golden_name):
         assert s.choice_logprobs == pytest.approx([float(logp[c[0]]) for c in r.continuations], abs=1e-6)
     difference = worst(samples, records)
     if not has_amx():
-        pytest.skip(f"no AMX here: bf16 differs from the golden by at most {difference:.4f} nats (bound with AMX: 0.001)")
+        pytest.skip(f"no AMX here: bf16 differs from the golden by at most {difference:.4f} nats "
+                    "(bound with AMX: 0.001)")
     assert difference < 1e-3
 
 

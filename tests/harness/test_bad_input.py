@@ -39,6 +39,7 @@ class Row(NamedTuple):
     flags: str
     words: tuple[str, ...]
     leaves: tuple[str, ...] = ()  # stages whose cache entries may stay
+    lacks: tuple[str, ...] = ()  # words that the sentence must not hold
 
 
 def asks(flags: str, *words: str, leaves: tuple[str, ...] = ()) -> Row:
@@ -110,6 +111,21 @@ def saved(make, **kwargs):
         make().save_pretrained(at / "model", **kwargs)
         byte_tokenizer().save_pretrained(at / "model")
     return ready
+
+
+def no_special_tokens(folder):
+    """The tokenizer as its tokenizer.json alone makes it."""
+    path = folder / "tokenizer_config.json"
+    stated = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in stated.items() if k not in ("bos_token", "eos_token", "pad_token")}))
+
+
+def template(text: str):
+    return model(lambda folder: (folder / "chat_template.jinja").write_text(text))
+
+
+def data_folder(name: str):
+    return lambda at, _: (at / "data" / name).mkdir(parents=True)
 
 
 def bert():
@@ -249,6 +265,12 @@ FILES = {
 }
 MODELS = {
     "empty name": Row(None, "--model=", ("unknown model ''", "a hub id (owner/name), a local folder")),
+    "folder that is not there": Row(
+        None, "--model ./missing", ("model folder './missing' does not exist", "check the path"),
+        lacks=("hub", "did you mean")),
+    "path that is not there": Row(
+        None, "--model {at}/a/missing", ("model folder '{at}/a/missing' does not exist",),
+        lacks=("hub", "did you mean")),
     "misspelt preset": asks("--model smollm2-135", "unknown model 'smollm2-135'", "did you mean 'smollm2-135m'?", "a local folder"),
     "no config": Row(model(lambda f: (f / "config.json").unlink()), MODEL, ("'{at}/model' holds no config.json", "save_pretrained")),
     "config is no JSON": Row(cut("config.json", 20), MODEL, ("'{at}/model'", "not a valid JSON", "use a causal LM with the config.json")),
@@ -273,6 +295,27 @@ MODELS = {
     "tokenizer cut short": Row(cut("tokenizer.json", 200), MODEL, ("the tokenizer of '{at}/model'", "its tokenizer files again"), KNOWN),
     "tokenizer of another model": Row(saved(lambda: tiny_model("llama", vocab_size=64)), MODEL,
                                       ("the tokenizer of '{at}/model' has token ids up to 258", "64 rows", "use the tokenizer that belongs"), KNOWN),
+    "tokenizer without special tokens": Row(
+        model(no_special_tokens), MODEL,
+        ("the tokenizer of '{at}/model' has no token that begins, ends or pads a text", "tokenizer_config.json again"),
+        KNOWN),
+    "chat template that raises": Row(
+        template("{{ raise_exception('system role first') }}"), f"{MODEL} --chat_template on",
+        ("chat template of tokenizer '{at}/model' fails (system role first)", "run without --chat_template"), KNOWN),
+    "chat template that is none": Row(
+        template("{% for"), f"{MODEL} --chat_template on",
+        ("chat template of tokenizer '{at}/model' fails (unexpected", "mend it, or run without --chat_template"),
+        KNOWN),
+    "chat template without the message": Row(
+        template("Hello! "), f"{MODEL} --chat_template on",
+        ("template of tokenizer '{at}/model' leaves the message out", "run without --chat_template"), KNOWN),
+    "no width": Row(config(hidden_size=0), MODEL,
+                    ("config.json of model '{at}/model' states the shape [320, 0]", "model.embed_tokens.weight")),
+    "a width of 10^12": Row(config(hidden_size=10**12), MODEL,
+                            ("the shape [320, 1000000000000]", "which no model has")),
+    "a negative width": Row(config(hidden_size=-32), MODEL,
+                            ("'{at}/model'", "-32", "use a causal LM with the config.json")),
+    "no layers": Row(config(num_hidden_layers=0), MODEL, ("no list of decoder blocks", "only such causal LMs")),
     "no chat template": asks("--chat_template on", "tokenizer '{tiny}' has no chat template", "run without --chat_template", leaves=KNOWN),
 }
 SAMPLE = {
@@ -288,6 +331,20 @@ SAMPLE = {
     "gold that disagrees": Row(rows({}, {"question_id": 2, "answer_index": 1}), DATA,
                                (f"{TEST}, field 'answer_index'", "expected 0 to agree with answer 'A'", "it is int 1"), KNOWN),
     "empty question": Row(rows({}, {"question_id": 2, "question": " "}), DATA, (f"{TEST}, field 'question'", "non-empty text", "' '"), KNOWN),
+    "right option twice": Row(
+        rows({}, {"question_id": 2, "options": ["a", "b", "a"]}), DATA,
+        (f"{TEST}, field 'options'", "the text of the right option (A) only once", "it is list ['a', 'b', 'a']"),
+        KNOWN),
+    "blank option": Row(rows({}, {"question_id": 2, "options": ["a", " "]}), DATA,
+                        (f"{TEST}, field 'options'", "options that all hold text", "it is list ['a', ' ']"), KNOWN),
+    "JSON too deep": Row(
+        rows(raw=json.dumps(QUESTION).encode() + b'\n{"a": ' + b"[" * 10**5 + b"]" * 10**5 + b"}\n"), DATA,
+        (TEST, "lists or objects inside one another by the hundred", "correct the row"), KNOWN),
+    "a number too long": Row(rows(raw=json.dumps(QUESTION).encode() + b'\n{"a": ' + b"7" * 5000 + b"}\n"), DATA,
+                             (TEST, "does not parse (Exceeds the limit", "correct the row"), KNOWN),
+    "a folder for a file": Row(
+        data_folder("mmlu_pro/test.parquet"), DATA,
+        ("data file '{at}/data/mmlu_pro/test.parquet' is a folder", "put one .parquet file there"), KNOWN),
     "half a character": Row(rows({}, {"question_id": 2, "question": "\ud800?"}), DATA, (TEST, "half of a pair", "correct the row"), KNOWN),
     "one row": Row(rows({}), DATA, ("1 distinct documents of mmlu_pro", "at least 2 are needed"), KNOWN),
     "not UTF-8": Row(rows(raw=b"\xff\xfe{}"), DATA, ("{at}/data/mmlu_pro/test.jsonl is not UTF-8", "byte 0", "write it again as UTF-8"), KNOWN),
@@ -313,6 +370,11 @@ ENVIRONMENT = {
                                     ("'Qwen/Qwen2.5-3B-Instuct'", "(404)", "did you mean 'Qwen/Qwen2.5-3B-Instruct'?", "check the name")),
     "no network": Row(hub(None), "--model Qwen/Qwen2.5-3B-Instuct",
                       ("'Qwen/Qwen2.5-3B-Instuct'", "ConnectionError", "did you mean 'Qwen/Qwen2.5-3B-Instruct'?", "local folder or go online")),
+    "no network for a known model": Row(
+        hub(None), "--model Qwen/Qwen2.5-3B-Instruct",
+        ("'Qwen/Qwen2.5-3B-Instruct' is neither a folder nor reachable", "go online"), lacks=("did you mean",)),
+    "known model that the hub lost": Row(
+        hub(404), "--model Qwen/Qwen2.5-3B-Instruct", ("(404); check the name",), lacks=("did you mean",)),
     "HF_HUB_OFFLINE": Row(offline, "--model own/model", ("model 'own/model'", "OfflineModeIsEnabled", "pass a local folder or go online")),
     "no network for data": Row(no_hub_data, "--data_source hub", ("'mmlu_pro' could not be loaded from the hub", "ConnectionError", "go online"),
                                KNOWN),
@@ -356,6 +418,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(row, place, tiny_folder, c
     assert len(said) == 1 and err.splitlines()[-1] == said[0], err
     for word in row.words:
         assert word.format(**names) in said[0], said[0]
+    assert not [word for word in row.lacks if word in said[0]], said[0]
     assert "Traceback" not in out + err and SECRET not in out + err
     assert not left_behind(place, before, row.leaves)
 
