@@ -1,4 +1,5 @@
-"""What is calibrated on, as it is asked for: the settings of everything that reads prompts, gradients or inputs of linears.
+"""What is calibrated on, as it is asked for: the settings of everything that reads prompts, gradients or inputs of
+linears.
 
 evaluation/calibration/ draws the documents, streams/ reads them; this says only what can be asked.
 """
@@ -44,11 +45,13 @@ def parse_calib(text: str) -> CalibChoice:
     return CalibChoice("mix", share)
 
 
-CALIB = Setting("calib", str, "task", "what solvers and gradients calibrate on: task (worked documents), c4, wikitext2, or "
+CALIB = Setting("calib", str, "task",
+                "what solvers and gradients calibrate on: task (worked documents), c4, wikitext2, or "
                 "mix:0.5 (share of task)", check=parse_calib)
 CALIB_TOKENS = Setting("calib_tokens", int, 8192, "tokens that they read, drawn by --seeds; 262144 as published", low=2)
 CALIB_WINDOW = Setting("calib_window", int, 512, "tokens of a window of general text; 2048 as published", low=2)
-LOSS_MASK = Setting("loss_mask", str, "all", "tokens whose loss a gradient follows: all (as TaCQ published) or the gold "
+LOSS_MASK = Setting("loss_mask", str, "all",
+                    "tokens whose loss a gradient follows: all (as TaCQ published) or the gold "
                     "answer's", choices=("all", "answer"))
 GRAD_DTYPE = Setting("grad_dtype", str, "fp32", "arithmetic of gradients; 16 bits where float32 does not fit",
                      choices=("fp32", "bf16", "fp16"))

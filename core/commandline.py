@@ -6,8 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from core.errors import UserError
-from core.registry import did_you_mean
+from core.errors import UserError, did_you_mean
 
 NUMBERS = {"int": "a whole number", "float": "a number"}
 

@@ -1,7 +1,8 @@
 """Modules that are imported at their first use.
 
-``--help``, ``--list`` and ``--status`` name methods, allocators and quantizers, and the files that register these would import
-torch, which takes seconds.  They write ``from core.lazy import torch`` instead; what is inside a function then works as ever,
+``--help``, ``--list`` and ``--status`` name methods, allocators and quantizers, and the files that register these would
+import torch, which takes seconds.  They write ``from core.lazy import torch`` instead; what is inside a function then
+works as ever,
 and nothing may use it while the file is read (annotations are not: ``from __future__ import annotations``).
 """
 

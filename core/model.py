@@ -14,8 +14,7 @@ from torch import nn
 
 from core.checkpoint import check_causal, check_files, check_loaded, check_sizes, check_vocabulary, unloadable
 from core.digest import file_sha256
-from core.errors import UserError, one_line
-from core.registry import did_you_mean
+from core.errors import UserError, did_you_mean, one_line
 from core.types import ModelRef
 
 # what reading a user's model raises: families check their own fields, libraries have errors of their own, some bare

@@ -1,8 +1,9 @@
 """Settings of methods: each is declared once, where it is read, with its type, default, range and one line of help.
 
-A setting stands on the record of the scorer, allocator or quantizer that reads it (``@scorer(..., params=(SCORE_DOCS, ...))``).
-From there come its flag and the ``--help`` text, the values that are allowed, the key under which scores are stored, what may
-stand in a method's brackets (``TaCQ[corrupt=rtn]``), and the "did you mean" of a misspelt one.
+A setting stands on the record of the scorer, allocator or quantizer that reads it (``@scorer(..., params=(SCORE_DOCS,
+...))``).
+From there come its flag and the ``--help`` text, the values that are allowed, the key under which scores are stored,
+what may stand in a method's brackets (``TaCQ[corrupt=rtn]``), and the "did you mean" of a misspelt one.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ class Settings:
         """Take up the settings among ``names`` (others are words already known); returns all names."""
         for item in names:
             if isinstance(item, Setting) and self._items.setdefault(item.name, item) != item:
-                raise ValueError(f"{who} declares setting {item.name!r} otherwise than it is declared already; rename it")
+                raise ValueError(f"{who} declares setting {item.name!r} otherwise than it is declared already; rename "
+                                 "it")
         return tuple(item.name if isinstance(item, Setting) else item for item in names)
 
     def __contains__(self, name: str) -> bool:

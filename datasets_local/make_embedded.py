@@ -1,7 +1,7 @@
 """Writes or checks the embedded data sets: `python datasets_local/make_embedded.py [--check]`.
 
-With --check nothing is written: the rows are generated in memory, every code answer is run, and the exit status is 1 if a
-committed file differs or an answer fails.
+With --check nothing is written: the rows are generated in memory, every code answer is run, and the exit status is 1 if
+a committed file differs or an answer fails.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def generate() -> dict[str, str]:
     """File name to its whole text, for all three sets."""
     sets = {"trivia_qa": build_trivia(), "mmlu_pro": build_mmlu_pro(), "code_mmlu": build_code_mmlu()}
     return {
-        f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) for name, rows in sets.items()
+        f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for name, rows in sets.items()
     }
 
 
@@ -44,7 +45,8 @@ def check(folder: Path = EMBEDDED) -> list[str]:
         if not path.is_file():
             problems.append(f"{path} is missing: run `python datasets_local/make_embedded.py`")
         elif path.read_bytes() != text.encode("utf-8"):
-            problems.append(f"{path} differs from what its generator makes: run `python datasets_local/make_embedded.py`")
+            problems.append(f"{path} differs from what its generator makes: run `python "
+                            "datasets_local/make_embedded.py`")
     return problems
 
 
@@ -60,7 +62,8 @@ def write(folder: Path = EMBEDDED) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if a file differs or an answer is wrong")
+    parser.add_argument("--check", action="store_true",
+                        help="write nothing, exit 1 if a file differs or an answer is wrong")
     if parser.parse_args(argv).check:
         problems = check()
         for problem in problems:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.15.mlp.gate_proj", "model.layers.29.self_attn.o_proj")
+LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.15.mlp.gate_proj",
+          "model.layers.29.self_attn.o_proj")
 
 
 @lru_cache
@@ -55,8 +56,9 @@ class Golden:
         """Per layer: weight, keep mask, and for corrupt and masked: scale, zero, values, Hessian where it was kept."""
         folder = self.folder / "tacq"
         per_layer = json.loads((folder / "per_layer.json").read_text())
-        values, scales = tensors(folder / f"weights_{bits}bit.safetensors"), tensors(folder / f"scales_{bits}bit.safetensors")
-        hessians, mask = tensors(folder / "hessians.safetensors"), tensors(folder / f"mask_{bits}bit.safetensors")["flat_indices"].long()
+        values, scales, masks = (tensors(folder / f"{what}_{bits}bit.safetensors")
+                                 for what in ("weights", "scales", "mask"))
+        hessians, mask = tensors(folder / "hessians.safetensors"), masks["flat_indices"].long()
         starts, start = {}, 0
         for name in per_layer["order"]:
             starts[name] = start
@@ -71,7 +73,8 @@ class Golden:
             case = {"weight": weight, "keep": flat.reshape(weight.shape).numpy()}
             for kind in ("corrupt", "masked"):
                 found = hessians.get(f"any.{name}", hessians.get(f"masked{bits}.{name}") if kind == "masked" else None)
-                case |= {("hessian", kind): None if found is None else symmetric(found), ("values", kind): values[f"{kind}.{name}"],
+                case |= {("hessian", kind): None if found is None else symmetric(found),
+                         ("values", kind): values[f"{kind}.{name}"],
                          ("scale", kind): scales[f"{kind}.{name}.scale"], ("zero", kind): scales[f"{kind}.{name}.zero"]}
             out[name] = case
         return out

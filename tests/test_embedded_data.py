@@ -81,7 +81,8 @@ def test_trivia_schema_and_aliases() -> None:
         assert len(set(answer["aliases"])) == len(answer["aliases"])
         assert answer["normalized_value"] == normalise(answer["value"])
         assert answer["normalized_aliases"] == list(dict.fromkeys(normalise(alias) for alias in answer["aliases"]))
-        assert all(answer["normalized_aliases"]), "an alias made only of articles and punctuation would match an empty answer"
+        # an alias of articles and punctuation alone would match an empty answer
+        assert all(answer["normalized_aliases"])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,8 @@ def test_normaliser_is_the_official_one(text: str, expected: str) -> None:
 
 def test_mmlu_pro_schema() -> None:
     for row in load("mmlu_pro"):
-        assert set(row) == {"question_id", "question", "options", "answer", "answer_index", "cot_content", "category", "src"}
+        assert set(row) == {"question_id", "question", "options", "answer", "answer_index", "cot_content", "category",
+                            "src"}
         assert isinstance(row["question_id"], int) and row["src"] == "embedded" and row["cot_content"] == ""
         assert 4 <= len(row["options"]) <= 10
         assert row["answer"] == LETTERS[row["answer_index"]]
@@ -108,7 +110,9 @@ def test_mmlu_pro_schema() -> None:
 
 
 def test_mmlu_pro_answers_are_those_of_the_tables() -> None:
-    """Independent of the generator: the term in the question and the definition in the gold option stand in one table row."""
+    """Independent of the generator: the term in the question and the definition in the gold option stand in one table
+    row.
+    """
     table = (make_embedded.HERE / "facts" / "glossary.tsv").read_text(encoding="utf-8").lower()
     pairs = {tuple(line.split("\t")[1:]) for line in table.splitlines() if not line.startswith("#")}
     for row in load("mmlu_pro"):
@@ -147,12 +151,14 @@ def test_every_code_answer_holds_when_it_is_run() -> None:
     assert verify_code() == len(load("code_mmlu"))
     for row in load("code_mmlu"):
         block = blocks[row["question"]]
-        passing = [letter for letter, choice in zip("ABCD", row["choices"], strict=True) if code_checks.passes(block, choice)]
+        passing = [letter for letter, choice in zip("ABCD", row["choices"], strict=True)
+                   if code_checks.passes(block, choice)]
         assert passing == [row["answer"]], row["task_id"]
 
 
 def test_verify_rejects_a_wrong_gold_and_a_second_right_choice() -> None:
-    block = Block("fill_in_the_middle", "add", [f"x = 1 {GAP} 2"], gold="+", distractors=["-", "*", "//"], checks=["x == 3"])
+    block = Block("fill_in_the_middle", "add", [f"x = 1 {GAP} 2"], gold="+", distractors=["-", "*", "//"],
+                  checks=["x == 3"])
     code_checks.verify(block)
     block.gold = "-"
     with pytest.raises(DataError, match="right answer fails"):
@@ -164,7 +170,8 @@ def test_verify_rejects_a_wrong_gold_and_a_second_right_choice() -> None:
 
 def test_an_endless_loop_is_ended() -> None:
     trace = sys.gettrace()
-    block = Block("fill_in_the_middle", "stop", [f"while {GAP}:", "    x = 1"], gold="False", distractors=["True"], checks=["True"])
+    block = Block("fill_in_the_middle", "stop", [f"while {GAP}:", "    x = 1"], gold="False", distractors=["True"],
+                  checks=["True"])
     with pytest.raises(code_checks.StepLimitError):
         code_checks.passes(block, "True")
     assert sys.gettrace() is trace

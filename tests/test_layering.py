@@ -1,4 +1,6 @@
-"""Imports go one way: core <- streams <- quantization <- methods; core <- evaluation <- report; all <- harness <- command lines."""
+"""Imports go one way: core <- streams <- quantization <- methods; core <- evaluation <- report; all <- harness <-
+command lines.
+"""
 
 import ast
 from pathlib import Path
@@ -34,8 +36,10 @@ def test_arrows(package):
     files = sorted((REPO / package).rglob("*.py"))
     assert files, f"{package} is gone"
     for path in files:
-        wrong = (imported(path) & {*PACKAGES, "run_taq_icml", "print_results", "tests", "benchmarks"}) - ALLOWED[package]
-        assert not wrong, f"{path.relative_to(REPO)} imports {sorted(wrong)}; {package} may import {sorted(ALLOWED[package])}"
+        wrong = (imported(path) & {*PACKAGES, "run_taq_icml", "print_results", "tests",
+                                   "benchmarks"}) - ALLOWED[package]
+        may = sorted(ALLOWED[package])
+        assert not wrong, f"{path.relative_to(REPO)} imports {sorted(wrong)}; {package} may import {may}"
 
 
 def test_a_wrong_arrow_is_seen(tmp_path):
@@ -48,8 +52,10 @@ def test_no_bare_except_and_no_pickle():
     for package in (*ALLOWED, "datasets_local"):
         for path in (REPO / package).rglob("*.py"):
             tree = ast.parse(path.read_text())
-            assert not [n for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler) and n.type is None], f"bare except in {path}"
-            assert not imported(path) & {"pickle", "joblib", "dill"}, f"{path} imports a pickler; results are JSON and safetensors"
+            assert not [n for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler)
+                        and n.type is None], f"bare except in {path}"
+            assert not imported(path) & {"pickle", "joblib",
+                                         "dill"}, f"{path} imports a pickler; results are JSON and safetensors"
 
 
 def test_every_grid_field_is_read():
@@ -60,6 +66,7 @@ def test_every_grid_field_is_read():
 
     read = set()
     for path in (*(REPO / "harness").rglob("*.py"), REPO / "run_taq_icml.py"):
-        read |= {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
+        read |= {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)
+                 and isinstance(n.ctx, ast.Load)}
     unread = {f.name for f in fields(Grid)} - read
     assert not unread, f"fields of Grid that nothing reads: {sorted(unread)}"

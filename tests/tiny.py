@@ -25,7 +25,8 @@ from quantization.apply import Originals
 from streams.gradients import gradient_sums
 
 VOCAB = 320
-COMMON = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, vocab_size=VOCAB,
+COMMON = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+              vocab_size=VOCAB,
               max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.3)
 CONFIGS = {
     "falcon": lambda: FalconConfig(**COMMON, new_decoder_architecture=False, multi_query=True),
@@ -36,7 +37,8 @@ CONFIGS = {
     "gemma2": lambda: Gemma2Config(**COMMON, head_dim=8, sliding_window=64),
     "phi": lambda: PhiConfig(**{**COMMON, "num_key_value_heads": 4}),
     "phi3": lambda: Phi3Config(**COMMON),
-    "opt": lambda: OPTConfig(hidden_size=32, ffn_dim=64, num_hidden_layers=3, num_attention_heads=4, vocab_size=VOCAB, word_embed_proj_dim=32,
+    "opt": lambda: OPTConfig(hidden_size=32, ffn_dim=64, num_hidden_layers=3, num_attention_heads=4, vocab_size=VOCAB,
+                             word_embed_proj_dim=32,
                              max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0, init_std=0.3),
 }
 
@@ -55,7 +57,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     vocab = {t: i for i, t in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
     raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left")
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+                                   padding_side="left")
 
 
 def save_tiny(folder: Path, seed: int = 0) -> Path:
@@ -70,10 +73,12 @@ def calib_set(count: int = 6, seed: int = 0, task: str = "trivia_qa") -> CalibSe
     """Random prompts of 5 to 30 tokens."""
     rng = np.random.default_rng(seed)
     tokens = tuple(rng.integers(3, 250, rng.integers(5, 30)) for _ in range(count))
-    return CalibSet(task, tuple(f"doc{i}" for i in range(count)), tokens, tuple(np.ones(len(t), bool) for t in tokens), seed, "t")
+    return CalibSet(task, tuple(f"doc{i}" for i in range(count)), tokens, tuple(np.ones(len(t), bool) for t in tokens),
+                    seed, "t")
 
 
-PARAMS = dict(seed=0, score_docs=256, kl_docs=64, oracle_docs=4, oracle_metric="task", batch_tokens=4096, published=False, grad_dtype="fp32",
+PARAMS = dict(seed=0, score_docs=256, kl_docs=64, oracle_docs=4, oracle_metric="task", batch_tokens=4096,
+              published=False, grad_dtype="fp32",
               base={"bits": 3, "group": 8}, corrupt={"quantizer": ["gptq", 1], "options": {}}, group_size=8)
 
 
@@ -84,11 +89,14 @@ def context(model, spec, calib: CalibSet | None = None, tokenizer=None, metric=N
 
     def corrupted():
         originals = Originals(linears)
-        originals.solve({f: LayerPlan(3, 8) for f in linears}, "gptq", model=model, blocks=blocks, block_of=block_of, calib=calib)
+        originals.solve({f: LayerPlan(3, 8) for f in linears}, "gptq", model=model, blocks=blocks, block_of=block_of,
+                        calib=calib)
         out = {f: lin.weight.detach().clone() for f, lin in linears.items()}
         originals.restore()
         return out
 
-    return ScoreContext(model, tokenizer or byte_tokenizer(), linears, blocks, block_of, calib, PARAMS | params, spec.params, metric,
-                        solver_calib=calib, gradients=lambda kind: gradient_sums(model, linears, calib, (kind,)).sums[kind],
-                        corrupted=corrupted, base=lambda shape: LayerPlan(3, 8))
+    return ScoreContext(
+        model=model, tokenizer=tokenizer or byte_tokenizer(), linears=linears, blocks=blocks, block_of=block_of,
+        calib=calib, params=PARAMS | params, allowed=spec.params, task_metric=metric, solver_calib=calib,
+        gradients=lambda kind: gradient_sums(model, linears, calib, (kind,)).sums[kind],
+        corrupted=corrupted, base=lambda shape: LayerPlan(3, 8))

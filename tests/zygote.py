@@ -1,6 +1,8 @@
 """Starts commands of the project at a fork's price: imports once, then forks a child for every line on its input.
 
-    {"argv": ["--model", ...], "log": file}   ->   "<process number> started", and later "<number> <exit status>"  (137: killed)
+    {"argv": ["--model", ...], "log": file}   ->   "<process number> started", and later "<number> <exit status>"
+
+137 is the exit status of a killed one.
 
 A child that is killed by SIGKILL dies as any process would; only the seconds of importing are saved.
 """

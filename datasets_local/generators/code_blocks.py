@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from .common import FACTS, DataError
 
 SUBSETS = (
-    "api_frameworks", "code_completion", "code_repair", "execution_prediction", "fill_in_the_middle", "programming_syntax",
+    "api_frameworks", "code_completion", "code_repair", "execution_prediction", "fill_in_the_middle",
+    "programming_syntax",
 )
 GAP = "____"
 
@@ -37,7 +38,8 @@ class Block:
             return f"What does this Python code print?\n{code}"
         if self.subset == "fill_in_the_middle":
             return f"The code should {self.title}. What belongs in place of {GAP}?\n{code}"
-        return f"The code should {self.title}. Which line should replace `{self.shown[self.wrong_line or 0].strip()}`?\n{code}"
+        wrong = self.shown[self.wrong_line or 0].strip()
+        return f"The code should {self.title}. Which line should replace `{wrong}`?\n{code}"
 
     def program(self, candidate: str) -> str:
         """The shown code with the candidate in its place; for the one-line questions the candidate alone."""
@@ -96,7 +98,8 @@ def read_blocks(subset: str) -> list[Block]:
         for line in lines:
             _add_line(block, line[0], line[2:].rstrip())
         checked = bool(block.checks) != (subset == "execution_prediction")
-        if not block.gold or len(block.distractors) != 3 or not checked or (subset == "code_repair") != (block.wrong_line is not None):
+        marked = (subset == "code_repair") == (block.wrong_line is not None)
+        if not block.gold or len(block.distractors) != 3 or not checked or not marked:
             raise DataError(f"{subset}: incomplete block {part!r}")
         blocks.append(block)
     return blocks

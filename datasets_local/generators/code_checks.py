@@ -1,7 +1,7 @@
 """Proves the answers of the code set by running them: the right candidate passes its checks and every wrong one fails.
 
-The code is our own fact files, so this guards against mistakes, not against malice: a step limit ends an endless loop, and
-nothing that the files contain touches the disk or the network.
+The code is our own fact files, so this guards against mistakes, not against malice: a step limit ends an endless loop,
+and nothing that the files contain touches the disk or the network.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class StepLimitError(RuntimeError):
 
 
 class _StepLimit:
-    """A trace function that ends the code after STEP_LIMIT lines; unlike an alarm it works in any thread and on any system."""
+    """A trace function that ends the code after STEP_LIMIT lines; unlike an alarm it works in any thread and on any
+    system.
+    """
 
     def __init__(self) -> None:
         self._left = STEP_LIMIT
@@ -49,7 +51,9 @@ def _limited():
 
 
 def _execute(block: Block, candidate: str) -> dict[str, Any]:
-    """Run hidden code and program; the namespace then also holds `result`, `printed`, `error` and `candidate` for the checks."""
+    """Run hidden code and program; the namespace then also holds `result`, `printed`, `error` and `candidate` for the
+    checks.
+    """
     space: dict[str, Any] = {"candidate": candidate}
     output = io.StringIO()
     with contextlib.redirect_stdout(output), warnings.catch_warnings(), _limited():
@@ -88,11 +92,15 @@ def passes(block: Block, candidate: str) -> bool:
 
 
 def verify(block: Block) -> None:
-    """Raise DataError unless exactly the right candidate passes, and, for a repair, unless the shown code is really wrong."""
+    """Raise DataError unless exactly the right candidate passes, and, for a repair, unless the shown code is really
+    wrong.
+    """
     if not passes(block, block.gold):
-        raise DataError(f"{block.subset}: the right answer fails its check: {block.gold!r} in {block.title or block.shown!r}")
+        raise DataError(f"{block.subset}: the right answer fails its check: {block.gold!r} in "
+                        f"{block.title or block.shown!r}")
     for wrong in block.distractors:
         if passes(block, wrong):
-            raise DataError(f"{block.subset}: a wrong answer passes the check: {wrong!r} in {block.title or block.shown!r}")
+            raise DataError(f"{block.subset}: a wrong answer passes the check: {wrong!r} in "
+                            f"{block.title or block.shown!r}")
     if block.subset == "code_repair" and passes(block, block.shown[block.wrong_line or 0].strip()):
         raise DataError(f"{block.subset}: the code to be repaired is right already: {block.shown!r}")

@@ -44,8 +44,8 @@ def seeded_order(seed: str, items: list) -> list:
 class GoldPlacer:
     """Gives every question the place of its right option, each place equally often among rows with as many options.
 
-    The balance is kept for each number of options on its own: otherwise the letters J or H, which only the long questions
-    have, would give the answer away in those.
+    The balance is kept for each number of options on its own: otherwise the letters J or H, which only the long
+    questions have, would give the answer away in those.
     """
 
     def __init__(self, seed: str) -> None:
@@ -63,7 +63,8 @@ class GoldPlacer:
         return self._blocks[key][index]
 
     def place(self, question: str, gold: str, distractors: list[str]) -> tuple[list[str], int]:
-        """Distractors in a seeded order with the right option put into its place; returns the options and that place."""
+        """Distractors in a seeded order with the right option put into its place; returns the options and that place.
+        """
         options = seeded_order(f"{self._seed}/{question}", list(distractors))
         index = self.next_place(len(distractors) + 1)
         options.insert(index, gold)

@@ -1,7 +1,8 @@
 """The MMLU-Pro-like set: 4 to 10 options a question, from a glossary and a table of history questions.
 
-A glossary row becomes either "what does this term mean" or "which term means this". The distractors are the same column of
-other rows of its category, so they are plausible, and wrong by the table's own rule that a definition fits one term only.
+A glossary row becomes either "what does this term mean" or "which term means this". The distractors are the same column
+of other rows of its category, so they are plausible, and wrong by the table's own rule that a definition fits one term
+only.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def _capital(text: str) -> str:
 
 def _distractors(gold: str, pool: list[str], count: int) -> list[str]:
     """Seeded choice among the pool's options nearest in length to the right one, so that length gives nothing away."""
-    others = sorted((option for option in pool if option != gold), key=lambda option: (abs(len(option) - len(gold)), option))
+    others = sorted((option for option in pool if option != gold),
+                    key=lambda option: (abs(len(option) - len(gold)), option))
     return seeded_order(f"distractors/{gold}", others[: max(count, 14)])[:count]
 
 
@@ -94,7 +96,7 @@ def build_mmlu_pro() -> list[dict]:
         distractors = [_capital(option) for option in _distractors(gold, pool, size - 1)]
         options, index = placer.place(question, _capital(gold), distractors)
         rows.append({
-            "question_id": number, "question": question, "options": options, "answer": LETTERS[index], "answer_index": index,
-            "cot_content": "", "category": category, "src": "embedded",
+            "question_id": number, "question": question, "options": options, "answer": LETTERS[index],
+            "answer_index": index, "cot_content": "", "category": category, "src": "embedded",
         })
     return rows

@@ -23,7 +23,8 @@ def answer_of(cell: str) -> dict:
     """The hub's `answer` field from `value|alias|alias`; the value is its own first alias."""
     aliases = [alias.strip() for alias in cell.split("|")]
     normalised = list(dict.fromkeys(normalise(alias) for alias in aliases))
-    return {"value": aliases[0], "aliases": aliases, "normalized_aliases": normalised, "normalized_value": normalised[0]}
+    return {"value": aliases[0], "aliases": aliases, "normalized_aliases": normalised,
+            "normalized_value": normalised[0]}
 
 
 def build_trivia() -> list[dict]:
@@ -37,7 +38,8 @@ def build_trivia() -> list[dict]:
         choices = wordings.get(family, ["{}"])
         question = choices[count[family] % len(choices)].format(subject)
         count[family] += 1
-        rows.append({"question": question, "question_id": f"emb_{family}_{count[family]:03d}", "answer": answer_of(answer)})
+        rows.append({"question": question, "question_id": f"emb_{family}_{count[family]:03d}",
+                     "answer": answer_of(answer)})
     order = seeded_order("trivia_qa", [row["question_id"] for row in rows])
     by_id = {row["question_id"]: row for row in rows}
     return [by_id[name] for name in order]

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from core.digest import digest
-from core.errors import UserError
-from core.registry import did_you_mean
+from core.errors import UserError, did_you_mean
 from core.types import CalibSet
 from evaluation.engine.prompts import answer_tokens, before_answer, cut_left, encode, render
 from evaluation.tasks.base import Task

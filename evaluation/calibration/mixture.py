@@ -16,47 +16,13 @@ replacement), and a window may end at the document's last token.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
+from core.calibration import CalibChoice
 from core.digest import digest
-from core.errors import UserError
-from core.registry import did_you_mean
 from core.types import CalibSet
 from evaluation.calibration.documents import Tokens, check_budget, sample_task, worked_documents
 from evaluation.calibration.windows import sample_windows
 from evaluation.tasks.base import Task
-
-KINDS = ("task", "c4", "wikitext2", "mix")
-
-
-class CalibChoice(NamedTuple):
-    """Where the tokens come from."""
-
-    kind: str  # one of KINDS
-    share: float  # of the token budget that the task's own documents get, 0..1
-
-    @property
-    def text(self) -> str | None:
-        """The general text that has to be loaded, if any."""
-        return {"task": None, "mix": "c4"}.get(self.kind, self.kind)
-
-
-def parse_calib(text: str) -> CalibChoice:
-    """Read "task", "c4", "wikitext2" or "mix:0.5"."""
-    kind, colon, number = text.partition(":")
-    if kind not in KINDS:
-        raise UserError(f"unknown --calib {text!r}{did_you_mean(kind, KINDS)}; use task, c4, wikitext2 or mix:0.5")
-    if kind != "mix":
-        if colon:
-            raise UserError(f"--calib {text!r} has a share, which only a mix has; write {kind} or mix:0.5")
-        return CalibChoice(kind, 1.0 if kind == "task" else 0.0)
-    try:
-        share = float(number)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < 1:  # NaN too
-        raise UserError(f"--calib {text!r} has no share of the task above 0 and below 1; write for example mix:0.5")
-    return CalibChoice("mix", share)
 
 
 def build_solver_calib(choice: CalibChoice, task: Task, docs, tokenizer, *, scoring: str, max_length: int, chat: bool,

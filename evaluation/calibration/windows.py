@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from core.errors import UserError
-from core.registry import did_you_mean
+from core.errors import UserError, did_you_mean
 from evaluation.calibration.documents import Tokens, check_budget
 from evaluation.engine.prompts import encode
 

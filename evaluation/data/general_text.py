@@ -11,8 +11,7 @@ In a folder the texts lie under the first of these names that exists, as parquet
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.errors import DataError, UserError
-from core.registry import did_you_mean
+from core.errors import DataError, UserError, did_you_mean
 from evaluation.data.files import columns, existing_file, read_records
 from evaluation.data.rows import Row
 from evaluation.data.sources import check_data_folder, hub_errors, unknown_source

@@ -7,8 +7,7 @@ The folder and the embedded files have the hub's row schema.  No dataset is name
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.errors import DataError, UserError
-from core.registry import did_you_mean
+from core.errors import DataError, UserError, did_you_mean
 from evaluation.data.files import columns, existing_file, read_records
 from evaluation.data.rows import Row, Source
 

@@ -3,6 +3,8 @@
 Rates carry Wilson intervals, means carry bootstrap intervals, both 95 %; no data is None.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from core.sample import Interval, Sample, Stratum
@@ -36,20 +38,12 @@ def by_stratum(samples) -> dict[str, Stratum]:
             for name, values in sorted(groups.items())}
 
 
-def mean_task_metric(samples) -> tuple[float, float]:
-    """Return (score in 0..1, mean gold nats per token); score = (EM + F1)/2 for open questions, else accuracy.
-
-    A task without right and wrong is scored by the mean of its own metrics.
-    """
+def mean_task_metric(samples, score: Callable[[Sample], float]) -> tuple[float, float]:
+    """Return (mean of the task's ``score``, 0..1; mean gold nats per token)."""
     samples = list(samples)
     if not samples:
         return float("nan"), float("nan")
-    return float(np.mean([_score(s) for s in samples])), float(np.mean([s.gold_loglik for s in samples]))
-
-
-def _score(sample: Sample) -> float:
-    values = [value for value in (sample.correct, sample.f1) if value is not None] or list(sample.scores.values())
-    return sum(values) / len(values) if values else float("nan")
+    return float(np.mean([score(s) for s in samples])), float(np.mean([s.gold_loglik for s in samples]))
 
 
 def _rate(values) -> Interval | None:

@@ -139,8 +139,12 @@ class Task:
         return Grade(answer, exact_match(answer, doc.aliases), {"f1": token_f1(answer, doc.aliases)})
 
     def score(self, sample: Sample) -> float:
-        """Return one number from 0 to 1, higher is better, for an oracle: (EM + F1)/2 where there is an F1."""
-        return sample.correct if sample.f1 is None else (sample.correct + sample.f1) / 2
+        """Return one number from 0 to 1, higher is better, for an oracle.
+
+        (EM + F1)/2 where there is an F1, else accuracy; without right and wrong, the mean of the task's own metrics.
+        """
+        values = [value for value in (sample.correct, sample.f1) if value is not None] or [*sample.scores.values()]
+        return sum(values) / len(values)
 
     def chance(self, docs: Sequence[Doc]) -> float | None:
         """Return the accuracy of a guess, 0 to 1; None for open questions."""

@@ -4,22 +4,15 @@ import os
 import sys
 from dataclasses import fields, replace
 
-from core.commandline import Parser, forgiving_stdout
-from core.errors import UserError, storage_error
+from core.commandline import Parser, exit_status
+from core.errors import storage_error
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the grid that the flags describe; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    forgiving_stdout()
     try:
-        return _main(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return exit_status(lambda: _main(argv))
     except OSError as error:
         stop = storage_error(error, "a file")
         if stop is None:

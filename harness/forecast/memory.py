@@ -4,10 +4,10 @@ loaded.
 A cell goes through stages, and what one stage holds is gone in the next, so every stage is counted by itself:
 
     loading     the weights come to the CPU first            all weights, once, whatever the device
-    prompts     a scorer reads calibration prompts           weights + hidden states of a batch (of every block for TAQoS)
+    prompts     a scorer reads calibration prompts           weights + hidden states of a batch (TAQoS: of every block)
     gradients   one backward pass a document                 weights (--grad_dtype) + float32 sums, one set a kind
-    Hessians    a scorer or solver reads inputs of linears   weights + Hessian, factor of the widest linear, hidden states
-    allocation  kept weights are chosen                      element scores three times: stored, in one row, partly sorted
+    Hessians    a scorer or solver reads inputs of linears   weights + hidden states, Hessian and factor of the widest
+    allocation  kept weights are chosen                      element scores thrice: stored, in one row, partly sorted
     questions   a batch of the evaluation                    weights + hidden states, key-value cache, logits
 
 All through a cell the linears as loaded lie once more on the CPU.  With a GPU, device and CPU are two budgets; without

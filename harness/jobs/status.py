@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from core.digest import digest
 from harness.grid import table_settings
 from harness.jobs.board import Board
 from harness.jobs.queue import ENDED, job_states
@@ -162,9 +163,9 @@ def collect(board: Board, console: Console) -> int:
 
     grid, found = board.grid(), [p for p in parts(board) if p.name.startswith("cell-")]
     keys = {known(board, p.name).get("cell") for p in found if p.state in ("done", "failed")} - {None}
-    asked = table_settings(grid)
+    asked = digest(table_settings(grid))
     folder = board.folder.parents[1]
-    results = [r for r in load_results(folder, keys) if r.settings == asked]
+    results = [r for r in load_results(folder, keys) if digest(r.settings) == asked]
     if results:
         show(group(results), console)
     missing = [p for p in found if p.state != "done"]

@@ -14,11 +14,11 @@ from harness.stages.case import Case
 from harness.stages.gradients import gradients_key, own_kinds
 from harness.stages.options import reads_data
 from harness.stages.plan import plan, plan_key
-from harness.stages.result import failed, file_stem, finished
+from harness.stages.result import failed, file_stem, finished, questions
 from harness.stages.samples import labelled, samples, samples_key
 from harness.stages.scores import scores_key
 from harness.stages.weights import true_plan, weights_key
-from report.records import Result, load_samples, read_result, write_result
+from report.records import Result, load_samples, read_result, write_questions, write_result
 
 
 def cell_key(case: Case) -> str:
@@ -59,12 +59,20 @@ def run_cell(case: Case, folder: Path) -> Result:
         write_result(folder, stem, result, answers)
         result = replace(result, file=folder / f"{stem}.json")
     if result.ok:
-        accuracy, loglik = result.metrics["accuracy"], result.metrics["gold_loglik"]
-        case.progress.cell_done(f"{label}: accuracy {accuracy.value:.3f}, gold log-likelihood {loglik.value:.3f} "
-                                f"nats/token at {result.bits.average:.3f} bits")
-    else:
-        case.progress.cell_done(f"FAILED  {label}: {result.error}")
+        write_questions(folder, result.asked, questions(case))
+    case.progress.cell_done(_line(label, result))
     return result
+
+
+def _line(label: str, result: Result) -> str:
+    """What is said of a finished cell: its task's first metric, and how likely the gold answers are."""
+    if not result.ok:
+        return f"FAILED  {label}: {result.error}"
+    name = next(iter(result.task.metrics))
+    measured = result.metrics.get(name)
+    first = "" if measured is None else f"{name} {measured.value:.3f}, "
+    return (f"{label}: {first}gold log-likelihood {result.metrics['gold_loglik'].value:.3f} nats/token "
+            f"at {result.bits.average:.3f} bits")
 
 
 def _in_words(error: BaseException) -> str:

@@ -3,8 +3,6 @@
 import re
 from dataclasses import asdict
 
-import numpy as np
-
 from core.digest import digest
 from core.environment import device_peak_bytes, peak_bytes, versions
 from core.sample import Sample
@@ -13,7 +11,7 @@ from evaluation.statistics.summary import by_stratum, summarise
 from harness.grid import reads_solver_calib, table_settings
 from harness.stages.case import Case
 from harness.stages.plan import Planned
-from report.records import Bits, MethodFacts, ModelFacts, Result, TaskFacts
+from report.records import Bits, MethodFacts, ModelFacts, Question, Result, TaskFacts
 
 
 def file_stem(case: Case, key: str) -> str:
@@ -32,7 +30,7 @@ def finished(case: Case, key: str, *, planned: Planned, true: Plan, stages: dict
     """The result of a finished cell; ``true`` is the plan as it was really stored, ``stages`` the digests of what it is
     made of.
     """
-    data, meta = case.data, case.store.meta(stages["samples"])
+    data, task, meta = case.data, case.data.task, case.store.meta(stages["samples"])
     bits = Bits(average=true.avg_bits, whole_model=true.model_avg_bits, stored=true.stored_bits,
                 group_size=case.group_size if case.method.budgeted else None,
                 per_linear={fqn: layer.bits for fqn, layer in true.layers.items()}, notes=true.notes)
@@ -40,21 +38,17 @@ def finished(case: Case, key: str, *, planned: Planned, true: Plan, stages: dict
                    "digest": case.prompts_digest}
     return Result(
         **_head(case, key) | {"versions": meta["provenance"].get("versions", {})}, status="ok", error=None,
-        made=meta["time"],
-        n=len(samples), metrics=summarise(samples), task=task_facts(case), bits=bits, stages=stages,
-        scoring=data.cfg.scoring,
-        data_note=data.note, evaluation=asdict(data.cfg), task_version=data.task.version, calibration=calibration,
-        solver_calibration=_solver_facts(case), probe=planned.probe, score_notes=planned.score_notes,
-        strata=by_stratum(samples),
-        seconds=seconds, process_peak_bytes=peak_bytes(), device_peak_bytes=device_peak_bytes(case.model.device))
+        made=meta["time"], n=len(samples), metrics=summarise(samples), strata=by_stratum(samples),
+        task=TaskFacts(task.kind, dict(task.metrics), task.chance([r.doc for r in data.requests])),
+        task_version=task.version, scoring=data.cfg.scoring, evaluation=asdict(data.cfg), data_note=data.note,
+        bits=bits, stages=stages, calibration=calibration, solver_calibration=_solver_facts(case),
+        probe=planned.probe, score_notes=planned.score_notes, seconds=seconds,
+        process_peak_bytes=peak_bytes(), device_peak_bytes=device_peak_bytes(case.model.device))
 
 
-def task_facts(case: Case) -> TaskFacts:
-    """How the task is asked, and the accuracy of a guess."""
-    if case.data.task.kind != "choice":
-        return TaskFacts("generate", {"accuracy": "EM", "f1": "F1"})
-    chance = np.mean([1 / len(request.doc.options) for request in case.data.requests])
-    return TaskFacts("choice", {"accuracy": "acc"}, float(chance))
+def questions(case: Case) -> list[Question]:
+    """What the case's documents ask, for people to read."""
+    return [Question(r.doc.doc_id, r.doc.question, tuple(r.doc.options)) for r in case.data.requests]
 
 
 def _solver_facts(case: Case) -> dict | None:

@@ -76,7 +76,8 @@ def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
 
     def task_metric(module, documents: int) -> tuple[float, float]:
         data = case.data
-        return mean_task_metric(evaluate(module, model.tokenizer, data.task, data.labelled(documents), data.cfg))
+        samples = evaluate(module, model.tokenizer, task=data.task, requests=data.labelled(documents), cfg=data.cfg)
+        return mean_task_metric(samples, data.task.score)
 
     context = ScoreContext(
         model=model.module, tokenizer=model.tokenizer, linears=model.linears, blocks=model.blocks,

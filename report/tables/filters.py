@@ -7,8 +7,7 @@ whole: p values, families and marks never depend on what is shown.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from core.errors import UserError
-from core.registry import did_you_mean
+from core.errors import UserError, did_you_mean
 from report.records import Result
 from report.tables.tables import TableData
 

@@ -1,7 +1,8 @@
 """A real cluster for the tests in this folder: `slurm` (no accounting) and `slurm_dbd` (with sacct).
 
-One cluster of a kind serves a whole test run, all its xdist workers together: the first to need it starts it, the last to end
-stops it. A test has it alone: a second worker's test waits for the first's end, not for the first worker's end, which never
+One cluster of a kind serves a whole test run, all its xdist workers together: the first to need it starts it, the last
+to end stops it. A test has it alone: a second worker's test waits for the first's end, not for the first worker's end,
+which never
 comes while xdist holds that worker back for the second one.
 """
 
@@ -35,7 +36,9 @@ def locks(tmp_path_factory) -> Path:
 
 @contextlib.contextmanager
 def shared_lab(locks: Path, name: str, *options: str) -> Iterator[Lab]:
-    """The run's cluster of that kind. Who uses it holds a shared lock, which the system lets go of even if a worker is killed."""
+    """The run's cluster of that kind. Who uses it holds a shared lock, which the system lets go of even if a worker is
+    killed.
+    """
     # not under pytest's own folder: that is closed to the user whom the database runs as
     lab = Lab(Path(tempfile.gettempdir()) / f"slurm-lab-{RUN}-{name}", *options)
     door, started = FileLock(locks / "slurm-door.lock"), locks / f"slurm-{name}.started"

@@ -67,13 +67,17 @@ class Lab:
         return set(self.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split())
 
     def job_processes(self, job: str) -> list[int]:
-        """Process ids of a job (of all elements if it is an array): the batch script, srun and the tasks, not SLURM's own."""
+        """Process ids of a job (of all elements if it is an array): the batch script, srun and the tasks, not SLURM's
+        own.
+        """
         raw = set(self.run("squeue", "-a", "-r", "-t", "all", "-h", "-o", "%A", "-j", job).split())
         marks = {f"SLURM_CONF={self.conf}".encode()}, {f"SLURM_JOB_ID={one}".encode() for one in raw}
         return [pid for pid, variables in _environments() if all(mark & variables for mark in marks)]
 
     def kill_job_processes(self, job: str) -> list[int]:
-        """SIGKILL to the running job's processes, as the kernel's out-of-memory killer sends it; SLURM only sees them gone."""
+        """SIGKILL to the running job's processes, as the kernel's out-of-memory killer sends it; SLURM only sees them
+        gone.
+        """
         killed = self.wait_until(lambda: self.job_processes(job), 20, f"job {job} to have processes")
         for pid in killed:
             try:
@@ -83,11 +87,14 @@ class Lab:
         return killed
 
     def wait_until(self, predicate: Callable, seconds: float, what: str):
-        """The predicate's first true value; an error that says what was waited for, and the jobs' states, if none comes."""
+        """The predicate's first true value; an error that says what was waited for, and the jobs' states, if none
+        comes.
+        """
         end = time.monotonic() + seconds
         while not (value := predicate()):
             if time.monotonic() > end:
-                raise TimeoutError(f"waited {seconds} s for {what}; jobs: {self.squeue('%T %r')}; idle nodes: {self.idle_nodes()}")
+                raise TimeoutError(f"waited {seconds} s for {what}; jobs: {self.squeue('%T %r')}; idle nodes: "
+                                   f"{self.idle_nodes()}")
             time.sleep(0.1)
         return value
 

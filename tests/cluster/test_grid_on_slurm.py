@@ -1,4 +1,6 @@
-"""A small grid as job arrays on a real cluster: killed, pre-empted, out of time, cancelled; in the end the bytes of a local run."""
+"""A small grid as job arrays on a real cluster: killed, pre-empted, out of time, cancelled; in the end the bytes of a
+local run.
+"""
 
 import json
 import subprocess
@@ -11,8 +13,8 @@ from harness.cli.main import main
 from harness.jobs.board import runs
 from harness.jobs.status import parts
 
-BASE = ["--dataset", "mmlu_pro", "--eval_size", "24", "--calib_size", "6", "--avg_bits", "4.75", "--device", "cpu", "--threads", "1",
-        "--batch_tokens", "300", "--method", "TAQ"]
+BASE = ["--dataset", "mmlu_pro", "--eval_size", "24", "--calib_size", "6", "--avg_bits", "4.75", "--device", "cpu",
+        "--threads", "1", "--batch_tokens", "300", "--method", "TAQ"]
 SLURM = ["--executor", "slurm", "--cpus_per_task", "1", "--mem", "1500M", "--time", "30"]
 SLOW = """
 import time
@@ -32,11 +34,13 @@ harness.stages.samples.run_batch = run_batch
 
 
 def command(tiny: Path, root: Path, *more: str) -> list[str]:
-    return [*BASE, "--model", str(tiny), "--cache_dir", str(root / "cache"), "--results_dir", str(root / "results"), *more]
+    return [*BASE, "--model", str(tiny), "--cache_dir", str(root / "cache"), "--results_dir", str(root / "results"),
+            *more]
 
 
 def shell(*argv: str) -> subprocess.CompletedProcess:
-    """The command in a process of its own, as one gives it on a login node; a plugin stays out of the test's process."""
+    """The command in a process of its own, as one gives it on a login node; a plugin stays out of the test's process.
+    """
     script = str(Path(__file__).resolve().parents[2] / "run_taq_icml.py")
     return subprocess.run([sys.executable, script, *argv], capture_output=True, text=True, timeout=400)
 
@@ -74,7 +78,8 @@ def running_cell(lab, root: Path) -> str:
 
     def job():
         begun = any((root / "cache" / ".partial").rglob("*.jsonl"))
-        return next((p.job for p in parts(board) if p.name.startswith("cell-") and p.state == "running"), None) if begun else None
+        return next((p.job for p in parts(board) if p.name.startswith("cell-") and p.state == "running"),
+                    None) if begun else None
 
     return lab.wait_until(job, 120, "a cell to finish its first batch")
 
@@ -82,7 +87,8 @@ def running_cell(lab, root: Path) -> str:
 def test_a_killed_job_is_told_and_the_same_command_finishes_the_grid(slurm, local, tiny_folder, tmp_path, capsys):
     asked = command(tiny_folder, tmp_path, *SLURM, "--max_parallel", "2", *slow_plugin(tmp_path, 0.7))
     said = shell(*asked)
-    assert said.returncode == 0 and "2 groups of scores and 4 cells handed to SLURM" in said.stderr and "--status" in said.stderr
+    assert said.returncode == 0 and "2 groups of scores and 4 cells handed to SLURM" in said.stderr
+    assert "--status" in said.stderr
     killed = running_cell(slurm, tmp_path)
     slurm.kill_job_processes(killed)
     slurm.wait_until(lambda: ended(tmp_path), 240, "the grid to end")
@@ -98,12 +104,14 @@ def test_a_killed_job_is_told_and_the_same_command_finishes_the_grid(slurm, loca
     assert said.returncode == 0 and "4 of 4 cells" in said.stdout
     assert "1 cells handed to SLURM; 3 cells are done by earlier runs" in said.stderr
     assert samples(tmp_path) == local
-    journal = [json.loads(line)["key"] for p in (tmp_path / "cache" / "journal").iterdir() for line in p.read_text().splitlines()]
+    journal = [json.loads(line)["key"] for p in (tmp_path / "cache" / "journal").iterdir()
+               for line in p.read_text().splitlines()]
     assert len(journal) == len(set(journal)), "a job did again what was stored"
 
 
 def test_a_pre_empted_job_is_queued_again_and_goes_on_by_itself(slurm, local, tiny_folder, tmp_path, capsys):
-    assert not shell(*command(tiny_folder, tmp_path, *SLURM, "--partition", "low", "--max_parallel", "2", *slow_plugin(tmp_path, 0.7))).returncode
+    assert not shell(*command(tiny_folder, tmp_path, *SLURM, "--partition", "low", "--max_parallel", "2",
+                              *slow_plugin(tmp_path, 0.7))).returncode
     job = running_cell(slurm, tmp_path)
     high = slurm.sbatch("sleep 3", "-p", "high", "-N2", "--exclusive")
     slurm.wait_until(lambda: slurm.restarts(job) == 1, 60, "the job to be pre-empted")
@@ -114,7 +122,8 @@ def test_a_pre_empted_job_is_queued_again_and_goes_on_by_itself(slurm, local, ti
 
 
 def test_a_job_out_of_time_is_queued_again_by_submitits_checkpoint(slurm, local, tiny_folder, tmp_path, capsys):
-    assert not shell(*command(tiny_folder, tmp_path, *SLURM, "--max_parallel", "2", *slow_plugin(tmp_path, 0.7))).returncode
+    assert not shell(*command(tiny_folder, tmp_path, *SLURM, "--max_parallel", "2",
+                              *slow_plugin(tmp_path, 0.7))).returncode
     job = running_cell(slurm, tmp_path)
     slurm.run("scancel", "--signal", "USR2", job)  # what SLURM sends before the time limit
     slurm.wait_until(lambda: slurm.restarts(job) == 1, 60, "the job to be queued again")
@@ -127,7 +136,8 @@ def test_a_job_out_of_time_is_queued_again_by_submitits_checkpoint(slurm, local,
 
 
 def test_cancel_stops_the_jobs_and_keeps_what_is_finished(slurm, tiny_folder, tmp_path, capsys):
-    assert not shell(*command(tiny_folder, tmp_path, *SLURM, "--max_parallel", "1", *slow_plugin(tmp_path, 2))).returncode
+    assert not shell(*command(tiny_folder, tmp_path, *SLURM, "--max_parallel", "1",
+                              *slow_plugin(tmp_path, 2))).returncode
     running_cell(slurm, tmp_path)
     assert main(["--results_dir", str(tmp_path / "results"), "--cancel"]) == 0
     assert "jobs stopped" in capsys.readouterr().out

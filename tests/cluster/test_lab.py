@@ -59,13 +59,15 @@ def test_array_of_submitit_jobs_returns(slurm, tmp_path):
     jobs = executor.map_array(os.getenv, ["SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_JOB_ID", "SLURM_JOB_PARTITION"])
     array = jobs[0].job_id.partition("_")[0]
     assert [job.result() for job in jobs] == ["0", array, "debug"]
-    slurm.wait_until(lambda: {slurm.squeue()[job.job_id] for job in jobs} == {"COMPLETED"}, 10, "the array to be completed")
+    slurm.wait_until(lambda: {slurm.squeue()[job.job_id] for job in jobs} == {"COMPLETED"}, 10,
+                     "the array to be completed")
 
 
 def test_killed_processes_fail_their_element_and_no_other(slurm):
     array = slurm.sbatch("srun sleep 300", "--array=0-1")
     killed, other = f"{array}_0", f"{array}_1"
-    slurm.wait_until(lambda: all(len(slurm.job_processes(job)) >= 3 for job in (killed, other)), 20, "both elements to run")
+    slurm.wait_until(lambda: all(len(slurm.job_processes(job)) >= 3 for job in (killed, other)), 20,
+                     "both elements to run")
     pids = slurm.kill_job_processes(killed)
     slurm.wait_until(lambda: slurm.squeue()[killed] == "FAILED", 20, "the killed element to be FAILED")
     assert not any(running(pid) for pid in pids)
@@ -76,15 +78,19 @@ def test_memory_is_shared_out_and_kept_to(slurm):
     node = int(slurm.run("sinfo", "-h", "-n", "n1", "-p", "short", "-o", "%m"))
     first, second = (slurm.sbatch("srun sleep 300", "-w", "n1", f"--mem={node * 2 // 3}") for _ in range(2))
     slurm.wait_until(lambda: slurm.squeue()[first] == "RUNNING", 20, "the first job to run")
-    slurm.wait_until(lambda: slurm.squeue("%r")[second] == "Resources", 20, "the second job to wait for memory, its CPU being free")
-    greedy = slurm.sbatch(f"srun {sys.executable} -c 'held = b\"x\" * 2**29; import time; time.sleep(300)'", "-w", "n2", "--mem=100")
-    slurm.wait_until(lambda: slurm.squeue()[greedy] == "FAILED", 20, "the job that takes more than it asked for to be ended")
+    slurm.wait_until(lambda: slurm.squeue("%r")[second] == "Resources", 20,
+                     "the second job to wait for memory, its CPU being free")
+    greedy = slurm.sbatch(f"srun {sys.executable} -c 'held = b\"x\" * 2**29; import time; time.sleep(300)'", "-w", "n2",
+                          "--mem=100")
+    slurm.wait_until(lambda: slurm.squeue()[greedy] == "FAILED", 20,
+                     "the job that takes more than it asked for to be ended")
 
 
 def test_high_priority_job_takes_the_place_of_a_low_one_which_runs_again(slurm, tmp_path):
     executor = submitit.SlurmExecutor(tmp_path)
     executor.update_parameters(time=20, partition="low", mem="1GB")
-    # deaf to SIGTERM, as submitit's own process is: an exception on the way out would be taken for the job's result, requeued or not
+    # deaf to SIGTERM, as submitit's own process is: an exception on the way out would be taken for the job's result,
+    # requeued or not
     script = "trap '' TERM; echo ${SLURM_RESTART_COUNT:-first}; test $SLURM_RESTART_COUNT || sleep 300"
     low = executor.submit(subprocess.check_output, ["sh", "-c", script])
     slurm.wait_until(lambda: "Loading pickle" in (low.stdout() or ""), 20, "the low job to be at work")
@@ -92,7 +98,8 @@ def test_high_priority_job_takes_the_place_of_a_low_one_which_runs_again(slurm, 
     slurm.wait_until(lambda: slurm.squeue()[high] == "RUNNING", 30, "the high job to run")
     assert (slurm.squeue()[low.job_id], slurm.restarts(low.job_id)) == ("PENDING", 1)
     slurm.run("scancel", high)
-    slurm.wait_until(lambda: slurm.squeue()[low.job_id] != "PENDING", 30, "the low job to run again")  # not the usual two minutes
+    # not the usual two minutes
+    slurm.wait_until(lambda: slurm.squeue()[low.job_id] != "PENDING", 30, "the low job to run again")
     assert low.result() == b"1\n"
 
 
@@ -119,9 +126,11 @@ def test_accounting_tells_the_states(slurm_dbd):
     good, bad = slurm_dbd.sbatch("true"), slurm_dbd.sbatch("exit 3")
 
     def told() -> dict[str, str]:
-        return dict(line.split("|") for line in slurm_dbd.run("sacct", "-X", "-n", "-P", "-o", "JobID,State").splitlines())
+        lines = slurm_dbd.run("sacct", "-X", "-n", "-P", "-o", "JobID,State").splitlines()
+        return dict(line.split("|") for line in lines)
 
-    slurm_dbd.wait_until(lambda: (told().get(good), told().get(bad)) == ("COMPLETED", "FAILED"), 30, "sacct to tell both states")
+    slurm_dbd.wait_until(lambda: (told().get(good), told().get(bad)) == ("COMPLETED", "FAILED"), 30,
+                         "sacct to tell both states")
 
 
 def test_comes_up_within_half_a_minute_and_leaves_nothing(own_lab, slurm):
@@ -129,7 +138,8 @@ def test_comes_up_within_half_a_minute_and_leaves_nothing(own_lab, slurm):
     lab.start()
     assert time.monotonic() - begin < 30
     job = lab.sbatch("srun sh -c 'trap \"\" TERM INT; setsid sleep 300 & sleep 300'")
-    pids = set(lab.wait_until(lambda: len(found := lab.job_processes(job)) >= 5 and found, 20, "the job and what it left behind"))
+    pids = set(lab.wait_until(lambda: len(found := lab.job_processes(job)) >= 5 and found, 20,
+                              "the job and what it left behind"))
     pids |= holding(own_lab)
     assert len(pids) >= 5 + 6  # munged, slurmctld and its helper, two slurmd, the job's steps
     assert lab.script("stop").returncode == 0
@@ -148,16 +158,20 @@ def test_start_that_fails_half_way_leaves_nothing(own_lab, slurm, tmp_path):
 
 
 def test_where_it_cannot_be_installed_one_line_says_so(own_lab, tmp_path):
-    for name in ("bash", "realpath", "dirname", "id", "find", "cut", "sort", "grep", "xargs", "mkdir", "chmod", "rm", "wc"):
+    for name in ("bash", "realpath", "dirname", "id", "find", "cut", "sort", "grep", "xargs", "mkdir", "chmod", "rm",
+                 "wc"):
         (tmp_path / name).symlink_to(shutil.which(name))
     with pytest.raises(NoLab) as error:
         Lab(own_lab, env={"PATH": str(tmp_path)}).start()
-    assert str(error.value) == "no SLURM here: slurm-wlm munge are not installed, and there is no apt-get to install them"
+    lacks = "slurm-wlm munge are not installed, and there is no apt-get to install them"
+    assert str(error.value) == f"no SLURM here: {lacks}"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process as somebody else")
 def test_it_needs_root(own_lab):
     own_lab.chmod(0o755)
     script = shutil.copy(SCRIPT, own_lab)  # the repository may be closed to others
-    done = subprocess.run(["setpriv", "--reuid=65534", "--clear-groups", script, "start"], env=Lab(own_lab).env, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (CANNOT, "no SLURM here: the daemons must be started by root, not by user 65534\n")
+    done = subprocess.run(["setpriv", "--reuid=65534", "--clear-groups", script, "start"], env=Lab(own_lab).env,
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (CANNOT,
+                                              "no SLURM here: the daemons must be started by root, not by user 65534\n")

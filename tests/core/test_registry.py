@@ -10,11 +10,13 @@ from core.registry import COMMON, METHODS, SCORERS, Registry, method, resolve_me
 def test_collision_names_both_owners():
     box = Registry("thing")
     box.add("a", test_collision_names_both_owners)
-    with pytest.raises(ValueError, match=r"'a' is registered twice: by tests\.core\.test_registry\.test_collision.* and by"):
+    with pytest.raises(ValueError,
+                       match=r"'a' is registered twice: by tests\.core\.test_registry\.test_collision.* and by"):
         box.add("a", lambda: None)
 
 
-@pytest.mark.parametrize(("typo", "nearest"), [("TAQq", "TAQ"), ("taqos", "TAQoS"), ("unifrom", "uniform"), ("TAQO_native", "TAQO-native")])
+@pytest.mark.parametrize(("typo", "nearest"), [("TAQq", "TAQ"), ("taqos", "TAQoS"), ("unifrom", "uniform"),
+                                               ("TAQO_native", "TAQO-native")])
 def test_did_you_mean(typo, nearest):
     with pytest.raises(UserError, match=f"unknown method '{typo}' .did you mean '{nearest}'.*; known:"):
         resolve_method(typo)
@@ -47,12 +49,14 @@ def test_misspelt_registrations_are_refused():
 
 
 def test_published_allocations_are_exempt_from_the_budget():
-    assert not resolve_method("TAQ+top_fraction+rtn-float").budgeted and resolve_method("TAQ+knapsack+rtn-float").budgeted
+    assert not resolve_method("TAQ+top_fraction+rtn-float").budgeted
+    assert resolve_method("TAQ+knapsack+rtn-float").budgeted
 
 
 def test_plugin_registers_and_bad_plugin_says_why(tmp_path):
     good = tmp_path / "extra.py"
-    good.write_text("from core.registry import method, scorer\n@scorer('extra_test', granularity='layer', needs=())\ndef f(ctx): ...\n"
+    good.write_text("from core.registry import method, scorer\n@scorer('extra_test', granularity='layer', "
+                    "needs=())\ndef f(ctx): ...\n"
                     "method('extra_test', scorer='extra_test')\n")
     try:
         methods.load_plugin(str(good))

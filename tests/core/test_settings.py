@@ -1,4 +1,6 @@
-"""Settings of methods: declared once with type, range and help; read from flags and from brackets; a misspelt one is told."""
+"""Settings of methods: declared once with type, range and help; read from flags and from brackets; a misspelt one is
+told.
+"""
 
 import pytest
 
@@ -48,7 +50,8 @@ def test_one_name_is_one_setting():
 def test_brackets_are_settings_of_one_row_in_one_order():
     spec = resolve_method("TaCQ[corrupt=rtn, calib=c4]")
     assert spec.name == "TaCQ[calib=c4,corrupt=rtn]" == resolve_method("TaCQ[calib=c4,corrupt=rtn]").name
-    assert spec.settings == {"calib": "c4", "corrupt": "rtn"} and spec.plain == "TaCQ" and METHODS.get("TaCQ").settings == {}
+    assert spec.settings == {"calib": "c4",
+                             "corrupt": "rtn"} and spec.plain == "TaCQ" and METHODS.get("TaCQ").settings == {}
     assert resolve_method("TaCQ[calib_tokens=1000]").settings == {"calib_tokens": 1000}
     assert resolve_method("TaCQ-native[published=true]").settings == {"published": True}
     combined = resolve_method("TAQ+knapsack+rtn[score_docs=8]")
@@ -57,10 +60,14 @@ def test_brackets_are_settings_of_one_row_in_one_order():
 
 
 @pytest.mark.parametrize(("name", "said"), [
-    ("TaCQ[corupt=rtn]", "TaCQ reads no setting 'corupt' .did you mean 'corrupt'"), ("TaCQ[kl_docs=3]", "TaCQ reads no setting 'kl_docs'"),
-    ("TaCQ[corrupt=awq]", r"TaCQ\[corrupt\] is 'awq'; use one of: gptq, rtn"), ("TaCQ[calib=c5]", "unknown --calib 'c5'"),
-    ("TaCQ[calib_tokens=many]", r"TaCQ\[calib_tokens\] is 'many'; give a whole number"), ("TaCQ[calib=c4", "brackets that are not"),
-    ("TaCQ[]", "brackets that are not"), ("TaCQ[calib]", "has 'calib' where setting=value belongs"), ("TaCQ[calib=c4,calib=c4]", "names calib twice"),
+    ("TaCQ[corupt=rtn]", "TaCQ reads no setting 'corupt' .did you mean 'corrupt'"),
+    ("TaCQ[kl_docs=3]", "TaCQ reads no setting 'kl_docs'"),
+    ("TaCQ[corrupt=awq]", r"TaCQ\[corrupt\] is 'awq'; use one of: gptq, rtn"),
+    ("TaCQ[calib=c5]", "unknown --calib 'c5'"),
+    ("TaCQ[calib_tokens=many]", r"TaCQ\[calib_tokens\] is 'many'; give a whole number"),
+    ("TaCQ[calib=c4", "brackets that are not"),
+    ("TaCQ[]", "brackets that are not"), ("TaCQ[calib]", "has 'calib' where setting=value belongs"),
+    ("TaCQ[calib=c4,calib=c4]", "names calib twice"),
     ("equal[calib=c4]x", "brackets that are not"), ("bnb-nf4[calib=c4]", "bnb-nf4 reads no setting 'calib'")])
 def test_brackets_that_mean_nothing_are_one_sentence(name, said):
     with pytest.raises(UserError, match=said):

@@ -13,9 +13,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from core.calibration import CalibChoice, parse_calib
 from core.errors import DataError, UserError
 from evaluation.calibration.documents import Tokens, sample_task, worked_documents
-from evaluation.calibration.mixture import CalibChoice, build_solver_calib, calib_digest, parse_calib
+from evaluation.calibration.mixture import build_solver_calib, calib_digest
 from evaluation.calibration.windows import sample_windows
 from evaluation.data.documents import Doc
 from evaluation.data.general_text import load_texts

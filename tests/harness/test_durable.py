@@ -39,8 +39,10 @@ class Bench:
     """One process's view of one cell; a second one on the same folder is the process after the kill."""
 
     def __init__(self, tiny: Path, root: Path, name: str, **changes):
-        base = dict(models=(str(tiny),), methods=(name,), datasets=("mmlu_pro",), calib_size=12, calib_tokens=500, eval_size=6, avg_bits=(4.75,),
-                    quantizer="gptq", device="cpu", threads=1, batch_tokens=400, cache_dir=str(root / "cache"), results_dir=str(root / "results"))
+        base = dict(models=(str(tiny),), methods=(name,), datasets=("mmlu_pro",), calib_size=12, calib_tokens=500,
+                    eval_size=6, avg_bits=(4.75,),
+                    quantizer="gptq", device="cpu", threads=1, batch_tokens=400, cache_dir=str(root / "cache"),
+                    results_dir=str(root / "results"))
         self.case, self.root = case_of(name, **(base | changes)), root
         self.model, self.store = self.case.model, self.case.store
 
@@ -61,7 +63,9 @@ class Bench:
 
 
 def stop_after(monkeypatch, where, name: str, count: int, first: bool = True) -> None:
-    """Let ``where.name`` be called ``count`` times; the next call (or, with first=False, the end of the last) is the kill."""
+    """Let ``where.name`` be called ``count`` times; the next call (or, with first=False, the end of the last) is the
+    kill.
+    """
     real, calls = getattr(where, name), []
 
     def killed(*args, **kwargs):
@@ -86,7 +90,12 @@ def counted(monkeypatch, where, name: str) -> list:
 def count_solves(monkeypatch, name: str) -> list[str]:
     """Names of the linears that quantizer ``name`` is asked to solve from here on."""
     spec, calls = QUANTIZERS.get(name), []
-    monkeypatch.setitem(QUANTIZERS._items, name, replace(spec, fn=lambda weight, layer, aid: calls.append(aid.fqn) or spec.fn(weight, layer, aid)))
+
+    def solve(weight, layer, aid):
+        calls.append(aid.fqn)
+        return spec.fn(weight, layer, aid)
+
+    monkeypatch.setitem(QUANTIZERS._items, name, replace(spec, fn=solve))
     return calls
 
 
@@ -101,12 +110,14 @@ def damage(path: Path) -> None:
     path.write_bytes(bytes(raw))
 
 
-SOLVED = [("magnitude", "fp32"), ("magnitude", "bf16"), ("SPQR-native", "bf16"), ("SliM-LLM-native", "bf16"), ("SqueezeLLM-native", "fp32")]
+SOLVED = [("magnitude", "fp32"), ("magnitude", "bf16"), ("SPQR-native", "bf16"), ("SliM-LLM-native", "bf16"),
+          ("SqueezeLLM-native", "fp32")]
 
 
 @pytest.mark.parametrize(("name", "dtype"), SOLVED)
 def test_a_solve_goes_on_at_the_block_where_it_was_killed(tiny_folder, tmp_path, monkeypatch, name, dtype):
-    """Kept masks, group bits, permutations and the blocks' own inputs all come back; a damaged piece is solved again."""
+    """Kept masks, group bits, permutations and the blocks' own inputs all come back; a damaged piece is solved again.
+    """
     make = partial(Bench, tiny_folder, name=name, dtype=dtype)
     whole = make(tmp_path / "whole")
     key = whole.put()
@@ -147,14 +158,18 @@ def test_a_cell_killed_in_its_solve_and_in_its_evaluation_ends_in_the_same_bytes
     assert found.stages == done.stages and found.bits == done.bits
     for stage in ("weights", "samples"):
         assert entry(again, done.stages[stage]) == entry(whole, done.stages[stage])
-    lines = {root: {p.name: p.read_bytes() for p in (root / "results").glob("*.jsonl")} for root in (again.root, whole.root)}
+    lines = {root: {p.name: p.read_bytes() for p in (root / "results").glob("*.jsonl")}
+             for root in (again.root, whole.root)}
     assert lines[again.root] == lines[whole.root] and lines[again.root]
     assert load_results(again.root / "results")[0].ok
 
 
 @pytest.mark.parametrize("when", ("in the last batch", "before the batches are put together"))
-def test_a_cell_that_another_process_has_finished_meanwhile_is_taken_from_the_store(tiny_folder, tmp_path, monkeypatch, when):
-    """The first process stood still and lost its lease; the second one stored the samples and removed the batches under its hands."""
+def test_a_cell_that_another_process_has_finished_meanwhile_is_taken_from_the_store(tiny_folder, tmp_path, monkeypatch,
+                                                                                    when):
+    """The first process stood still and lost its lease; the second one stored the samples and removed the batches under
+    its hands.
+    """
     first, second = (Bench(tiny_folder, tmp_path, "uniform") for _ in range(2))
     planned = plan(first.case)
     key, theirs = samples_key(first.case, planned.id)[0], []
@@ -182,7 +197,9 @@ def test_a_cell_that_another_process_has_finished_meanwhile_is_taken_from_the_st
 
 @pytest.mark.parametrize("before", (True, False))
 def test_a_kill_around_the_storing_of_the_samples_leaves_no_pieces(tiny_folder, tmp_path, monkeypatch, before):
-    """The moments between the last batch and the end of the tidying: neither batches nor solved blocks outlive the next run."""
+    """The moments between the last batch and the end of the tidying: neither batches nor solved blocks outlive the next
+    run.
+    """
     make, real = partial(Bench, tiny_folder, tmp_path, "uniform"), Store.put
 
     def killed(self, key, identity, *rest):
@@ -198,7 +215,8 @@ def test_a_kill_around_the_storing_of_the_samples_leaves_no_pieces(tiny_folder, 
         kill.setattr(Store, "put", killed)
         harness.stages.samples.samples(cut.case, planned)
     assert cut.leftovers()
-    again, batches, solves = make(), counted(monkeypatch, harness.stages.samples, "run_batch"), count_solves(monkeypatch, "gptq")
+    again, batches, solves = make(), counted(monkeypatch, harness.stages.samples,
+                                             "run_batch"), count_solves(monkeypatch, "gptq")
     assert harness.stages.samples.samples(again.case, planned)[1]
     assert not batches and not solves and not again.leftovers()
 
@@ -208,8 +226,10 @@ def test_a_batch_that_is_damaged_in_use_fails_the_cell_and_no_more(tiny_folder, 
     bench, real = Bench(tiny_folder, tmp_path, "uniform"), harness.stages.samples._collect
     planned = plan(bench.case)
     key = samples_key(bench.case, planned.id)[0]
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=f"a file of the unfinished samples {key} was damaged while it was in use"):
-        patch.setattr(harness.stages.samples, "_collect", lambda *args: damage(bench.partial(key).folder / "00001.jsonl") or real(*args))
+    said = f"a file of the unfinished samples {key} was damaged while it was in use"
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=said):
+        patch.setattr(harness.stages.samples, "_collect",
+                      lambda *args: damage(bench.partial(key).folder / "00001.jsonl") or real(*args))
         harness.stages.samples.samples(bench.case, planned)
     batches = counted(monkeypatch, harness.stages.samples, "run_batch")
     assert harness.stages.samples.samples(bench.case, planned)[0] == key
@@ -232,7 +252,9 @@ def test_two_processes_do_not_solve_the_same_weights_twice(tiny_folder, tmp_path
 
 
 def test_the_next_cell_with_the_same_weights_is_as_durable(tiny_folder, tmp_path, monkeypatch):
-    """The first cell's samples are stored and its pieces gone; the weights are still in the model, and are kept once more."""
+    """The first cell's samples are stored and its pieces gone; the weights are still in the model, and are kept once
+    more.
+    """
     bench = Bench(tiny_folder, tmp_path, "magnitude")
     key = bench.put()
     bench.partial(key).clear()
@@ -253,7 +275,8 @@ def test_weights_made_again_for_a_stored_cell_leave_no_pieces(tiny_folder, tmp_p
     bench = Bench(tiny_folder, tmp_path, "uniform")
     planned = plan(bench.case)
     true, summary = true_plan(bench.case, planned)
-    assert bench.store.get(weights_key(bench.case, planned.id)[0]) and len(true.layers) == BLOCKS * LINEARS == summary["linears"]
+    assert bench.store.get(weights_key(bench.case,
+                                       planned.id)[0]) and len(true.layers) == BLOCKS * LINEARS == summary["linears"]
     assert not bench.leftovers()
 
 
@@ -268,7 +291,8 @@ def test_the_model_to_compare_with_is_durable_too(tiny_folder, tmp_path, monkeyp
     again, solves = make(tmp_path / "cut"), count_solves(monkeypatch, "gptq")
     found = base_quantized(again.case)
     assert len(solves) == 2 * LINEARS and not again.leftovers()
-    assert set(found) == set(want) and all(torch.equal(found[fqn], want[fqn]) and found[fqn].dtype == torch.bfloat16 for fqn in want)
+    assert set(found) == set(want) and all(torch.equal(found[fqn], want[fqn]) and found[fqn].dtype
+                                           == torch.bfloat16 for fqn in want)
 
 
 # ---- gradients ----
@@ -331,7 +355,8 @@ def test_a_snapshot_that_cannot_serve_is_not_used(tiny_folder, tmp_path, monkeyp
     killed_pass(tiny_folder, tmp_path, monkeypatch, 3)
     again, passes = grads(tiny_folder, tmp_path), counted(monkeypatch, streams.gradients, "_backward")
     kept = again.partial(gradients_key(again.case, "abs")[0] + "-pass")
-    file = sorted((kept.folder / "000003").iterdir())[40]  # not the first: the sums before it are filled and must be emptied
+    # not the first: the sums before it are filled and must be emptied
+    file = sorted((kept.folder / "000003").iterdir())[40]
     if harm == "damaged":
         damage(file)
     elif harm == "absent":
@@ -359,15 +384,19 @@ def test_snapshots_are_a_minute_apart_and_rarer_where_writing_takes_long(tmp_pat
         snapshots.after(done, [0.0] * done, sums)
         if clock[0] > before:
             at.append(before)
-    assert at[0] == 60.0 and at[1] - at[0] == 210.0 and at[2] - at[1] == 210.0  # ten seconds of writing, then 200 of work
+    # ten seconds of writing, then 200 of work
+    assert at[0] == 60.0 and at[1] - at[0] == 210.0 and at[2] - at[1] == 210.0
 
 
 # ---- scorers ----
 
 @pytest.mark.parametrize(("name", "where", "what", "pieces"), [
     ("TAQoS", methods.taqos, "batch_kl", 2), ("TAQO-oracle", harness.stages.scores, "mean_task_metric", 4)])
-def test_a_scorer_goes_on_at_the_piece_where_it_was_killed(tiny_folder, tmp_path, monkeypatch, name, where, what, pieces):
-    """A batch of TAQoS, a block of the oracle; one damaged piece is made again.  The oracle's first piece is the full model's metric."""
+def test_a_scorer_goes_on_at_the_piece_where_it_was_killed(tiny_folder, tmp_path, monkeypatch, name, where, what,
+                                                           pieces):
+    """A batch of TAQoS, a block of the oracle; one damaged piece is made again.  The oracle's first piece is the full
+    model's metric.
+    """
     make = partial(Bench, tiny_folder, name=name, oracle_docs=2, oracle_metric="loglik")
     whole, plain = make(tmp_path / "whole"), counted(monkeypatch, where, what)
     scores(whole.case)

@@ -1,4 +1,6 @@
-"""What a cell needs, said before the grid starts: memory by parts, the limits that hold it, and seconds that are counted once."""
+"""What a cell needs, said before the grid starts: memory by parts, the limits that hold it, and seconds that are
+counted once.
+"""
 
 import copy
 import shutil
@@ -40,9 +42,10 @@ from report.records import load_results
 from tests.harness.bench import cases_of
 from tests.tiny import CONFIGS
 
-SMALL = dict(datasets=("mmlu_pro",), eval_size=12, calib_size=6, avg_bits=(4.75,), device="cpu", threads=1, max_new_tokens=4, batch_tokens=600,
-             calib_tokens=400, quantizer="rtn")
-TIMES = {"token": 1e-3, "step": 1e-2, "head": 1e-4, "backward": 1.0, "solve": 1e-6, "flops": 1e12}  # what a probe would say, made up
+SMALL = dict(datasets=("mmlu_pro",), eval_size=12, calib_size=6, avg_bits=(4.75,), device="cpu", threads=1,
+             max_new_tokens=4, batch_tokens=600, calib_tokens=400, quantizer="rtn")
+# what a probe would say, made up
+TIMES = {"token": 1e-3, "step": 1e-2, "head": 1e-4, "backward": 1.0, "solve": 1e-6, "flops": 1e12}
 
 
 def opened(tiny: Path, root: Path, **changes) -> Cases:
@@ -59,7 +62,8 @@ def stages(tiny: Path, root: Path, method: str, **changes) -> dict[str, Parts]:
 
 def flags(tiny: Path, root: Path, *more: str) -> list[str]:
     """SMALL as a command line."""
-    named = [[f"--{'dataset' if k == 'datasets' else k}", *map(str, v if isinstance(v, tuple) else (v,))] for k, v in SMALL.items()]
+    named = [[f"--{'dataset' if k == 'datasets' else k}", *map(str, v if isinstance(v, tuple) else (v,))]
+             for k, v in SMALL.items()]
     where = ["--cache_dir", str(root / "cache"), "--results_dir", str(root / "results")]
     return ["--run_type", "demo", "--model", str(tiny), *chain(*named), *where, *more]
 
@@ -68,12 +72,13 @@ def test_parts_add_up(tiny_folder, tmp_path):
     cases = opened(tiny_folder, tmp_path, methods=("TAQoS", "TaCQ", "SPQR", "SqueezeLLM-native", "GPTQ-native"))
     found = [stage for case in cases for stage in memory(case)]
     numbers = [f.name for f in fields(Parts) if f.name != "name"]
-    assert {stage.name for stage in found} == {"weights are loaded", "prompts are scored", "gradients are taken", "linears are solved",
-                                               "kept weights are chosen", "questions are asked"}
+    assert {stage.name for stage in found} == {"weights are loaded", "prompts are scored", "gradients are taken",
+                                               "linears are solved", "kept weights are chosen", "questions are asked"}
     assert set(HOST + DEVICE) == set(numbers) and not set(HOST) & set(DEVICE)
     for stage in found:
         assert stage.total == sum(getattr(stage, name) for name in numbers)
-        assert stage.device == sum(getattr(stage, name) for name in DEVICE) and stage.host == sum(getattr(stage, name) for name in HOST)
+        assert stage.device == sum(getattr(stage, name) for name in DEVICE)
+        assert stage.host == sum(getattr(stage, name) for name in HOST)
 
 
 def test_weights_and_scores_are_the_bytes_that_they_are(tiny_folder, tmp_path):
@@ -82,20 +87,24 @@ def test_weights_and_scores_are_the_bytes_that_they_are(tiny_folder, tmp_path):
     model = empty_model(str(tiny_folder), ModelRef(str(tiny_folder), "x", "float32"))
     linears = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2)
     asking = found["questions are asked"]
-    assert asking.weights == 4 * sum(p.numel() for p in model.parameters()) and asking.originals == 4 * linears and asking.scores == linears
-    assert found["gradients are taken"].scores == 4 * linears + 4 * linears  # the sums, and the quantized model to compare with
+    assert asking.weights == 4 * sum(p.numel() for p in model.parameters())
+    assert (asking.originals, asking.scores) == (4 * linears, linears)
+    # the sums, and the quantized model to compare with
+    assert found["gradients are taken"].scores == 4 * linears + 4 * linears
     assert found["kept weights are chosen"].scores == 13 * linears  # as stored, in one row, partly sorted; masks
 
 
 @pytest.mark.parametrize("stage, moved, before, after", [
     ("questions are asked", {"activations"}, {}, {"batch_tokens": 1200}),
     ("gradients are taken", {"scores"}, {}, {"methods": ("TaCQ", "SqueezeLLM")}),
-    ("gradients are taken", {"weights", "activations"}, {"dtype": "bf16", "grad_dtype": "bf16"}, {"dtype": "bf16", "grad_dtype": "fp32"}),
+    ("gradients are taken", {"weights", "activations"}, {"dtype": "bf16", "grad_dtype": "bf16"},
+     {"dtype": "bf16", "grad_dtype": "fp32"}),
     ("gradients are taken", {"activations"}, {"max_length": 64}, {"max_length": 128}),
     ("linears are solved", {"solver"}, {"calib_tokens": 200}, {"calib_tokens": 400}),
     ("kept weights are chosen", {"weights", "originals"}, {"dtype": "bf16"}, {"dtype": "fp32"}),
 ])
-def test_each_part_grows_with_what_it_depends_on_and_with_nothing_else(tiny_folder, tmp_path, stage, moved, before, after):
+def test_each_part_grows_with_what_it_depends_on_and_with_nothing_else(tiny_folder, tmp_path, stage, moved, before,
+                                                                       after):
     one, two = (stages(tiny_folder, tmp_path, "TaCQ", **changes)[stage] for changes in (before, after))
     differ = {f.name for f in fields(Parts) if f.name != "name" and getattr(one, f.name) != getattr(two, f.name)}
     assert differ == moved
@@ -117,21 +126,27 @@ def test_logits_are_counted_where_they_are_read(tiny_folder, tmp_path):
     large = copy.copy(small)
     large.vocabulary = 1000 * small.vocabulary
     rows = batch.rows * (large.vocabulary - small.vocabulary)
-    assert batch_bytes(large, batch) - batch_bytes(small, batch) >= rows * 4 * 2  # float32 logits and log-probabilities of each context's end
-    assert backward_bytes(large, 50, 4) > backward_bytes(small, 50, 4) + 2 * 4 * 50 * (large.vocabulary - small.vocabulary)
+    # float32 logits and log-probabilities of each context's end
+    assert batch_bytes(large, batch) - batch_bytes(small, batch) >= rows * 4 * 2
+    more = 2 * 4 * 50 * (large.vocabulary - small.vocabulary)
+    assert backward_bytes(large, 50, 4) > backward_bytes(small, 50, 4) + more
     assert forward_bytes(large, 50, 4) == forward_bytes(small, 50, 4)
 
 
 def test_a_cell_that_cannot_fit_is_refused_with_the_numbers(tiny_folder, tmp_path, monkeypatch, capsys):
     """The machine is one byte too small for TaCQ and large enough for all others."""
-    tops = {case.method.name: max(memory(case), key=lambda stage: stage.total) for case in opened(tiny_folder, tmp_path, methods=("TaCQ",))}
+    tops = {case.method.name: max(memory(case), key=lambda stage: stage.total)
+            for case in opened(tiny_folder, tmp_path, methods=("TaCQ",))}
     assert all(top.total < tops["TaCQ"].total for name, top in tops.items() if name != "TaCQ")
-    monkeypatch.setattr(harness.forecast.limits, "cpu_limit", lambda *_: (tops["TaCQ"].total - 1, "the memory of this machine"))
+    monkeypatch.setattr(harness.forecast.limits, "cpu_limit",
+                        lambda *_: (tops["TaCQ"].total - 1, "the memory of this machine"))
     assert main(flags(tiny_folder, tmp_path, "--method", "TaCQ")) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     top = tops["TaCQ"]
-    for piece in ("error: TaCQ on mmlu_pro needs about", f"{top.total / 1e9:.2f} GB while {top.name}", f"weights {top.weights / 1e9:.2f}",
-                  f"process {top.process / 1e9:.2f}", "the memory of this machine is", "1 of 4 cells cannot fit", "use a smaller model"):
+    for piece in ("error: TaCQ on mmlu_pro needs about", f"{top.total / 1e9:.2f} GB while {top.name}",
+                  f"weights {top.weights / 1e9:.2f}",
+                  f"process {top.process / 1e9:.2f}", "the memory of this machine is", "1 of 4 cells cannot fit",
+                  "use a smaller model"):
         assert piece in said, said
     assert not (tmp_path / "results").exists()
     assert main(flags(tiny_folder, tmp_path, "--method", "TaCQ", "--dry_run")) == 2
@@ -140,7 +155,8 @@ def test_a_cell_that_cannot_fit_is_refused_with_the_numbers(tiny_folder, tmp_pat
 
 def test_the_callers_limit_holds(tiny_folder, tmp_path):
     cells = opened(tiny_folder, tmp_path)
-    with pytest.raises(UserError, match=rf"fp16 on mmlu_pro .*--mem, .* shared out\) is 0.10 GB, and {len(cells)} of {len(cells)} cells"):
+    every = f"{len(cells)} of {len(cells)} cells"
+    with pytest.raises(UserError, match=rf"fp16 on mmlu_pro .*--mem, .* shared out\) is 0.10 GB, and {every}"):
         check_fits(cells, limit=10**8)
     check_fits(cells, limit=10**12)
     assert cpu_limit(10**8)[0] == 10**8 and cpu_limit(10**18)[0] < 10**18
@@ -158,30 +174,37 @@ def test_the_callers_limit_holds(tiny_folder, tmp_path):
 ])
 def test_the_mend_fits_the_largest_part(stage, grid, said):
     asked = {"grad_dtype": "fp32", "batch_size": None} | grid
-    case = SimpleNamespace(value=asked.get, grid=SimpleNamespace(**asked), model=SimpleNamespace(ref=SimpleNamespace(dtype="bfloat16")))
+    case = SimpleNamespace(value=asked.get, grid=SimpleNamespace(**asked),
+                           model=SimpleNamespace(ref=SimpleNamespace(dtype="bfloat16")))
     assert said in mend(case, stage, harness.forecast.limits.Limit(1, HOST + DEVICE, "x"))
 
 
 def test_a_gpu_and_the_cpu_are_two_budgets(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80))
     device, host = limits(SimpleNamespace(device=torch.device("cuda:1")), limit=70)
-    assert (device.bytes, device.parts, device.whose) == (80, DEVICE, "the memory of cuda:1") and (host.bytes, host.parts) == (70, HOST)
+    assert (device.bytes, device.parts, device.whose) == (80, DEVICE, "the memory of cuda:1")
+    assert (host.bytes, host.parts) == (70, HOST)
 
 
 def test_a_job_with_a_gpu_is_held_to_what_stays_on_its_cpu(tiny_folder, tmp_path, monkeypatch):
-    """--mem between the host's parts and the sum: too little for a CPU job, enough for one whose weights lie on its GPU."""
+    """--mem between the host's parts and the sum: too little for a CPU job, enough for one whose weights lie on its
+    GPU.
+    """
     cells = opened(tiny_folder, tmp_path, methods=("TaCQ",))
     found = [stage for case in cells for stage in memory(case)]
     host, whole = max(stage.host for stage in found), max(stage.total for stage in found)
     assert host < whole
     check_fits(cells, limit=host, workers=0, gpus=1)
-    with pytest.raises(UserError, match=r"TaCQ on mmlu_pro .*: originals \d.*, scores \d.*, process \d.*a job \(--mem\)") as error:
+    with pytest.raises(UserError,
+                       match=r"TaCQ on mmlu_pro .*: originals \d.*, scores \d.*, process \d.*a job \(--mem\)") as error:
         check_fits(cells, limit=host - 1, workers=0, gpus=1)
     assert "activations" not in str(error.value) and ": weights" not in str(error.value)
-    for where in (dict(workers=0), dict(workers=1, gpus=1)):  # without a GPU, and on this machine, whose model says what it has
+    # without a GPU, and on this machine, whose model says what it has
+    for where in (dict(workers=0), dict(workers=1, gpus=1)):
         with pytest.raises(UserError, match="cannot fit"):
             check_fits(cells, limit=host, **where)
-    monkeypatch.setattr(cells[0].model, "device", torch.device("cuda:0"))  # the job's own estimate of its CPU is the same
+    # the job's own estimate of its CPU is the same
+    monkeypatch.setattr(cells[0].model, "device", torch.device("cuda:0"))
     assert max(stage.host for case in cells for stage in memory(case)) == host
 
 
@@ -221,7 +244,8 @@ def test_a_job_is_held_to_its_own_cells(tiny_folder, tmp_path, monkeypatch):
         preflight(far, weights=False)
 
 
-@pytest.mark.parametrize("names, changes, workers, float32, own", [  # copies of the linears: float32, in the model's dtype
+# copies of the linears: float32, in the model's dtype
+@pytest.mark.parametrize("names, changes, workers, float32, own", [
     (("fp16",), {}, 1, 0, 0),
     (("TAQ",), {"quantizer": "gptq"}, 1, 0, 1),  # solved blocks of the cell in work
     (("TAQ",), {"quantizer": "gptq"}, 2, 0, 2),
@@ -235,7 +259,8 @@ def test_a_job_is_held_to_its_own_cells(tiny_folder, tmp_path, monkeypatch):
     (("TaCQ",), {"corrupt": "gptq"}, 1, 2 + 2, 2),  # the quantized model to compare with, and its pieces
     (("TaCQ",), {"corrupt": "rtn"}, 1, 2 + 2, 1),  # made at once, without pieces
 ])
-def test_disk_counts_what_is_stored_and_what_is_in_the_making(tiny_folder, tmp_path, names, changes, workers, float32, own):
+def test_disk_counts_what_is_stored_and_what_is_in_the_making(tiny_folder, tmp_path, names, changes, workers, float32,
+                                                              own):
     # five documents a seed, so that two seeds read different ones
     cases = opened(tiny_folder, tmp_path, methods=names, **{"dtype": "bf16", "calib_tokens": 200} | changes)
     assert disk_bytes(cases, workers) == (4 * float32 + 2 * own) * cases[0].model.weights + REST
@@ -254,7 +279,8 @@ def cgroup(root: Path, own: str, **values: str) -> int | None:
     """The limit that fake files give; a path's / is written __ ."""
     (root / "own").write_text(own)
     for name, value in values.items():
-        file = root / "fs" / name.replace("__", "/").replace("max_", "memory.max").replace("v1_", "memory.limit_in_bytes")
+        place = name.replace("__", "/").replace("max_", "memory.max").replace("v1_", "memory.limit_in_bytes")
+        file = root / "fs" / place
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(value + "\n")
     return cgroup_limit(root / "own", root / "fs")
@@ -266,7 +292,8 @@ def test_cgroup_limits_of_version_2(tmp_path):
     assert cgroup(tmp_path, "0::/a/b\n", a__b__max_="8000", a__max_="9000") == 8000
     assert cgroup(tmp_path, "0::/a/b\n", a__max_="7000") == 7000  # a parent holds its children
     assert cgroup(tmp_path, "0::/a/b\n", other__max_="10") == 7000
-    assert cgroup(tmp_path, "0::/not/seen/from/inside\n", max_="6000") == 6000  # a container sees its own cgroup as the root
+    # a container sees its own cgroup as the root
+    assert cgroup(tmp_path, "0::/not/seen/from/inside\n", max_="6000") == 6000
 
 
 def test_cgroup_limits_of_version_1(tmp_path):
@@ -307,7 +334,8 @@ def test_a_scorer_costs_what_it_declares(tiny_folder, tmp_path, timed):
     one_pass = plain - found["uniform", 4.75]
     assert 8 * TIMES["token"] * padded <= one_pass < 2 * 8 * TIMES["token"] * padded
     assert found["TAQoS", 4.75] - found["uniform", 4.75] == pytest.approx((2 + 7 / 2) * one_pass)
-    assert found["TAQO-oracle", 4.75] - found["uniform", 4.75] == pytest.approx(9 * asking * 6 / 12)  # 6 labelled documents, 12 are evaluated
+    # 6 labelled documents, 12 are evaluated
+    assert found["TAQO-oracle", 4.75] - found["uniform", 4.75] == pytest.approx(9 * asking * 6 / 12)
 
 
 def test_generated_tokens_and_solvers_cost_more(tiny_folder, tmp_path, timed):
@@ -317,7 +345,8 @@ def test_generated_tokens_and_solvers_cost_more(tiny_folder, tmp_path, timed):
     assert len(case.data.batches) == 1 and once > wanted
     vars(case.data)["batches"] = case.data.batches * 2
     assert costs.evaluation(case) == pytest.approx(2 * once)
-    rounded, solved = (seconds(opened(tiny_folder, tmp_path, quantizer=name))["uniform", 4.75] for name in ("rtn", "gptq"))
+    rounded, solved = (seconds(opened(tiny_folder, tmp_path, quantizer=name))["uniform", 4.75]
+                       for name in ("rtn", "gptq"))
     assert solved > rounded + 2 * 8 * TIMES["token"] * 400 * 0.5
 
 
@@ -337,7 +366,8 @@ def test_what_is_stored_costs_nothing(done, tiny_folder, tmp_path, timed, monkey
         patch.setattr(harness.forecast.limits, "cpu_limit", lambda *_: (1, "the memory of this machine"))
         assert main(flags(tiny_folder, tmp_path, "--method", "TAQ")) == 0
     found = seconds(opened(tiny_folder, tmp_path, methods=("TAQ",), avg_bits=(5.75,)))
-    assert found["TAQ", 5.75] == pytest.approx(found["uniform", 5.75])  # the scores are there; random's were counted with the table of errors
+    # the scores are there; random's were counted with the table of errors
+    assert found["TAQ", 5.75] == pytest.approx(found["uniform", 5.75])
     result = next(r for r in load_results(tmp_path / "results") if r.method.name == "TAQ")
     shutil.rmtree(tmp_path / "cache" / result.stages["samples"])
     assert seconds(cases)["TAQ", 4.75] > 0 == seconds(cases)["uniform", 4.75]
@@ -348,7 +378,8 @@ def test_dry_run_prints_the_parts_and_computes_nothing(tiny_folder, tmp_path, mo
         raise AssertionError("a dry run must not load the model")
 
     monkeypatch.setattr(harness.stages.model, "load_model", refuse)
-    assert main(flags(tiny_folder, tmp_path, "--method", "TaCQ", "SqueezeLLM-native", "--quantizer", "gptq", "--dry_run")) == 0
+    assert main(flags(tiny_folder, tmp_path, "--method", "TaCQ", "SqueezeLLM-native", "--quantizer", "gptq",
+                      "--dry_run")) == 0
     out = capsys.readouterr().out
     for column in ("time", "weights", "activations", "scores", "solver", "memory", "GB", "to do"):
         assert column in out
@@ -363,7 +394,8 @@ def test_dry_run_prints_the_parts_and_computes_nothing(tiny_folder, tmp_path, mo
     (dict(workers=64, sharing=0, limit=8 * 10**9), "8.0 GB are the limit for a job (--mem); nothing"),
 ])
 def test_the_dry_runs_last_line_says_what_one_worker_may_use(tiny_folder, tmp_path, monkeypatch, ask, said):
-    monkeypatch.setattr(harness.forecast.limits.os, "sysconf", lambda name: 64 * 10**9 if name == "SC_PHYS_PAGES" else 1)
+    monkeypatch.setattr(harness.forecast.limits.os, "sysconf",
+                        lambda name: 64 * 10**9 if name == "SC_PHYS_PAGES" else 1)
     monkeypatch.setattr(harness.forecast.limits, "cgroup_limit", lambda: None)
     console = Console(file=StringIO(), width=500)
     dry_run(opened(tiny_folder, tmp_path, methods=("fp16",)), console, **ask)
@@ -377,7 +409,8 @@ def test_one_block_of_every_family_runs(family, tmp_path):
     model = SimpleNamespace(skeleton=empty_model(str(tmp_path), ref), ref=ref, device=torch.device("cpu"), sizes=None)
     block = find_blocks(one_block(model))[1]
     whole = find_blocks(model.skeleton)[1]
-    assert len(block) == 1 and sum(p.numel() for p in block[0].parameters()) == sum(p.numel() for p in whole[0].parameters())
+    assert len(block) == 1
+    assert sum(p.numel() for p in block[0].parameters()) == sum(p.numel() for p in whole[0].parameters())
     probe = Probe(model)
     assert 0 < probe.token(2, 9) < 1 and 0 < probe.step(2, 9) < 1
 

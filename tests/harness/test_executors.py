@@ -32,10 +32,12 @@ def local(tiny_folder, tmp_path_factory):
 
 
 def test_two_processes_share_a_grid(local, tiny_folder, tmp_path, capsys):
-    assert run(tiny_folder, tmp_path, "--method", "TAQ", "TAQoS", "--executor", "process", "--max_parallel", "2", datasets=BITS) == 0
+    assert run(tiny_folder, tmp_path, "--method", "TAQ", "TAQoS", "--executor", "process", "--max_parallel", "2",
+               datasets=BITS) == 0
     assert "5 of 5 cells" in capsys.readouterr().out
     assert files(tmp_path / "results", "*.jsonl") == files(local / "results", "*.jsonl")
-    lines = [json.loads(line) for p in (tmp_path / "cache" / "journal").iterdir() for line in p.read_text().splitlines()]
+    lines = [json.loads(line) for p in (tmp_path / "cache" / "journal").iterdir()
+             for line in p.read_text().splitlines()]
     assert max(Counter(line["key"] for line in lines).values()) == 1
     assert not (tmp_path / "results" / ".runs").exists()
 
@@ -89,8 +91,10 @@ def test_status_and_collect_of_a_run_that_was_interrupted(tiny_folder, tmp_path,
     assert main([*where, "--collect"]) == 1
     shown = capsys.readouterr().out
     assert "1 of 3 cells" in shown and "failed: uniform on mmlu_pro" in shown and "fp16" in shown
-    assert main([*where, "--status", "20200101-000000-0000"]) == 2 and "no run '20200101-000000-0000'" in capsys.readouterr().err
-    assert run(tiny_folder, tmp_path, "--method", "fp16", datasets=BITS) == 0  # the same command: it takes the interrupted run's board down
+    assert main([*where, "--status",
+                 "20200101-000000-0000"]) == 2 and "no run '20200101-000000-0000'" in capsys.readouterr().err
+    # the same command: it takes the interrupted run's board down
+    assert run(tiny_folder, tmp_path, "--method", "fp16", datasets=BITS) == 0
     assert not (tmp_path / "results" / ".runs").exists()
     capsys.readouterr()
     assert main([*where, "--status"]) == 2 and "no run is recorded in" in capsys.readouterr().err
@@ -100,7 +104,8 @@ def fake_slurm(folder: Path, monkeypatch, squeue: str = "", sacct: str = "exit 1
     """Programs named like SLURM's: sbatch keeps what it is given, squeue and sacct say what they are told."""
     keep = f'n=$(($(ls {folder}/*.sh 2>/dev/null | wc -l) + 70)); cp "$1" {folder}/$n.sh; echo "Submitted batch job $n"'
     sbatch = f'echo "{refuse}" >&2; exit 1' if refuse else keep
-    for name, text in (("sbatch", sbatch), ("srun", "true"), ("squeue", squeue), ("sacct", sacct), ("scancel", f'echo "$@" > {folder}/cancelled')):
+    for name, text in (("sbatch", sbatch), ("srun", "true"), ("squeue", squeue), ("sacct", sacct),
+                       ("scancel", f'echo "$@" > {folder}/cancelled')):
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -116,17 +121,20 @@ def bin_folder(tmp_path) -> Path:
 def test_what_sbatch_is_given(tiny_folder, tmp_path, bin_folder, monkeypatch, capsys):
     """Two arrays: scores and cells without any, then the cells that wait for them; every flag arrives."""
     fake_slurm(bin_folder, monkeypatch, squeue='printf "70_0|PENDING|Priority|x\\n71_0|PENDING|Dependency|x\\n"')
-    assert run(tiny_folder, tmp_path, "--method", "TAQ", "TAQoS", "--executor", "slurm", "--partition", "gpu", "--gpus_per_task", "1",
-               "--cpus_per_task", "3",
-               "--time", "1-12:30:00", "--mem", "24G", "--max_parallel", "5", "--setup", "module load cuda", "--setup", "ulimit -c 0",
+    assert run(tiny_folder, tmp_path, "--method", "TAQ", "TAQoS", "--executor", "slurm", "--partition", "gpu",
+               "--gpus_per_task", "1", "--cpus_per_task", "3",
+               "--time", "1-12:30:00", "--mem", "24G", "--max_parallel", "5", "--setup", "module load cuda", "--setup",
+               "ulimit -c 0",
                "--sbatch", "account=lab", "qos=low", "exclusive", "--hf_token", "hf_secret", datasets=BITS) == 0
     first, second = (bin_folder / "70.sh").read_text(), (bin_folder / "71.sh").read_text()
     for text in (first, second):
-        for line in ("--partition=gpu", "--gpus-per-node=1", "--cpus-per-task=3", "--time=2190", "--mem=24576M", "--account=lab", "--qos=low",
+        for line in ("--partition=gpu", "--gpus-per-node=1", "--cpus-per-task=3", "--time=2190", "--mem=24576M",
+                     "--account=lab", "--qos=low",
                      "--exclusive", "--requeue", "--signal=USR2@90", "--open-mode=append"):
             assert f"#SBATCH {line}\n" in text, line
         assert "\nmodule load cuda\nulimit -c 0\n" in text and "export PYTHONPATH=" in text and "hf_secret" not in text
-    assert "#SBATCH --array=0-4%5" in first and "dependency" not in first  # the scores of random, TAQ and TAQoS; fp16 and uniform
+    # the scores of random, TAQ and TAQoS; fp16 and uniform
+    assert "#SBATCH --array=0-4%5" in first and "dependency" not in first
     assert "#SBATCH --array=0-2%3" in second and "#SBATCH --dependency=afterany:70\n" in second
     board = find_run(str(tmp_path / "results"), None)
     assert not any(b"hf_secret" in p.read_bytes() for p in board.folder.rglob("*") if p.is_file())
@@ -137,7 +145,8 @@ def test_what_sbatch_refuses(tiny_folder, tmp_path, bin_folder, monkeypatch, cap
     fake_slurm(bin_folder, monkeypatch, refuse="sbatch: error: Batch job submission failed: Invalid account specified")
     assert run(tiny_folder, tmp_path, "--executor", "slurm", datasets=BITS) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "SLURM did not take the scores: Batch job submission failed: Invalid account" in errors[0]
+    assert len(errors) == 1
+    assert "SLURM did not take the scores: Batch job submission failed: Invalid account" in errors[0]
     assert not (tmp_path / "results" / ".runs").exists()
 
 
@@ -148,10 +157,12 @@ def test_without_slurm(tiny_folder, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("squeue", "sacct", "found"), [
-    ('printf "7_0|RUNNING|None|t-run\\n7_1|PENDING|Resources|t-run\\n"', "exit 1", {"7_0": ("RUNNING", ""), "7_1": ("PENDING", "Resources")}),
+    ('printf "7_0|RUNNING|None|t-run\\n7_1|PENDING|Resources|t-run\\n"', "exit 1",
+     {"7_0": ("RUNNING", ""), "7_1": ("PENDING", "Resources")}),
     ('printf "7_0|RUNNING|None|t-run\\n"', 'printf "7_0|PENDING|None|t-run\\n7_1|CANCELLED by 0|None|t-run\\n"',
      {"7_0": ("RUNNING", ""), "7_1": ("CANCELLED", "")}),
-    ('printf "7_0|RUNNING|None|another\\n7_1|RUNNING|None|t-run\\n"', "exit 1", {"7_1": ("RUNNING", "")}),  # a number given out again
+    # a number given out again
+    ('printf "7_0|RUNNING|None|another\\n7_1|RUNNING|None|t-run\\n"', "exit 1", {"7_1": ("RUNNING", "")}),
     ('echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1', "exit 1", {}),
     ('echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1', 'printf "7_0|OUT_OF_MEMORY|None|t-run\\n"',
      {"7_0": ("OUT_OF_MEMORY", "")}),
@@ -163,7 +174,8 @@ def test_states_from_squeue_then_sacct(bin_folder, monkeypatch, squeue, sacct, f
 
 def test_a_queue_that_does_not_answer_is_an_error_and_not_a_dead_job(bin_folder, monkeypatch):
     fake_slurm(bin_folder, monkeypatch, 'echo "squeue: fatal: Could not establish a configuration source" >&2; exit 1')
-    with pytest.raises(UserError, match=r"squeue fails here .*configuration source.*; ask on a machine of the jobs' cluster"):
+    with pytest.raises(UserError,
+                       match=r"squeue fails here .*configuration source.*; ask on a machine of the jobs' cluster"):
         job_states(["7_0"], "run")
 
 
@@ -171,12 +183,16 @@ def test_a_queue_that_does_not_answer_is_an_error_and_not_a_dead_job(bin_folder,
     (("PENDING", "Resources"), None, "waiting", "Resources"),
     (("PENDING", "BeginTime"), {"state": "waiting", "reason": "pre-empted"}, "waiting", "BeginTime, pre-empted"),
     (("RUNNING", ""), None, "running", "starting"),
-    (("FAILED", "NonZeroExitCode"), {"state": "running", "what": "x 1/2", "worker": "w"}, "failed", "SLURM: FAILED (NonZeroExitCode)"),
-    (("OUT_OF_MEMORY", ""), None, "failed", "SLURM: OUT_OF_MEMORY"), (("TIMEOUT", ""), None, "failed", "SLURM: TIMEOUT"),
+    (("FAILED", "NonZeroExitCode"), {"state": "running", "what": "x 1/2", "worker": "w"}, "failed",
+     "SLURM: FAILED (NonZeroExitCode)"),
+    (("OUT_OF_MEMORY", ""), None, "failed", "SLURM: OUT_OF_MEMORY"),
+    (("TIMEOUT", ""), None, "failed", "SLURM: TIMEOUT"),
     (("CANCELLED", ""), None, "failed", "SLURM: CANCELLED"), (("NODE_FAIL", ""), None, "failed", "SLURM: NODE_FAIL"),
     (("COMPLETED", ""), None, "failed", "pre-empted or out of time too often"),
-    (("RUNNING", ""), {"state": "running", "what": "x 1/2", "worker": "dead"}, "running", "starting again"),  # killed and queued again
-    (("COMPLETED", ""), {"state": "done"}, "done", ""), (("RUNNING", ""), {"state": "failed", "error": "boom"}, "failed", "boom"),
+    # killed and queued again
+    (("RUNNING", ""), {"state": "running", "what": "x 1/2", "worker": "dead"}, "running", "starting again"),
+    (("COMPLETED", ""), {"state": "done"}, "done", ""),
+    (("RUNNING", ""), {"state": "failed", "error": "boom"}, "failed", "boom"),
     (None, None, "failed", "never started, and no job of this run is left"),
 ])
 def test_what_a_cell_is_said_to_be(tiny_grid_board, monkeypatch, job, said, state, why):
@@ -261,21 +277,24 @@ def test_a_claim_of_a_machine_that_died_is_given_up(local, tiny_folder, tmp_path
 
 
 def test_the_identity_of_a_cell_follows_its_data_and_its_plugins(local, tiny_folder, tmp_path):
-    """What an earlier run on the cluster did counts only if it is the same: other data or another plugin under the same name is not."""
+    """What an earlier run on the cluster did counts only if it is the same: other data or another plugin under the same
+    name is not.
+    """
     from harness.jobs.launch import identity
     from tests.harness.bench import cases_of
 
-    rows = [json.dumps({"question_id": i, "question": f"what is {i}?", "options": ["a", "b"], "answer": "A", "answer_index": 0, "category": "c",
-                        "src": "", "cot_content": ""}) for i in range(40)]
+    rows = [json.dumps({"question_id": i, "question": f"what is {i}?", "options": ["a", "b"], "answer": "A",
+                        "answer_index": 0, "category": "c", "src": "", "cot_content": ""}) for i in range(40)]
     plugin = tmp_path / "plugin.py"
     found = []
     for change in ("", "x"):
         (tmp_path / f"data{change}" / "mmlu_pro").mkdir(parents=True)
-        (tmp_path / f"data{change}" / "mmlu_pro" / "test.jsonl").write_text("\n".join(rows).replace("what is", f"what is{change}"))
+        text = "\n".join(rows).replace("what is", f"what is{change}")
+        (tmp_path / f"data{change}" / "mmlu_pro" / "test.jsonl").write_text(text)
         for text in ("1", "2"):
             plugin.write_text(text)
-            cases = cases_of(models=(str(tiny_folder),), datasets=BITS, data_dir=str(tmp_path / f"data{change}"), threads=1, device="cpu",
-                             cache_dir=str(tmp_path / "c"), calib_size=4, eval_size=20)
+            cases = cases_of(models=(str(tiny_folder),), datasets=BITS, data_dir=str(tmp_path / f"data{change}"),
+                             threads=1, device="cpu", cache_dir=str(tmp_path / "c"), calib_size=4, eval_size=20)
             found.append(identity(cases[0], [], [str(plugin)]))
     assert len(set(found)) == 4
 
@@ -290,7 +309,8 @@ def test_a_cancel_that_slurm_refuses(tiny_grid_board, bin_folder, monkeypatch, c
     assert "Access/permission denied" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", [["--mem", "4G"], ["--time", "30"], ["--wait"], ["--max_parallel", "2"], ["--cpus_per_task", "1"],
+@pytest.mark.parametrize("given", [["--mem", "4G"], ["--time", "30"], ["--wait"], ["--max_parallel", "2"],
+                                   ["--cpus_per_task", "1"],
                                    ["--gpus_per_task", "1"], ["--partition", "p"], ["--max_requeues", "3"],
                                    ["--executor", "process", "--time", "30"]])
 def test_a_flag_that_would_do_nothing_is_refused(tiny_folder, tmp_path, capsys, given):
@@ -306,12 +326,14 @@ def test_workers_keep_to_the_gpus_that_were_given(monkeypatch, asked, found):
     assert visible_gpus(4 if asked is None else len(found)) == found
 
 
-@pytest.mark.parametrize(("text", "minutes"), [("90", 90), ("2:30:00", 150), ("1-12:00:00", 2160), ("1-12", 2160), ("0:00:30", 1), ("5:30", 6)])
+@pytest.mark.parametrize(("text", "minutes"), [("90", 90), ("2:30:00", 150), ("1-12:00:00", 2160), ("1-12", 2160),
+                                               ("0:00:30", 1), ("5:30", 6)])
 def test_times(text, minutes):
     assert parse_minutes(text) == minutes
 
 
-@pytest.mark.parametrize(("text", "size"), [("16", 16 * 2**30), ("16GB", 16 * 2**30), ("500M", 500 * 2**20), ("1.5T", 1536 * 2**30)])
+@pytest.mark.parametrize(("text", "size"), [("16", 16 * 2**30), ("16GB", 16 * 2**30), ("500M", 500 * 2**20),
+                                            ("1.5T", 1536 * 2**30)])
 def test_sizes(text, size):
     assert parse_bytes(text) == size
 

@@ -40,7 +40,8 @@ REPO = Path(__file__).resolve().parents[2]
 
 def run(tiny: Path, root: Path, *more: str, datasets=("mmlu_pro", "trivia_qa")) -> int:
     """Run a small grid in this process; returns the exit status."""
-    flags = ["--run_type", "demo", "--model", str(tiny), "--dataset", *datasets, "--eval_size", "12", "--calib_size", "6", "--avg_bits", "4.75",
+    flags = ["--run_type", "demo", "--model", str(tiny), "--dataset", *datasets, "--eval_size", "12", "--calib_size",
+             "6", "--avg_bits", "4.75",
              "--device", "cpu", "--threads", "1", "--max_new_tokens", "4", "--batch_tokens", "600",
              "--cache_dir", str(root / "cache"), "--results_dir", str(root / "results")]
     return main([*flags, *more])
@@ -61,12 +62,14 @@ def done(tiny_folder, tmp_path_factory):
 def test_every_cell_has_a_result_with_its_true_bits(done):
     results = load_results(done / "results")
     assert len(results) == 2 * 8 and all(r.ok for r in results)
-    assert {r.method.name for r in results} == {"fp16", "uniform", "random", "TAQ", "TAQO", "TAQoS", "magnitude", "TAQ-native"}
+    assert {r.method.name for r in results} == {"fp16", "uniform", "random", "TAQ", "TAQO", "TAQoS", "magnitude",
+                                                "TAQ-native"}
     for r in results:
         if r.avg_bits is not None:
             assert 4.74 < r.bits.average <= 4.75 and len(r.bits.per_linear) == 56
     native = next(r for r in results if r.method.name == "TAQ-native")
-    # 8 blocks: two at 8 bits, six at 4; a group of 128 on 32 or 64 columns is one ragged group with 64 bits of scale and zero
+    # 8 blocks: two at 8 bits, six at 4; a group of 128 on 32 or 64 columns is one ragged group with 64 bits of scale
+    # and zero
     assert native.avg_bits is None and native.bits.average > 5.0 + 64 / 64
 
 
@@ -90,9 +93,11 @@ def test_same_seed_gives_the_same_bytes_elsewhere(done, tiny_folder, tmp_path):
 
 
 def test_provenance_is_what_the_brief_lists(done):
-    meta = next(json.loads(p.read_text()) for p in (done / "cache").glob("*/meta.json") if (p.parent / "plan.json").exists())
+    meta = next(json.loads(p.read_text()) for p in (done / "cache").glob("*/meta.json")
+                if (p.parent / "plan.json").exists())
     found = meta["provenance"]
-    for key in ("model", "method", "dataset", "run_type", "config_hash", "config", "layers", "versions", "data", "seed"):
+    for key in ("model", "method", "dataset", "run_type", "config_hash", "config", "layers", "versions", "data",
+                "seed"):
         assert key in found
     assert meta["time"] and found["versions"]["torch"] and set(found["data"]) == {"calibration", "evaluation"}
     assert found["config"]["calib_size"] == 6 and len(found["layers"]) == 56
@@ -137,7 +142,8 @@ def test_a_failed_cell_is_recorded_and_the_grid_goes_on(tiny_folder, tmp_path, c
 def test_eval_only_uses_stored_plans_and_fails_without(done, tiny_folder, tmp_path, capsys):
     assert run(tiny_folder, tmp_path, "--eval_only", datasets=("mmlu_pro",)) == 1
     assert "--eval_only: the plan of this cell" in capsys.readouterr().err
-    assert run(tiny_folder, done, "--eval_only", "--max_new_tokens", "3", "--method", "TAQ", datasets=("trivia_qa",)) == 0
+    assert run(tiny_folder, done, "--eval_only", "--max_new_tokens", "3", "--method", "TAQ",
+               datasets=("trivia_qa",)) == 0
 
 
 def test_dry_run_computes_nothing(tiny_folder, tmp_path, capsys):
@@ -168,14 +174,16 @@ def test_out_of_memory_halves_the_batches_under_a_new_digest(tiny_folder, tmp_pa
     result = load_results(tmp_path / "results")[0]
     assert result.evaluation["batch_tokens"] == 300 and "new batch plan" in caplog.text
     before = files(tmp_path / "results", "*.json*")
-    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0  # the results carry the key that they have now, so no twins come
+    # the results carry the key that they have now, so no twins come
+    assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
     assert files(tmp_path / "results", "*.json*") == before
     assert result.cell == cell_key(case_of(result.method.name, **small(tiny_folder, tmp_path)))
 
 
 def small(tiny: Path, root: Path) -> dict:
     """The grid of ``run`` for one data set, without its command line."""
-    return dict(models=(str(tiny),), datasets=("mmlu_pro",), eval_size=12, calib_size=6, avg_bits=(4.75,), device="cpu", threads=1,
+    return dict(models=(str(tiny),), datasets=("mmlu_pro",), eval_size=12, calib_size=6, avg_bits=(4.75,), device="cpu",
+                threads=1,
                 max_new_tokens=4, batch_tokens=600, cache_dir=str(root / "cache"), results_dir=str(root / "results"))
 
 
@@ -193,12 +201,15 @@ def test_a_result_carries_the_versions_and_the_time_of_its_samples(tiny_folder, 
 
 def test_seconds_are_each_stages_own(tiny_folder, tmp_path):
     """The shared backward pass is billed to itself, the solve to the weights, and neither to the samples."""
-    assert run(tiny_folder, tmp_path, "--method", "TaCQ", "SqueezeLLM", "--quantizer", "gptq", "--calib_tokens", "600", datasets=("mmlu_pro",)) == 0
+    assert run(tiny_folder, tmp_path, "--method", "TaCQ", "SqueezeLLM", "--quantizer", "gptq", "--calib_tokens", "600",
+               datasets=("mmlu_pro",)) == 0
     seconds = {r.method.name: r.seconds for r in load_results(tmp_path / "results")}
     assert set(seconds["TaCQ"]) == {"gradients", "base_quantized", "scores", "plan", "weights", "samples"}
-    assert seconds["TaCQ"]["gradients"] == seconds["SqueezeLLM"]["gradients"] > 0 and set(seconds["fp16"]) == {"samples"}
+    assert seconds["TaCQ"]["gradients"] == seconds["SqueezeLLM"]["gradients"] > 0
+    assert set(seconds["fp16"]) == {"samples"}
     entries = [json.loads(p.read_text()) for p in (tmp_path / "cache").glob("*/meta.json")]
-    whole = sum(e["provenance"].get("seconds", 0) for e in entries if e["identity"]["stage"] in ("gradients", "samples", "weights"))
+    whole = sum(e["provenance"].get("seconds", 0) for e in entries
+                if e["identity"]["stage"] in ("gradients", "samples", "weights"))
     solved = seconds["uniform"]["weights"]
     assert seconds["uniform"]["samples"] < whole and solved > 0
 
@@ -251,27 +262,34 @@ def test_a_plan_stored_before_there_were_forms_is_the_same_plan(done, tmp_path):
 
 def keys(tiny: Path, root: Path, method_name="TAQoS", **changes) -> dict[str, str]:
     """Every digest of a cell under a changed grid."""
-    base = dict(models=(str(tiny),), methods=(method_name,), datasets=("mmlu_pro",), calib_size=6, eval_size=12, device="cpu", threads=1,
+    base = dict(models=(str(tiny),), methods=(method_name,), datasets=("mmlu_pro",), calib_size=6, eval_size=12,
+                device="cpu", threads=1,
                 cache_dir=str(root / "cache"), results_dir=str(root / "results"), avg_bits=(4.75,))
     case = case_of(method_name, **(base | changes))
-    return {"cell": cell_key(case), "scores": scores_key(case)[0], "plan": plan_key(case)[0], "samples": samples_key(case, "p")[0]}
+    return {"cell": cell_key(case), "scores": scores_key(case)[0], "plan": plan_key(case)[0],
+            "samples": samples_key(case, "p")[0]}
 
 
 SCORED, PLANNED, ASKED = {"cell", "scores", "plan"}, {"cell", "plan"}, {"cell", "samples"}
 CHANGES = {  # field of the grid -> another value, and exactly which digests of the TAQoS cell it moves
     "seeds": ((1,), SCORED), "kl_docs": (3, SCORED), "published": (True, SCORED), "levels": ((2, 4, 8), PLANNED),
     "group_size": (16, PLANNED),
-    "avg_bits": ((5.0,), PLANNED), "tolerance": (0.02, PLANNED), "scoring": ("letter", ASKED), "num_fewshot": (1, ASKED), "batch_size": (2, ASKED),
-    "batch_tokens": (500, SCORED | ASKED), "max_length": (40, SCORED | ASKED), "calib_size": (5, SCORED | ASKED), "split_seed": (1, SCORED | ASKED),
+    "avg_bits": ((5.0,), PLANNED), "tolerance": (0.02, PLANNED), "scoring": ("letter", ASKED),
+    "num_fewshot": (1, ASKED), "batch_size": (2, ASKED),
+    "batch_tokens": (500, SCORED | ASKED), "max_length": (40, SCORED | ASKED), "calib_size": (5, SCORED | ASKED),
+    "split_seed": (1, SCORED | ASKED),
     "eval_size": (10, ASKED), "threads": (2, SCORED | ASKED), "dtype": ("fp32", SCORED | ASKED),
-    "score_docs": (3, set()), "oracle_docs": (3, set()), "oracle_metric": ("loglik", set()), "max_new_tokens": (9, set()), "eval_only": (True, set()),
+    "score_docs": (3, set()), "oracle_docs": (3, set()), "oracle_metric": ("loglik", set()),
+    "max_new_tokens": (9, set()), "eval_only": (True, set()),
     "results_dir": ("elsewhere", set()), "run_type": (None, None), "device": ("auto", set()),
-    # what only solvers and gradients read moves nothing here (tests/harness/test_all_methods.py has the rows that read it)
+    # what only solvers and gradients read moves nothing here (tests/harness/test_all_methods.py has the rows that read
+    # it)
     "calib_tokens": (100, set()), "loss_mask": ("answer", set()), "quantizer": ("gptq", ASKED),
-    "calib_window": (100, set()), "grad_dtype": ("bf16", set()), "corrupt": ("rtn", set()), "keep_ratio": ((0.01,), set()), "calib": (None, None),
+    "calib_window": (100, set()), "grad_dtype": ("bf16", set()), "corrupt": ("rtn", set()),
+    "keep_ratio": ((0.01,), set()), "calib": (None, None),
     # axes of the grid, and fields that a tiny model or the embedded data cannot vary
-    "models": (None, None), "methods": (None, None), "datasets": (None, None), "data_source": (None, None), "data_dir": (None, None),
-    "chat_template": (None, None), "cache_dir": (None, None)}
+    "models": (None, None), "methods": (None, None), "datasets": (None, None), "data_source": (None, None),
+    "data_dir": (None, None), "chat_template": (None, None), "cache_dir": (None, None)}
 
 
 def test_identity_changes_with_what_counts_and_with_nothing_else(done, tiny_folder):
@@ -288,8 +306,8 @@ def test_identity_changes_with_what_counts_and_with_nothing_else(done, tiny_fold
 
 def test_an_oracle_is_keyed_by_its_labels_and_others_are_not(done, tiny_folder):
     def key(name: str, **labels) -> str:
-        case = case_of(name, models=(str(tiny_folder),), methods=(name,), datasets=("mmlu_pro",), calib_size=6, eval_size=12, device="cpu",
-                       threads=1, cache_dir=str(done / "cache"))
+        case = case_of(name, models=(str(tiny_folder),), methods=(name,), datasets=("mmlu_pro",), calib_size=6,
+                       eval_size=12, device="cpu", threads=1, cache_dir=str(done / "cache"))
         vars(case.data).update(labels)
         return scores_key(case)[0]
 
@@ -298,10 +316,12 @@ def test_an_oracle_is_keyed_by_its_labels_and_others_are_not(done, tiny_folder):
 
 
 def test_golden_keys():
-    """What a scores, plan and samples key is made of; a change here makes every stored result another one, so say why."""
+    """What a scores, plan and samples key is made of; a change here makes every stored result another one, so say why.
+    """
     grid = build_grid("demo", methods=tuple(GOLDEN_KEYS), datasets=("mmlu_pro",), avg_bits=(4.25,), quantizer="gptq")
     grid = replace(grid, methods=tuple(GOLDEN_KEYS))
-    model = SimpleNamespace(ref=ModelRef("m", "r", "bfloat16"), machine="cpu:TEST/1t", shapes={"a": (96, 96)}, weights=96 * 96)
+    model = SimpleNamespace(ref=ModelRef("m", "r", "bfloat16"), machine="cpu:TEST/1t", shapes={"a": (96, 96)},
+                            weights=96 * 96)
     data = SimpleNamespace(labels_digest="labels", eval_digest="eval", cfg=EvalConfig("letter"),
                            solver_calib=lambda *_, **__: SimpleNamespace(loss_mask=(np.ones(3, bool),)))
     cases = Cases(grid, None, {grid.models[0]: model}, None)
@@ -310,7 +330,8 @@ def test_golden_keys():
     for case in cases:
         vars(case).update(prompts_digest="calib", solver_calib_digest="solver calib", group_size=96)
         solved = weights_key(case, "plan")[0] if reads_data(case.method) else None
-        keys[case.method.name.partition("@")[0]] = [scores_key(case)[0] if case.method.scorer else None, plan_key(case)[0], solved,
+        keys[case.method.name.partition("@")[0]] = [scores_key(case)[0] if case.method.scorer else None,
+                                                    plan_key(case)[0], solved,
                                                     samples_key(case, "plan")[0], cell_key(case)]
     assert keys == GOLDEN_KEYS
 
@@ -341,7 +362,8 @@ def test_the_folders_name_does_not_count(done, tiny_folder, tmp_path):
 @pytest.mark.parametrize("metric", ("task", "loglik"))
 def test_the_oracle_runs_on_the_tasks_own_metric(tiny_folder, tmp_path, metric):
     """Labelled calibration documents, the harness's engine, one block at a time; weights as loaded afterwards."""
-    assert run(tiny_folder, tmp_path, "--method", "TAQO-oracle", "TAQO-oracle-native", "--oracle_metric", metric, "--oracle_docs", "4") == 0
+    assert run(tiny_folder, tmp_path, "--method", "TAQO-oracle", "TAQO-oracle-native", "--oracle_metric", metric,
+               "--oracle_docs", "4") == 0
     for result in load_results(tmp_path / "results"):
         if result.method.name.startswith("TAQO-oracle"):
             notes = result.score_notes
@@ -377,8 +399,10 @@ def test_scores_do_not_depend_on_the_budget(done, tiny_folder):
 def test_the_token_is_never_written(tiny_folder, tmp_path):
     env = os.environ | {"PYTHONPATH": str(REPO)}
     secret = "hf_neverwritethisdown"
-    command = [sys.executable, "run_taq_icml.py", "--model", str(tiny_folder), "--dataset", "mmlu_pro", "--eval_size", "4", "--calib_size", "2",
-               "--avg_bits", "4.75", "--threads", "1", "--cache_dir", str(tmp_path / "c"), "--results_dir", str(tmp_path / "r"), "--hf_token", secret]
+    command = [sys.executable, "run_taq_icml.py", "--model", str(tiny_folder), "--dataset", "mmlu_pro", "--eval_size",
+               "4", "--calib_size", "2",
+               "--avg_bits", "4.75", "--threads", "1", "--cache_dir", str(tmp_path / "c"), "--results_dir",
+               str(tmp_path / "r"), "--hf_token", secret]
     ran = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     assert secret not in ran.stdout + ran.stderr

@@ -1,4 +1,5 @@
-"""A plugin must not poison others: what it leaves in the model is refused and removed, and its exit is a failed cell."""
+"""A plugin must not poison others: what it leaves in the model is refused and removed, and its exit is a failed cell.
+"""
 
 import pytest
 import torch
@@ -39,7 +40,8 @@ def leave_forward(model):
     model.forward = lambda *_, **__: None
 
 
-LEFT = {leave_hook: "1 hooks more on model.embed_tokens", leave_other_buffer: "other buffers in the model", leave_training_mode: "training mode",
+LEFT = {leave_hook: "1 hooks more on model.embed_tokens", leave_other_buffer: "other buffers in the model",
+        leave_training_mode: "training mode",
         leave_gradients: "requires_grad or a gradient on", leave_forward: "another forward in the model"}
 
 
@@ -50,7 +52,8 @@ def test_what_is_left_in_a_model_is_refused_and_removed(leave):
         leave(model)
     with untouched(model, "it"):  # nothing is left of it
         pass
-    assert not model.training and "left" not in dict(model.named_buffers()) and not any(p.requires_grad for p in model.parameters())
+    assert not model.training and "left" not in dict(model.named_buffers())
+    assert not any(p.requires_grad for p in model.parameters())
     with pytest.raises(KeyError), untouched(model, "it"):  # an error of its own goes first
         leave(model)
         raise KeyError
@@ -71,7 +74,8 @@ def test_a_scorer_that_leaves_something_fails_alone(leave, registries, tiny_fold
     assert run(tiny_folder, tmp_path / "without", "--method", "TAQ", datasets=("mmlu_pro",)) == 0
     results = {r.method.name: r for r in load_results(tmp_path / "with" / "results")}
     assert "it must leave the model as it found it" in results["leaves_test"].error and results["TAQ"].ok
-    lines = {root: {p.name: p.read_bytes() for p in (tmp_path / root / "results").glob("*.jsonl")} for root in ("with", "without")}
+    lines = {root: {p.name: p.read_bytes() for p in (tmp_path / root / "results").glob("*.jsonl")}
+             for root in ("with", "without")}
     assert lines["with"] == lines["without"]
 
 
@@ -89,10 +93,12 @@ def test_leaving_the_program_is_a_failed_cell(where, registries, tiny_folder, tm
     def leaver_last(weight, layer):
         raise SystemExit(3)
 
-    name = {"scorer": "leaver_test+knapsack+rtn", "allocator": "equal+leaver_test+rtn", "quantizer": "equal+knapsack+leaver_test"}[where]
+    name = {"scorer": "leaver_test+knapsack+rtn", "allocator": "equal+leaver_test+rtn",
+            "quantizer": "equal+knapsack+leaver_test"}[where]
     assert run(tiny_folder, tmp_path, "--method", name, datasets=("mmlu_pro",)) == 1
     results = {r.method.name: r for r in load_results(tmp_path / "results")}
-    assert results[name].error.startswith("SystemExit: ") and "not end the program" in results[name].error and results["uniform"].ok
+    assert results[name].error.startswith("SystemExit: ") and "not end the program" in results[name].error
+    assert results["uniform"].ok
     assert "uniform" in capsys.readouterr().out
 
 
@@ -125,10 +131,12 @@ def test_needs_of_a_quantizer_are_checked():
 
 
 SHAPES = {"a": (4, 12)}
-BAD = [("group", torch.zeros(4), None), ("group", torch.zeros(3, 2), None), ("group", torch.zeros(1, 13), None), ("group", torch.zeros(1, 5), None),
-       ("linear", torch.zeros(2), (2, 4, 8)), ("element", torch.zeros(4, 12), (2, 4)), ("channel", torch.zeros(4), None),
-       ("layer", torch.tensor(float("nan")), None)]
-GOOD = [("group", torch.zeros(1, 3), None), ("group", torch.zeros(4, 12), None), ("group", torch.zeros(1, 4, 2), (2, 4)),
+BAD = [("group", torch.zeros(4), None), ("group", torch.zeros(3, 2), None), ("group", torch.zeros(1, 13), None),
+       ("group", torch.zeros(1, 5), None),
+       ("linear", torch.zeros(2), (2, 4, 8)), ("element", torch.zeros(4, 12), (2, 4)),
+       ("channel", torch.zeros(4), None), ("layer", torch.tensor(float("nan")), None)]
+GOOD = [("group", torch.zeros(1, 3), None), ("group", torch.zeros(4, 12), None),
+        ("group", torch.zeros(1, 4, 2), (2, 4)),
         ("linear", torch.zeros(3), (2, 4, 8)), ("channel", torch.zeros(12), None)]
 
 
@@ -141,7 +149,8 @@ def test_scores_of_another_shape_are_refused(granularity, value, levels):
 
 @pytest.mark.parametrize(("granularity", "value", "levels"), GOOD)
 def test_scores_of_the_right_shape_are_taken(granularity, value, levels):
-    check_scores(Scores(granularity, {"a": value}, "u", levels), SCORERS.get("equal").__class__("s", None, granularity), SHAPES)
+    check_scores(Scores(granularity, {"a": value}, "u", levels), SCORERS.get("equal").__class__("s", None, granularity),
+                 SHAPES)
 
 
 def test_scores_of_another_kind_are_refused():

@@ -1,4 +1,6 @@
-"""A method's settings on their way through the harness: flags, help, rows of one table, keys, dry run; and a plugin's own."""
+"""A method's settings on their way through the harness: flags, help, rows of one table, keys, dry run; and a plugin's
+own.
+"""
 
 import pytest
 
@@ -21,7 +23,9 @@ from core.registry import method, scorer
 from core.settings import Setting
 from core.types import Scores
 
-@scorer("steep_test", granularity="layer", needs=(), params=(Setting("slope_test", float, 1.0, "how much later blocks count", low=0, high=9),))
+SLOPE = Setting("slope_test", float, 1.0, "how much later blocks count", low=0, high=9)
+
+@scorer("steep_test", granularity="layer", needs=(), params=(SLOPE,))
 def steep(ctx):
     return Scores("layer", ctx.spread([1 + ctx.param("slope_test") * i for i in range(len(ctx.blocks))]), "test")
 
@@ -45,7 +49,8 @@ def plugin(tmp_path, monkeypatch):
 
 def test_settings_become_flags_with_help_and_defaults():
     text = " ".join(build_parser().format_help().split())
-    for words in ("--score_docs N", "calibration documents that TAQ and TAQO read (default: 256; test: 32)", "read by TAQ, TAQ-native",
+    for words in ("--score_docs N", "calibration documents that TAQ and TAQO read (default: 256; test: 32)",
+                  "read by TAQ, TAQ-native",
                   "--corrupt {gptq,rtn}", "--calib_tokens N", "(default: 8192; full: 262144)"):
         assert words in text, words
     assert "reads score_docs" in listing() or "score_docs" in listing()
@@ -55,34 +60,40 @@ def test_two_settings_of_one_method_stand_in_one_table(tiny_folder, tmp_path, mo
     """The rows share what they share: the backward pass knows nothing of the quantized model that they compare with."""
     passes, real = [], harness.stages.gradients.gradient_sums
     monkeypatch.setattr(harness.stages.gradients, "gradient_sums", lambda *a, **k: passes.append(1) or real(*a, **k))
-    assert run(tiny_folder, tmp_path, "--method", "TaCQ", "TaCQ[corrupt=rtn]", "TaCQ[calib_tokens=300]", "--calib_tokens", "600",
-               datasets=("mmlu_pro",)) == 0
+    assert run(tiny_folder, tmp_path, "--method", "TaCQ", "TaCQ[corrupt=rtn]", "TaCQ[calib_tokens=300]",
+               "--calib_tokens", "600", datasets=("mmlu_pro",)) == 0
     results = {r.method.name: r for r in load_results(tmp_path / "results")}
     assert {"TaCQ", "TaCQ[corrupt=rtn]", "TaCQ[calib_tokens=300]"} <= set(results) and len(passes) == 2
     assert len({r.stages["scores"] for name, r in results.items() if name.startswith("TaCQ")}) == 3
-    assert len({str(r.settings) for r in results.values()}) == 1 and results["TaCQ[corrupt=rtn]"].method.settings == {"corrupt": "rtn"}
+    assert len({str(r.settings)
+                for r in results.values()}) == 1 and results["TaCQ[corrupt=rtn]"].method.settings == {"corrupt": "rtn"}
     assert results["TaCQ[calib_tokens=300]"].solver_calibration["asked_tokens"] == 300
 
 
 def digests(tiny, root, name: str, **changes) -> tuple:
-    case = case_of(name, models=(str(tiny),), methods=(name,), datasets=("mmlu_pro",), calib_size=12, eval_size=12, device="cpu", threads=1,
+    case = case_of(name, models=(str(tiny),), methods=(name,), datasets=("mmlu_pro",), calib_size=12, eval_size=12,
+                   device="cpu", threads=1,
                    avg_bits=(4.75,), quantizer="gptq", cache_dir=str(root / "cache"), **{"calib_tokens": 800} | changes)
     return scores_key(case)[0], plan_key(case)[0], samples_key(case, "p")[0]
 
 
 @pytest.mark.parametrize(("bracket", "flag"), [
-    ("TaCQ[corrupt=rtn]", {"corrupt": "rtn"}), ("TaCQ[loss_mask=answer]", {"loss_mask": "answer"}), ("TaCQ[grad_dtype=bf16]", {"grad_dtype": "bf16"}),
-    ("TaCQ[calib_tokens=400]", {"calib_tokens": 400}), ("TAQ[score_docs=3]", {"score_docs": 3}), ("TAQoS[kl_docs=3]", {"kl_docs": 3})])
+    ("TaCQ[corrupt=rtn]", {"corrupt": "rtn"}), ("TaCQ[loss_mask=answer]", {"loss_mask": "answer"}),
+    ("TaCQ[grad_dtype=bf16]", {"grad_dtype": "bf16"}),
+    ("TaCQ[calib_tokens=400]", {"calib_tokens": 400}), ("TAQ[score_docs=3]", {"score_docs": 3}),
+    ("TAQoS[kl_docs=3]", {"kl_docs": 3})])
 def test_a_bracket_means_what_the_flag_means(tiny_folder, tmp_path, bracket, flag):
     """For its own row: the same scores, plans and samples as a grid with that flag, and others than without."""
     plain = bracket.partition("[")[0]
-    row, grid, other = digests(tiny_folder, tmp_path, bracket), digests(tiny_folder, tmp_path, plain, **flag), digests(tiny_folder, tmp_path, plain)
+    row, other = digests(tiny_folder, tmp_path, bracket), digests(tiny_folder, tmp_path, plain)
+    grid = digests(tiny_folder, tmp_path, plain, **flag)
     assert row == grid and row[0] != other[0]
 
 
 def test_a_setting_that_the_grids_quantizer_does_not_read_is_told(tiny_folder, capsys):
     assert main(["--model", str(tiny_folder), "--method", "uniform[calib=c4]", "--quantizer", "rtn"]) == 2
-    assert "uniform[calib=c4] reads no setting 'calib' with --quantizer rtn; it reads: no setting" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "uniform[calib=c4] reads no setting 'calib' with --quantizer rtn; it reads: no setting" in said
 
 
 def test_the_dry_run_shows_rows_with_their_settings(tiny_folder, tmp_path, capsys, monkeypatch):
@@ -99,9 +110,11 @@ def test_a_plugins_setting_is_a_flag_a_bracket_and_part_of_the_key(plugin, tiny_
     assert results["steep_test"].settings["slope_test"] == 2.0
     assert run(tiny_folder, tmp_path, *given, "--slope_test", "10", datasets=("mmlu_pro",)) == 2
     assert "--slope_test is 10; it must be from 0 to 9" in capsys.readouterr().err
-    assert run(tiny_folder, tmp_path, "--plugin", str(plugin), "--method", "steep_test[slop=3]", datasets=("mmlu_pro",)) == 2
+    assert run(tiny_folder, tmp_path, "--plugin", str(plugin), "--method", "steep_test[slop=3]",
+               datasets=("mmlu_pro",)) == 2
     assert "steep_test reads no setting 'slop' (did you mean 'slope_test'?)" in capsys.readouterr().err
-    assert table_settings(build_grid("demo", slope_test=1.0)) == table_settings(build_grid("demo"))  # at its default it sets nothing apart
+    # at its default it sets nothing apart
+    assert table_settings(build_grid("demo", slope_test=1.0)) == table_settings(build_grid("demo"))
 
 
 def test_a_changed_plugin_makes_other_scores(plugin, tiny_folder, tmp_path):
@@ -115,8 +128,8 @@ def test_a_changed_plugin_makes_other_scores(plugin, tiny_folder, tmp_path):
             registry._items.pop("steep_test", None)
         methods._loaded.clear()
         methods.load_plugin(str(plugin))
-        case = case_of("steep_test", models=(str(tiny_folder),), methods=("steep_test",), datasets=("mmlu_pro",), calib_size=6, eval_size=12,
-                       device="cpu", cache_dir=str(tmp_path / "cache"))
+        case = case_of("steep_test", models=(str(tiny_folder),), methods=("steep_test",), datasets=("mmlu_pro",),
+                       calib_size=6, eval_size=12, device="cpu", cache_dir=str(tmp_path / "cache"))
         keys.append(scores_key(case)[0])
     assert len(set(keys)) == 2
 
@@ -128,14 +141,16 @@ def test_a_grid_survives_its_way_through_a_file():
     grid = build_grid("test", methods=("TaCQ[calib=c4]",), kl_docs=7)
     plain = json.loads(json.dumps(asdict(grid)))
     assert grid_of(plain) == grid and isinstance(grid, Grid)
-    old = {k: v for k, v in plain.items() if k != "settings"} | {"kl_docs": 7, "score_docs": 32, "oracle_docs": 16}  # as fields of their own
+    # as fields of their own
+    old = {k: v for k, v in plain.items() if k != "settings"} | {"kl_docs": 7, "score_docs": 32, "oracle_docs": 16}
     assert table_settings(grid_of(old)) == table_settings(grid)
 
 
 def test_rows_of_one_calibration_share_a_pass_and_others_do_not(tiny_folder, tmp_path):
     from harness.stages.gradients import wanted_kinds
 
-    cases = cases_of(models=(str(tiny_folder),), methods=("TaCQ", "SqueezeLLM", "TaCQ-gradient[calib_tokens=300]"), datasets=("mmlu_pro",),
+    cases = cases_of(models=(str(tiny_folder),), methods=("TaCQ", "SqueezeLLM", "TaCQ-gradient[calib_tokens=300]"),
+                     datasets=("mmlu_pro",),
                      calib_size=6, eval_size=12, device="cpu", cache_dir=str(tmp_path / "cache"))
     kinds = {case.method.name: wanted_kinds(case) for case in cases}
     assert kinds["TaCQ"] == {"abs", "square"} and kinds["TaCQ-gradient[calib_tokens=300]"] == {"sum"}

@@ -1,4 +1,5 @@
-"""The store under fire: dead owners, other hosts, file systems without flock, full disks, damaged entries, two writers."""
+"""The store under fire: dead owners, other hosts, file systems without flock, full disks, damaged entries, two writers.
+"""
 
 import builtins
 import errno
@@ -112,9 +113,14 @@ def put(store: Store, value="v", name="stage"):
     return key, store.put(key, identity, {}, lambda folder: write_json(folder / "value.json", value))
 
 
+def flip(file) -> None:
+    first, *rest = file.read_bytes()
+    file.write_bytes(bytes([first ^ 1, *rest]))
+
+
 DAMAGE = {
     "truncated": lambda f: (f / "value.json").write_bytes((f / "value.json").read_bytes()[:-1]),
-    "bit flipped": lambda f: (f / "value.json").write_bytes(bytes([(f / "value.json").read_bytes()[0] ^ 1]) + (f / "value.json").read_bytes()[1:]),
+    "bit flipped": lambda f: flip(f / "value.json"),
     "file gone": lambda f: (f / "value.json").unlink(),
     "zeros, as after a power cut": lambda f: (f / "value.json").write_bytes(bytes((f / "value.json").stat().st_size)),
     "a folder in its place": lambda f: ((f / "value.json").unlink(), (f / "value.json").mkdir()),
@@ -165,7 +171,9 @@ NUMBERS = (errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT)
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda n: errno.errorcode[n])
 @pytest.mark.parametrize("name", ("meta.json", "value.json"))
 def test_an_entry_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch, number, name):
-    """The disk, the file server or the permissions: the grid stops with a sentence, and the entry is there when they are mended."""
+    """The disk, the file server or the permissions: the grid stops with a sentence, and the entry is there when they
+    are mended.
+    """
     store = Store(tmp_path)
     key, entry = put(store)
     real = io.open
@@ -250,7 +258,8 @@ def small_disk(tmp_path):
     """A real file system of 1 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
+                                      capture_output=True).returncode:
         pytest.skip("needs to be root and allowed to mount, for a file system that is really full")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
@@ -268,12 +277,16 @@ def test_safetensors_wraps_the_systems_error(small_disk):
     assert storage_error(ValueError("os error 28"), "x") is None
 
 
-def test_a_full_disk_stops_the_grid_and_the_same_command_goes_on(tiny_folder, tmp_path, small_disk, capsys, monkeypatch):
-    """The whole command on a file system that runs full: exit 2, one sentence, nothing half-written; with room, it ends as if nothing had been."""
+def test_a_full_disk_stops_the_grid_and_the_same_command_goes_on(tiny_folder, tmp_path, small_disk, capsys,
+                                                                 monkeypatch):
+    """The whole command on a file system that runs full: exit 2, one sentence, nothing half-written; with room, it ends
+    as if nothing had been.
+    """
     import harness.forecast.preflight
     from tests.harness.test_grid import files, run
 
-    monkeypatch.setattr(harness.forecast.preflight, "check_disk", lambda *_: None)  # it would refuse at once: here the disk runs full later
+    # it would refuse at once: here the disk runs full later
+    monkeypatch.setattr(harness.forecast.preflight, "check_disk", lambda *_: None)
     (small_disk / "ballast").write_bytes(bytes((1 << 20) - (1 << 14)))
     (tmp_path / "results").mkdir()
     (small_disk / "cache").mkdir()
@@ -290,18 +303,23 @@ def test_a_full_disk_stops_the_grid_and_the_same_command_goes_on(tiny_folder, tm
 
 def test_a_file_size_limit_is_named(tiny_folder, tmp_path):
     """ulimit -f, as some clusters set it: the command itself, in a process of its own."""
-    flags = ["--model", str(tiny_folder), "--dataset", "mmlu_pro", "--eval_size", "12", "--calib_size", "6", "--avg_bits", "4.75", "--threads", "1",
+    flags = ["--model", str(tiny_folder), "--dataset", "mmlu_pro", "--eval_size", "12", "--calib_size", "6",
+             "--avg_bits", "4.75", "--threads", "1",
              "--cache_dir", str(tmp_path / "c"), "--results_dir", str(tmp_path / "r")]
-    code = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900));"
-            f"sys.path.insert(0, {str(REPO)!r}); from harness.cli.main import main; sys.exit(main({flags!r}))")
+    code = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900));sys.path.insert(0, {str(REPO)!r}); from "
+            f"harness.cli.main import main; sys.exit(main({flags!r}))")
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     errors = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
-    assert ran.returncode == 2 and len(errors) == 1 and "the file size limit of this shell (ulimit -f) is reached" in errors[0]
+    assert ran.returncode == 2 and len(errors) == 1
+    assert "the file size limit of this shell (ulimit -f) is reached" in errors[0]
     assert "Traceback" not in ran.stderr and not list((tmp_path / "c").glob(".tmp-*"))
 
 
 def test_making_is_looking_up_first_and_its_seconds_are_its_own(tmp_path, monkeypatch):
-    """A stage inside another one is not billed twice; what a killed process spent is not lost; --eval_only refuses scores, not samples."""
+    """A stage inside another one is not billed twice; what a killed process spent is not lost; --eval_only refuses
+    scores, not samples.
+    """
     clock = [100.0]
     for module in ("store", "partial"):
         monkeypatch.setattr(f"harness.store.{module}.time.perf_counter", lambda: clock[0])
@@ -318,7 +336,8 @@ def test_making_is_looking_up_first_and_its_seconds_are_its_own(tmp_path, monkey
     inner = stage("gradients", 5.0)
     outer = stage("scores", 2.0, lambda: store.make(*inner))
     entry = store.make(*outer)
-    assert store.seconds(inner[0]) == 5.0 and store.seconds(outer[0]) == 2.0 and not (tmp_path / ".partial" / outer[0]).exists()
+    assert store.seconds(inner[0]) == 5.0 and store.seconds(outer[0]) == 2.0
+    assert not (tmp_path / ".partial" / outer[0]).exists()
     clock[0] += 1000.0
     assert store.make(*outer[:2], lambda partial: pytest.fail("made twice")) == entry
     killed = stage("plan", 7.0)
@@ -345,7 +364,7 @@ def test_only_what_is_used_is_verified(tmp_path):
     """A cached cell reads a scorer's notes, not the gigabytes of its scores."""
     store = Store(tmp_path)
     key, identity = stage_key("scores", 1)
-    entry = store.put(key, identity, {}, lambda folder: [write_json(folder / name, name) for name in ("large", "small")])
+    entry = store.put(key, identity, {}, lambda at: [write_json(at / name, name) for name in ("large", "small")])
     (entry / "large").write_text("damaged")
     assert store.get(key, only=("small",)) == entry and store.get(key) is None
 
@@ -378,7 +397,8 @@ def test_old_leftovers_are_swept_and_young_ones_left(tmp_path):
     for name in (".tmp-old", ".partial/old"):
         os.utime(tmp_path / name, (0, 0))
     store.sweep()
-    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == [".partial", ".partial/young", ".tmp-young"]
+    left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*"))
+    assert left == [".partial", ".partial/young", ".tmp-young"]
 
 
 def test_a_damaged_piece_is_thrown_away(tmp_path, caplog):

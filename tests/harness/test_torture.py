@@ -1,4 +1,6 @@
-"""A grid that is killed again and again, and one that several processes share: the bytes of an undisturbed run, nothing done twice."""
+"""A grid that is killed again and again, and one that several processes share: the bytes of an undisturbed run, nothing
+done twice.
+"""
 
 import json
 import os
@@ -24,10 +26,13 @@ pytestmark = pytest.mark.slow
 
 
 def flags(tiny: Path, root: Path) -> list[str]:
-    """A grid with every kind of stage: scores, gradients, corrupted model, oracle, solved weights, codebooks, generation."""
-    return ["--model", str(tiny), "--dataset", "mmlu_pro", "trivia_qa", "--eval_size", "24", "--calib_size", "8", "--avg_bits", "4.75", "5.5",
-            "--calib_tokens", "600", "--oracle_docs", "3", "--num_fewshot", "1",
-            "--method", "TAQ", "TAQoS", "TAQO-oracle", "TaCQ", "SPQR-native", "SqueezeLLM-native", "--quantizer", "gptq", "--device", "cpu",
+    """A grid with every kind of stage: scores, gradients, corrupted model, oracle, solved weights, codebooks,
+    generation.
+    """
+    return ["--model", str(tiny), "--dataset", "mmlu_pro", "trivia_qa", "--eval_size", "24", "--calib_size", "8",
+            "--avg_bits", "4.75", "5.5", "--calib_tokens", "600", "--oracle_docs", "3", "--num_fewshot", "1",
+            "--method", "TAQ", "TAQoS", "TAQO-oracle", "TaCQ", "SPQR-native", "SqueezeLLM-native", "--quantizer",
+            "gptq", "--device", "cpu",
             "--threads", "1", "--max_new_tokens", "4", "--batch_tokens", "400", "--cache_dir", str(root / "cache"),
             "--results_dir", str(root / "results")]
 
@@ -36,9 +41,11 @@ class Zygote:
     """Forks commands; knows how each of them ended."""
 
     def __init__(self):
-        self.process = subprocess.Popen([sys.executable, str(REPO / "tests" / "zygote.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, str(REPO / "tests" / "zygote.py")], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True)
         self.lines: queue.Queue = queue.Queue()
-        threading.Thread(target=lambda: [self.lines.put(line.split()) for line in self.process.stdout], daemon=True).start()
+        threading.Thread(target=lambda: [self.lines.put(line.split()) for line in self.process.stdout],
+                         daemon=True).start()
         self.ended: dict[int, int] = {}
         assert self.lines.get(timeout=120)[1] == "ready"
 
@@ -94,7 +101,9 @@ def finish(zygote: Zygote, tiny: Path, root: Path) -> None:
 
 
 def content(root: Path) -> dict[str, object]:
-    """All that a run leaves and that must not depend on how it went: samples, results, and every file of the store but its clock."""
+    """All that a run leaves and that must not depend on how it went: samples, results, and every file of the store but
+    its clock.
+    """
     found: dict[str, object] = {}
     for path in sorted((root / "results").glob("*.json*")):
         if path.suffix == ".jsonl":
@@ -119,22 +128,25 @@ def check(root: Path, wanted: dict[str, object]) -> None:
     assert content(root) == wanted
     twice = {what: count for what, count in journal(root).items() if count > 1}
     assert not twice, f"made again after they were stored: {twice}"
-    assert not [p for p in (root / "cache" / ".partial").rglob("*") if p.is_file()], "pieces of finished stages were left"
+    assert not [p for p in (root / "cache" / ".partial").rglob("*")
+                if p.is_file()], "pieces of finished stages were left"
     assert not list((root / "cache").glob(".damaged-*"))
     # a kill in the making or the taking down of a run's board leaves a folder without run.json, which nothing reads
     assert not list((root / "results" / ".runs").glob("*/run.json")), "a finished run is still on the board"
 
 
 def age_unsigned_locks(root: Path) -> None:
-    """Let the minutes pass at once after which a lock is given up whose maker was killed before it wrote its name into it."""
+    """Let the minutes pass at once after which a lock is given up whose maker was killed before it wrote its name into
+    it.
+    """
     for lock in (root / "cache" / ".leases").glob("*"):
         if lock.stat().st_size == 0:
             os.utime(lock, (0, 0))
 
 
 def test_killed_at_thirty_random_moments(zygote, undisturbed, tiny_folder, tmp_path):
-    """Every kill is a SIGKILL while the grid works.  Lives are as long as this machine is slow; a grid that ends all the same is
-    followed by a new one, with lives half as long, so that there are thirty kills on any machine."""
+    """Every kill is a SIGKILL while the grid works.  Lives are as long as this machine is slow; a grid that ends all
+    the same is followed by a new one, with lives half as long, so that there are thirty kills on any machine."""
     wanted, seconds = undisturbed
     rng, longest, kills, roots = random.Random(0), 2 * seconds / KILLS, 0, [tmp_path / "0"]
     roots[-1].mkdir()
@@ -168,15 +180,19 @@ def said(root: Path) -> list[str]:
 
 
 def test_four_processes_share_a_grid_and_one_of_them_is_killed(zygote, undisturbed, tiny_folder, tmp_path):
-    """The same command four times at once, one killed in the middle of a stage: no entry twice, the same bytes, and the work was really shared."""
+    """The same command four times at once, one killed in the middle of a stage: no entry twice, the same bytes, and the
+    work was really shared.
+    """
     children = [zygote.start(flags(tiny_folder, tmp_path), tmp_path / f"log{i}") for i in range(4)]
     end = time.monotonic() + 300
-    while (victim := at_work(tmp_path, children)) is None and time.monotonic() < end and zygote.wait(children[0], 0.01) is None:
-        pass
+    while (victim := at_work(tmp_path, children)) is None and time.monotonic() < end:
+        if zygote.wait(children[0], 0.01) is not None:
+            break
     assert victim is not None, said(tmp_path)
     assert zygote.kill(victim) == 137, said(tmp_path)
     codes = [zygote.wait(child, 600) for child in children]
     assert codes == [137 if child == victim else 0 for child in children], said(tmp_path)
     check(tmp_path, undisturbed[0])
-    shares = [sum('"samples"' in line for line in path.read_text().splitlines()) for path in (tmp_path / "cache" / "journal").iterdir()]
+    shares = [sum('"samples"' in line for line in path.read_text().splitlines())
+              for path in (tmp_path / "cache" / "journal").iterdir()]
     assert len([s for s in shares if s]) >= 2, f"cells by process: {shares}"

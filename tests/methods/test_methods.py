@@ -113,7 +113,8 @@ def test_standardise_uses_the_sample_deviation():
 def test_noise_depends_on_seed_document_and_block_alone():
     base = noise((3, 4), 0, "d", 1)
     assert torch.equal(base, noise((3, 4), 0, "d", 1)) and float(base.abs().max()) <= 0.5
-    assert all(not torch.equal(base, other) for other in (noise((3, 4), 1, "d", 1), noise((3, 4), 0, "e", 1), noise((3, 4), 0, "d", 2)))
+    others = (noise((3, 4), 1, "d", 1), noise((3, 4), 0, "e", 1), noise((3, 4), 0, "d", 2))
+    assert all(not torch.equal(base, other) for other in others)
     assert noise((200, 200), 0, "d", 1).std() == pytest.approx((1 / 12) ** 0.5, rel=0.02)
 
 
@@ -122,13 +123,15 @@ def test_kl_is_the_closed_form_of_the_noisy_forward():
     model, spec, calib = tiny_model("llama"), SCORERS.get("TAQoS"), calib_set(1)
     found = spec.fn(context(model, spec, calib)).notes
     ids, seen = torch.tensor(calib.tokens[0])[None], {}
-    hook = model.model.layers[-1].register_forward_hook(lambda m, i, o: seen.setdefault("h", o if torch.is_tensor(o) else o[0]))
+    keep = lambda module, given, out: seen.setdefault("h", out if torch.is_tensor(out) else out[0])  # noqa: E731
+    hook = model.model.layers[-1].register_forward_hook(keep)
     with torch.no_grad():
         clean = model(ids).logits[0, -1].log_softmax(-1)
         hook.remove()
         h, last = seen["h"], len(model.model.layers) - 1
         step = float(h[0, -1].max() - h[0, -1].min()) / 15
-        moved = model.lm_head(model.model.norm(h + step * noise(tuple(h.shape[1:]), 0, calib.doc_ids[0], last)))[0, -1].log_softmax(-1)
+        noisy = h + step * noise(tuple(h.shape[1:]), 0, calib.doc_ids[0], last)
+        moved = model.lm_head(model.model.norm(noisy))[0, -1].log_softmax(-1)
     assert found["step"][last] == pytest.approx(step, rel=1e-5)
     assert found["kl"][last] == pytest.approx(float((clean.exp() * (clean - moved)).sum()), rel=1e-3)
 

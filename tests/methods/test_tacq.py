@@ -1,4 +1,5 @@
-"""Gradient sums and TaCQ's saliencies: closed forms on tiny models, and the published code's numbers on the real one."""
+"""Gradient sums and TaCQ's saliencies: closed forms on tiny models, and the published code's numbers on the real one.
+"""
 
 import json
 
@@ -77,7 +78,8 @@ def test_only_the_kinds_asked_for():
     linears = find_linears(model)[0]
     every = gradient_sums(model, linears, calib).sums
     for kind in KINDS:
-        one = gradient_sums(model, dict(list(linears.items())[:0:-3]), calib, (kind,)).sums  # some of the linears, backwards
+        # some of the linears, backwards
+        one = gradient_sums(model, dict(list(linears.items())[:0:-3]), calib, (kind,)).sums
         assert set(one) == {kind} and set(one[kind]) < set(linears)
         assert all(torch.equal(value, every[kind][fqn]) for fqn, value in one[kind].items())
     with pytest.raises(ValueError, match="mean"):
@@ -85,7 +87,9 @@ def test_only_the_kinds_asked_for():
 
 
 def test_loss_mask_marks_targets():
-    """The answer's own tokens count, predicted from the ones before; a mark on the first token has nothing to predict it."""
+    """The answer's own tokens count, predicted from the ones before; a mark on the first token has nothing to predict
+    it.
+    """
     model, rng = tiny_model("llama"), np.random.default_rng(0)
     tokens = [rng.integers(3, 250, n) for n in (12, 20)]
     masks = [np.arange(12) >= 9, np.isin(np.arange(20), (0, 1, 19))]
@@ -103,7 +107,8 @@ def test_loss_mask_marks_targets():
 def test_the_model_is_left_as_found(dtype, grad_dtype):
     """Weights bit by bit, dtypes, grad flags, old gradients, training mode, hooks; also when the pass fails."""
     model = tiny_model("llama").to(dtype)
-    model.model.rotary_emb.inv_freq.data = model.model.rotary_emb.inv_freq.float() * 1.000001  # kept wide beside a 16-bit model, as families do
+    # kept wide beside a 16-bit model, as families do
+    model.model.rotary_emb.inv_freq.data = model.model.rotary_emb.inv_freq.float() * 1.000001
     model.model.layers[1].train()
     model.model.norm.weight.requires_grad_(True).grad = torch.ones_like(model.model.norm.weight)
     before, linears = state_of(model), find_linears(model)[0]
@@ -137,7 +142,8 @@ def test_16_bit_gradients_are_near(grad_dtype, near):
     wide, narrow = (gradient_sums(model, linears, calib, grad_dtype=d) for d in ("float32", grad_dtype))
     for kind in KINDS:
         assert_same(narrow.sums[kind], wide.sums[kind], 2 * near if kind == "square" else near)
-    assert not torch.equal(narrow.sums["abs"]["model.layers.0.mlp.up_proj"], wide.sums["abs"]["model.layers.0.mlp.up_proj"])
+    assert not torch.equal(narrow.sums["abs"]["model.layers.0.mlp.up_proj"],
+                           wide.sums["abs"]["model.layers.0.mlp.up_proj"])
     np.testing.assert_allclose(narrow.losses, wide.losses, rtol=near)
 
 
@@ -211,7 +217,8 @@ def test_an_overflow_of_16_bit_gradients_is_an_error_not_a_rank():
 
     linears[name].register_forward_hook(amplify)
     assert len(gradient_sums(model, linears, calib_set(1)).losses) == 1
-    with pytest.raises(UserError, match=r"abs of gradients of model\.layers\.\d\.\S+ is not finite in float16; use --grad_dtype fp32"):
+    said = r"abs of gradients of model\.layers\.\d\.\S+ is not finite in float16; use --grad_dtype fp32"
+    with pytest.raises(UserError, match=said):
         gradient_sums(model, linears, calib_set(1), grad_dtype="float16")
 
 
@@ -225,7 +232,8 @@ def test_loss_in_slices_is_the_loss(dtype, monkeypatch):
     loss, wanted = _MeanCrossEntropy.apply(ours, rows, targets), cross_entropy(plain[rows], targets)
     loss.backward(), wanted.backward()
     assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-6)
-    torch.testing.assert_close(ours.grad, plain.grad.to(dtype), rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-7)
+    torch.testing.assert_close(ours.grad, plain.grad.to(dtype), rtol=1e-5 if dtype == torch.float32 else 1e-2,
+                               atol=1e-7)
 
 
 def saliency_context(name, model, calib, **params):
@@ -236,7 +244,8 @@ def saliency_context(name, model, calib, **params):
     generator = torch.Generator().manual_seed(3)
     noise = {f: 0.1 * torch.randn(lin.weight.shape, generator=generator) for f, lin in ctx.linears.items()}
     corrupt = {f: (lin.weight + noise[f]).to(lin.weight.dtype) for f, lin in ctx.linears.items()}
-    ctx.gradients, ctx.corrupted = lambda kind: dict(sums[kind]), lambda: dict(corrupt)  # read afresh, as from the store
+    # read afresh, as from the store
+    ctx.gradients, ctx.corrupted = lambda kind: dict(sums[kind]), lambda: dict(corrupt)
     return spec, ctx, sums, corrupt
 
 
@@ -250,7 +259,8 @@ def test_each_ablation_is_its_formula(name, dtype):
     for fqn, lin in ctx.linears.items():
         w, wq = lin.weight.double(), corrupt[fqn].double()
         absolute, square, plain = (sums[kind][fqn].double() for kind in KINDS)
-        wanted = {"TaCQ": w.abs() * absolute * (w - wq).abs(), "TaCQ-weight": w.abs(), "TaCQ-fisher": square, "TaCQ-gradient": plain.abs(),
+        wanted = {"TaCQ": w.abs() * absolute * (w - wq).abs(), "TaCQ-weight": w.abs(), "TaCQ-fisher": square,
+                  "TaCQ-gradient": plain.abs(),
                   "TaCQ-absgrad": absolute, "TaCQ-MSG": w.abs() * absolute, "TaCQ-QAL": absolute * (wq - w).abs()}[name]
         torch.testing.assert_close(found.values[fqn].double(), wanted, rtol=1e-5, atol=1e-12)
         assert found.values[fqn].dtype == torch.float32 and bool((found.values[fqn] >= 0).all())
@@ -286,7 +296,8 @@ def test_what_the_scores_depend_on_is_declared(name):
 
 # ---- the published code's numbers on the real model ----
 
-REP = ("model.layers.0.self_attn.q_proj", "model.layers.14.self_attn.k_proj", "model.layers.14.mlp.gate_proj", "model.layers.29.mlp.down_proj")
+REP = ("model.layers.0.self_attn.q_proj", "model.layers.14.self_attn.k_proj", "model.layers.14.mlp.gate_proj",
+       "model.layers.29.mlp.down_proj")
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +326,8 @@ def kept(golden, bits):
     flags = torch.zeros(total, dtype=torch.bool)
     flags[tensors(golden, f"mask_{bits}")["flat_indices"].long()] = True
     assert total == summary["n_scored"] and int(flags.sum()) == int(0.0035 * total) == summary["k"] == 371589
-    masks = dict(zip(shapes, (part.reshape(shape) for part, shape in zip(flags.split([r * c for r, c in shapes.values()]), shapes.values()))))
+    flat = flags.split([r * c for r, c in shapes.values()])
+    masks = {fqn: part.reshape(shapes[fqn]) for fqn, part in zip(shapes, flat)}
     assert all(int(masks[f].sum()) == layers["layers"][bits][f"{f}.weight"]["kept"] for f in shapes)
     return masks, summary["threshold_min_kept"]
 
@@ -323,7 +335,8 @@ def kept(golden, bits):
 def golden_saliency(golden, real, bits, gradients, published=True):
     """Ours of the stored rows, from the golden corrupt weights."""
     linears, corrupt = find_linears(real)[0], tensors(golden, f"weights_{bits}")
-    return {f: saliency(linears[f].weight.detach()[: len(g)], g, corrupt[f"corrupt.{f}"], published) for f, g in gradients.items()}
+    return {f: saliency(linears[f].weight.detach()[: len(g)], g, corrupt[f"corrupt.{f}"], published)
+            for f, g in gradients.items()}
 
 
 @pytest.mark.real
@@ -339,7 +352,8 @@ def test_golden_saliency_and_mask(golden, real, bits):
         assert float((value - wanted[fqn].abs()).norm() / wanted[fqn].norm()) < 1e-5
         assert torch.equal(value >= threshold, masks[fqn][: len(value)])
     wide = golden_saliency(golden, real, bits, gradients, published=False)
-    assert all(0 < float((wide[f] - found[f]).norm() / found[f].norm()) < 1e-5 for f in REP)  # the default is near and not the same
+    # the default is near and not the same
+    assert all(0 < float((wide[f] - found[f]).norm() / found[f].norm()) < 1e-5 for f in REP)
 
 
 @pytest.mark.real
@@ -357,5 +371,6 @@ def test_golden_gradients(golden, real):
         assert float(((ours[fqn] - g).abs() / g).median()) < 1e-4
     for bits in ("2bit", "3bit"):
         masks, threshold = kept(golden, bits)
-        assert all(torch.equal(s >= threshold, masks[f][: len(s)]) for f, s in golden_saliency(golden, real, bits, ours).items())
+        assert all(torch.equal(s >= threshold, masks[f][: len(s)])
+                   for f, s in golden_saliency(golden, real, bits, ours).items())
     assert before == {n: array_digest(p) for n, p in real.named_parameters()}

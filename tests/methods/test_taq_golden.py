@@ -30,7 +30,8 @@ def model(real_model):
 @pytest.fixture(scope="module")
 def score(golden, model, real_model):
     tokens = tuple(np.array(t) for t in golden["token_ids"])
-    calib = CalibSet("trivia_qa", tuple(map(str, range(12))), tokens, tuple(np.ones(len(t), bool) for t in tokens), 0, "golden")
+    calib = CalibSet("trivia_qa", tuple(map(str, range(12))), tokens, tuple(np.ones(len(t), bool) for t in tokens), 0,
+                     "golden")
     tokenizer = load_tokenizer(str(real_model), ModelRef("m", "r", "float32"))
 
     def run(name, **params):
@@ -46,7 +47,8 @@ def bits_of(scores, ctx, method, rounding=None):
     spec = resolve_method(method)
     options = spec.options | ({"rounding": rounding} if rounding else {})
     shapes = {f: tuple(lin.weight.shape) for f, lin in ctx.linears.items()}
-    layers, _ = ALLOCATORS.get(spec.allocator).fn(AllocContext(shapes, ctx.block_of, Budget(0.0, group_size=96), scores, options=options))
+    layers, _ = ALLOCATORS.get(spec.allocator).fn(AllocContext(shapes, ctx.block_of, Budget(0.0, group_size=96), scores,
+                                                               options=options))
     return [next(layers[f].bits for f, b in ctx.block_of.items() if b == block) for block in range(30)]
 
 
@@ -75,6 +77,7 @@ def test_taqos(score, golden):
     """Eight seeds, as in the golden: steps to 1e-4, the mean KL by rank, and within three standard deviations."""
     runs = [score("TAQoS", seed=seed)[0].notes for seed in range(8)]
     np.testing.assert_allclose(runs[0]["step"], golden["taqos_step"], rtol=1e-4)
-    kl, mean, sd = (np.array(x) for x in ([r["kl"] for r in runs], golden["kl_mean_over_8_noise_seeds"], golden["kl_sd_over_8_noise_seeds"]))
+    kl, mean, sd = (np.array(x) for x in ([r["kl"] for r in runs], golden["kl_mean_over_8_noise_seeds"],
+                                          golden["kl_sd_over_8_noise_seeds"]))
     assert kendalltau(kl.mean(0), mean).statistic >= 0.8
     assert (np.abs(kl.mean(0) - mean) <= 3 * sd).all()

@@ -43,7 +43,8 @@ def test_hessians_of_the_untouched_model(family):
     """Walked without quantizing, every linear's Hessian is that of plain forward passes; the model is as it was."""
     model, blocks, linears, block_of, calib = parts(family)
     want, found = inputs_by_hand(model, linears, calib), {}
-    walk(BlockStream(model, blocks, calib.tokens), linears, block_of, lambda f, aid: found.__setitem__(f, aid.hessian), sequential=False)
+    walk(BlockStream(model, blocks, calib.tokens), linears, block_of, lambda f, aid: found.__setitem__(f, aid.hessian),
+         sequential=False)
     assert set(found) == set(linears)
     for fqn, hessian in found.items():
         torch.testing.assert_close(hessian.double(), want[fqn], rtol=1e-4, atol=1e-4)  # float32, other batch shapes
@@ -110,7 +111,8 @@ def test_solving_starts_from_the_weights_as_loaded():
     first = solved(3)
     solved(2)
     again = solved(3)
-    assert all(torch.equal(first[f], again[f]) for f in first) and not any(torch.equal(first[f], before[f]) for f in first)
+    assert all(torch.equal(first[f], again[f]) for f in first)
+    assert not any(torch.equal(first[f], before[f]) for f in first)
     originals.restore()
     assert all(torch.equal(lin.weight, before[f]) for f, lin in linears.items())
 
@@ -121,12 +123,14 @@ def test_a_linear_at_16_bits_is_rounded_to_16_and_no_further():
     plan = {f: LayerPlan(16 if i == 0 else 3, 8) for i, f in enumerate(names)}
     before = linears[names[0]].weight.detach().clone()
     found = originals.solve(plan, "gptq", model=model, blocks=blocks, block_of=block_of, calib=calib)
-    assert torch.equal(linears[names[0]].weight, before.bfloat16().float()) and list(found) == names and found[names[0]].layer.bits == 16
+    assert torch.equal(linears[names[0]].weight,
+                       before.bfloat16().float()) and list(found) == names and found[names[0]].layer.bits == 16
 
 
-@pytest.mark.parametrize(("tokens", "message"), (((), "calibration set is empty"), ((np.array([5]), np.array([6])), "a single token")))
+@pytest.mark.parametrize(("tokens", "message"), (((), "calibration set is empty"),
+                                                 ((np.array([5]), np.array([6])), "a single token")))
 def test_calibration_that_cannot_serve_is_one_clear_error(tokens, message):
     model, blocks, linears, block_of, _ = parts()
     with pytest.raises(UserError, match=message):
-        Originals(linears).solve({f: LayerPlan(3, 8) for f in linears}, "gptq", model=model, blocks=blocks, block_of=block_of,
-                                 calib=CalibSet("x", (), tokens, (), 0, ""))
+        Originals(linears).solve({f: LayerPlan(3, 8) for f in linears}, "gptq", model=model, blocks=blocks,
+                                 block_of=block_of, calib=CalibSet("x", (), tokens, (), 0, ""))
