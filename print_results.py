@@ -1,17 +1,21 @@
 #!/usr/bin/env python
 """Print the tables that a results folder holds, or compare two of its cells; reads nothing but that folder."""
 
+import gc
 import os
 import sys
 from pathlib import Path
 
 EPILOG = """examples:
-  python print_results.py --details                                                      intervals, p values, flips, KL, categories
-  python print_results.py --dataset mmlu_pro --avg_bits 2.25 --sort -loglik              one data set, the best first
-  python print_results.py --html report.html                                             every figure, one page to keep or to send
-  python print_results.py --format latex > table.tex                                     for a paper
-  python print_results.py --compare uniform TaCQ --dataset trivia_qa --avg_bits 2.25     two cells, down to the questions that flipped
+  python print_results.py --details                            intervals, p values, flips, KL, categories
+  python print_results.py --dataset mmlu_pro --sort -loglik    one data set, the best first
+  python print_results.py --html report.html                   every figure, one page to keep or to send
+  python print_results.py --format latex > table.tex           for a paper
+  python print_results.py --compare uniform TaCQ --dataset trivia_qa --avg_bits 2.25
+                                                               two cells, down to the questions that flipped
 """
+FILTERS = ("model", "dataset", "avg_bits", "run_type")  # they choose cells; --method and --seed, rows of whole tables
+PAGE_REFUSES = ("method", "seed", "sort", "details", "format", "all", "compare")
 
 
 def build_parser(formats, sorts):
@@ -22,18 +26,30 @@ def build_parser(formats, sorts):
 
     parser = Parser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results_dir", default="results", help="folder with the results (default: results)")
-    parser.add_argument("--format", choices=formats, default="terminal", help="how to print (default: terminal)")
-    parser.add_argument("--details", action="store_true",
-                        help="add the tables of each data set: intervals, p values, flips, KL, categories (csv and json hold the numbers anyway)")
-    parser.add_argument("--html", metavar="FILE", help="write the report, one self-contained page with every figure, instead of printing")
-    parser.add_argument("--sort", metavar="COLUMN", help=f"order rows by {', '.join(sorts)} (its mean over the data sets); -COLUMN: largest first")
-    cells = parser.add_argument_group("filters", "p values, families and marks are those of the whole table, whatever rows are shown")
-    for name, of in (("model", str), ("dataset", str), ("avg_bits", float), ("run_type", str), ("method", str), ("seed", int)):
+    parser.add_argument("--format", type=_format, choices=formats, help="how to print (default: terminal)")
+    parser.add_argument("--details", action="store_true", help="add the tables of each data set: intervals, p values, "
+                        "flips, KL, categories (csv and json hold the numbers anyway)")
+    parser.add_argument("--html", metavar="FILE", help="write the page with every table and figure instead of printing")
+    parser.add_argument("--sort", metavar="NAME", help=f"order rows by {', '.join(sorts)} (mean over the data sets), "
+                                                       "-NAME: largest first")
+    cells = parser.add_argument_group("filters", "p values, families and marks are those of the whole table, whatever "
+                                                 "rows are shown")
+    filters = {"model": str, "dataset": str, "avg_bits": float, "run_type": str, "method": str, "seed": int}
+    for name, of in filters.items():
         cells.add_argument(f"--{name}", nargs="+", type=of, metavar=name.upper(), help=f"show only these ({name})")
     pair = parser.add_argument_group("two cells")
-    pair.add_argument("--compare", nargs=2, metavar=("A", "B"), help="METHOD, METHOD@SEED, the beginning of a digest, or a file's name without .json")
+    pair.add_argument("--compare", nargs=2, metavar=("A", "B"),
+                      help="METHOD, METHOD@SEED, the beginning of a digest, or a file's name without .json")
     pair.add_argument("--all", action="store_true", help="list every question that flipped, not the first 20")
     return parser
+
+
+def _format(name: str) -> str:
+    from core.errors import UserError
+
+    if name == "html":
+        raise UserError("--format html is not printed; --html FILE writes the page with every table and figure")
+    return name
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,42 +74,73 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _print(args) -> int:
-    from core.errors import UserError
-    from harness.progress import plain_console
     from report.records import load_results
-    from report.tables import pair as compare
-    from report.tables.filters import choose, rows_of, sort_tables
-    from report.tables.tables import group, require_rows
-    from report.text.render import show, show_story, story_text, text
+    from report.tables.filters import choose
+    from report.tables.tables import require_rows
 
-    results = load_results(Path(args.results_dir))
-    require_rows(results, args.results_dir)
-    results = choose(results, {name: getattr(args, name) for name in ("model", "dataset", "avg_bits", "run_type")})
-    if args.compare:
-        unread = [f"--{name}" for name in ("method", "sort", "details") if getattr(args, name)]
-        if unread:
-            raise UserError(f"{unread[0]} has no meaning with --compare, which prints two cells; leave one of them out")
-        fitting = [r for r in results if not args.seed or r.seed in args.seed]
-        found = compare.story(*compare.find_pair(fitting, args.compare))
-        if args.format == "terminal":
-            show_story(found, plain_console(), args.all)
-        else:
-            sys.stdout.write(story_text(found, args.format, args.all))
-        return 0
+    _refuse(args)
+    every = load_results(Path(args.results_dir))
+    require_rows(every, args.results_dir)
+    results = choose(every, {name: getattr(args, name) for name in FILTERS})
     if args.html:
         from report.page import write
 
+        gc.enable()  # figures hold each other
         print(write(args.results_dir, args.html, results))
-        return 0
-    if args.all:
-        raise UserError("--all lists the questions that flipped between two cells; give --compare A B with it")
-    tables = sort_tables(rows_of(group(results), args.method, args.seed), args.sort)
-    if args.format == "terminal":
-        show(tables, plain_console(), args.details)
+    elif args.compare:
+        _print_pair(args, results)
     else:
-        sys.stdout.write(text(tables, args.format, args.details))
+        _print_tables(args, results, every)
     return 0
 
 
+def _refuse(args) -> None:
+    """A flag that would be without effect is an error."""
+    from core.errors import UserError
+
+    given = [name for name in PAGE_REFUSES if getattr(args, name)]
+    if args.html and given:
+        raise UserError(f"--{given[0]} has no meaning with --html, whose page holds every row and all details of the "
+                        "cells that --model, --dataset, --avg_bits and --run_type choose; leave one of them out")
+    given = [name for name in ("method", "sort", "details") if getattr(args, name)]
+    if args.compare and given:
+        raise UserError(f"--{given[0]} has no meaning with --compare, which prints two cells; leave one of them out")
+    if args.all and not args.compare:
+        raise UserError("--all lists the questions that flipped between two cells; give --compare A B with it")
+
+
+def _print_tables(args, results: list, every: list) -> None:
+    from core.commandline import plain_console
+    from report.tables.filters import rows_of, sort_tables
+    from report.tables.tables import group
+
+    tables = sort_tables(rows_of(group(results, every), args.method, args.seed), args.sort)
+    if args.format in (None, "terminal"):
+        from report.text.terminal import show
+
+        show(tables, plain_console(), args.details)
+    else:
+        from report.text.render import text
+
+        sys.stdout.write(text(tables, args.format, args.details))
+
+
+def _print_pair(args, results: list) -> None:
+    from core.commandline import plain_console
+    from report.tables.pair import find_pair, story
+
+    two = story(*find_pair([r for r in results if not args.seed or r.seed in args.seed], args.compare))
+    if args.format in (None, "terminal"):
+        from report.text.terminal import show_story
+
+        show_story(two, plain_console(), args.all)
+    else:
+        from report.text.render import story_text
+
+        sys.stdout.write(story_text(two, args.format, args.all))
+
+
 if __name__ == "__main__":
+    gc.disable()  # of no use to a process that reads, prints and ends, and a tenth of its time
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # starting threads costs more than these small products gain
     sys.exit(main())

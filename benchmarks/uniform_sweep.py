@@ -18,8 +18,8 @@ from harness.jobs.launch import run_local
 from harness.presets import build_grid
 from harness.progress import Progress
 from report.tables.tables import tables_of
+from report.text.details import change
 from report.text.numbers import number, percent
-from report.text.sheets import change
 
 BUDGETS = (2.1875, 3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5)  # 2.1875 = every linear at 2 bits in groups of 96
 

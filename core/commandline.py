@@ -1,4 +1,4 @@
-"""What both command lines share: a parser that complains in one sentence, and output that no terminal's encoding can stop."""
+"""What both command lines share: a parser that complains in one sentence, and output that no terminal can stop."""
 
 import argparse
 import re
@@ -11,23 +11,31 @@ NUMBERS = {"int": "a whole number", "float": "a number"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but an unusable flag is a UserError: one sentence with the value and what is allowed, without the wall of usage."""
+    """argparse, but an unusable flag is a UserError: one sentence with the value and what is allowed."""
 
     def error(self, message: str):
         raise UserError(self._sentence(message))
 
     def _sentence(self, message: str) -> str:
-        if found := re.match(r"unrecognized arguments: (\S+)", message):
-            flag = found[1].partition("=")[0]
-            return f"unknown flag {flag!r}{did_you_mean(flag, re.findall(r'--[a-z_]+', self.format_usage()))}; --help lists every flag"
-        if found := re.fullmatch(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
-            allowed = found[3].replace("'", "")
-            return f"{found[1]} is {found[2]!r}{did_you_mean(found[2], allowed.split(', '))}; use one of: {allowed}"
-        if found := re.fullmatch(r"argument (\S+): invalid (int|float) value: (.*)", message):
-            return f"{found[1]} is {found[3]}; give {NUMBERS[found[2]]}"
-        if found := re.fullmatch(r"argument (\S+): expected (.*)", message):
-            return f"{found[1]} has no value, expected {found[2]}; give it, or leave the flag out"
+        if match := re.match(r"unrecognized arguments: (\S+)", message):
+            flag = match[1].partition("=")[0]
+            known = re.findall(r"--[a-z_]+", self.format_usage())
+            return f"unknown flag {flag!r}{did_you_mean(flag, known)}; --help lists every flag"
+        if match := re.fullmatch(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
+            allowed = match[3].replace("'", "")
+            return f"{match[1]} is {match[2]!r}{did_you_mean(match[2], allowed.split(', '))}; use one of: {allowed}"
+        if match := re.fullmatch(r"argument (\S+): invalid (int|float) value: (.*)", message):
+            return f"{match[1]} is {match[3]}; give {NUMBERS[match[2]]}"
+        if match := re.fullmatch(r"argument (\S+): expected (.*)", message):
+            return f"{match[1]} has no value, expected {match[2]}; give it, or leave the flag out"
         return f"{message}; --help explains every flag"
+
+
+def plain_console():
+    """The rich console that results are printed on; wide enough for a table when it is not a terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 def forgiving_stdout() -> None:

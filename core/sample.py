@@ -1,4 +1,4 @@
-"""What one document gave, the record from which every metric is computed; and a metric as it comes out.  Needs no torch."""
+"""What one document gave, the record that every metric is computed from; and a metric as it comes out."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -29,7 +29,7 @@ class Sample:
         return self.correct if name == "accuracy" else self.scores.get(name)
 
     def as_plain(self) -> dict:
-        """The sample as one JSON object; ``scores`` only where there are any, so that older lines stay the same bytes."""
+        """The sample as one JSON object; ``scores`` only where there are any: other lines stay the bytes they were."""
         plain = asdict(self)
         return plain if self.scores else {name: value for name, value in plain.items() if name != "scores"}
 

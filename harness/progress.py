@@ -1,12 +1,15 @@
 """Progress with remaining time on a terminal; one line a finished cell elsewhere."""
 
-import sys
 import time
 from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from core.commandline import plain_console
+
+__all__ = ["Progress", "clock", "plain_console"]
 
 
 class Progress:
@@ -63,8 +66,3 @@ def clock(seconds: float) -> str:
     minutes, sec = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{sec:02d}" if hours else f"{minutes}:{sec:02d}"
-
-
-def plain_console() -> Console:
-    """The console that results are printed on; wide enough for a table when it is not a terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)

@@ -1,6 +1,6 @@
-"""The report: results as one self-contained page of tables and figures, each with the numbers under it.
+"""The report: results read back as tables, text, figures and a page; it imports nothing above it, and no torch.
 
-data.py, agreement.py   every figure's numbers as plain pandas frames, read from a results folder alone
-figures.py, maps.py, bars.py   those frames drawn by matplotlib as SVG
-page.py, page.html, pieces.html     tables and figures on one page that asks nothing of the network
+schema.py is what a result holds, records.py its files.  tables/ sorts results into tables of cells that may be compared
+and computes their rows; text/ writes these for terminals, Markdown, LaTeX, CSV and JSON; figures/ draws them; page.py
+puts all of it on one self-contained page.
 """

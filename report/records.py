@@ -1,11 +1,11 @@
 """Result files: how they are written and read back.
 
-``results/<name>.json``                one :class:`report.schema.Result`: the cell, its metrics with intervals, bits, digests, versions
-``results/<name>.jsonl``               one line a document (core/sample.py); every metric can be recomputed from it
-``results/questions/<asked>.jsonl``    one line a :class:`Question`, for all cells that were asked the same (``Result.asked``)
+``results/<name>.json``              one :class:`report.schema.Result`: the cell, its metrics with intervals, its bits
+``results/<name>.jsonl``             one line a document (core/sample.py); every metric can be recomputed from it
+``results/questions/<asked>.jsonl``  one line a :class:`Question`, for all cells of one ``Result.asked``
 
-Tables, notebook, page and app read these files only.  Comparisons with full precision (paired differences, McNemar, flips,
-KL) are computed when a table is made, from the per-document lines of both cells.
+Tables, notebook, page and app read these files only.  Comparisons with full precision (paired differences, McNemar,
+flips, KL) are computed when a table is made, from the per-document lines of both cells.
 """
 
 import json
@@ -19,14 +19,16 @@ from core.sample import Sample, sample_of
 from report.schema import BODY, HEAD, SCHEMA, VOLATILE, Bits, MethodFacts, ModelFacts, Result, TaskFacts, upgraded
 from report.typed import typed
 
-__all__ = ["SCHEMA", "Bits", "MethodFacts", "ModelFacts", "Question", "Result", "TaskFacts", "load_questions", "load_results", "load_samples",
-           "parse_samples", "read_if_whole", "read_result", "read_samples", "write_questions", "write_result"]
+__all__ = ["SCHEMA", "Bits", "MethodFacts", "ModelFacts", "Question", "Result", "TaskFacts", "load_questions",
+           "load_results", "load_samples", "parse_samples", "read_if_whole", "read_result", "read_samples",
+           "write_questions", "write_result"]
 
 
 def write_result(folder: Path, stem: str, result: Result, samples: list[Sample] | None) -> None:
     """Write samples first, then the summary that names them, so that a summary never lacks its lines.
 
-    An identical result is left untouched, so a fully cached run changes no file; a failed one never takes the place of a good one.
+    An identical result is left untouched, so a fully cached run changes no file; a failed one never takes the place of
+    a good one.
     """
     plain = result.as_plain()
     if samples is not None:
@@ -57,7 +59,10 @@ def _outcome(plain: dict) -> str:
 
 
 def read_if_whole(path: Path) -> dict | None:
-    """The JSON data at ``path`` as this version writes it; None if there is none, or a damaged one, which the next write replaces."""
+    """The JSON data at ``path`` as this version writes it.
+
+    None if there is none, or a damaged one, which the next write replaces.
+    """
     try:
         plain = _json_of(path)
     except (FileNotFoundError, ValueError, RecursionError):
@@ -88,11 +93,13 @@ def read_result(path: Path) -> Result:
     try:
         plain = _json_of(path)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} does not read as JSON ({one_line(error)}); delete it and run the cell again, or {away}") from None
+        raise UserError(f"{path} does not read as JSON ({one_line(error)}); delete it and run the cell again, "
+                        f"or {away}") from None
     if not isinstance(plain, dict) or "schema" not in plain:
         raise UserError(f"{path} is not a result of this harness; {away}")
     if plain["schema"] not in (1, SCHEMA):
-        raise UserError(f"{path} has schema {one_line(plain['schema'])}, this version reads 1 and {SCHEMA}; run the cell again")
+        raise UserError(f"{path} has schema {one_line(plain['schema'])}, this version reads 1 and {SCHEMA}; "
+                        "run the cell again")
     plain = upgraded(plain)
     lacks = [name for name in (*HEAD, *(BODY if plain.get("status") == "ok" else ())) if name not in plain]
     if lacks:
@@ -155,7 +162,8 @@ def load_questions(result: Result) -> dict[str, Question]:
         rows = _objects(path.read_text(encoding="utf-8"))
         return {row["doc_id"]: Question(row["doc_id"], row["question"], tuple(row["options"])) for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not hold questions ({one_line(error)}); delete it, the next run of one of its cells writes it again") from None
+        raise UserError(f"{path} does not hold questions ({one_line(error)}); delete it, the next run of one of its "
+                        "cells writes it again") from None
 
 
 def _questions_file(folder: Path, asked: str) -> Path:

@@ -1,4 +1,4 @@
-"""The schema of a result, documented here and nowhere else: one cell of a grid as a typed record, older versions included.
+"""The schema of a result, documented here and nowhere else: one cell of a grid as a typed record; older versions.
 
     schema 1   metrics held ``n``; no ``task``, no ``made``; ``versions`` were those of the process that wrote the file
     schema 2   as :class:`Result` says
@@ -114,7 +114,7 @@ class Result:
 
     @property
     def asked(self) -> str:
-        """Digest of the documents and of how and in which batches they were put; cells are compared where it is equal."""
+        """Digest of the documents and of how and in which batches they were put; only cells of one are compared."""
         return self.stages["evaluation"]
 
     @property
@@ -129,7 +129,7 @@ class Result:
 
     @property
     def age(self) -> tuple[str, str, str]:
-        """Sorts results from the oldest to the newest; where their times are equal or unknown, in an order of no meaning that never changes."""
+        """Sorts results from oldest to newest; those of equal or unknown time in an order that never changes."""
         return self.made, self.samples_digest, self.cell
 
     def as_plain(self) -> dict:
@@ -152,6 +152,7 @@ def upgraded(plain: dict) -> dict:
     if isinstance(metrics, dict):
         open_question = plain.get("scoring") == "generate"
         shown = {"accuracy": "EM", "f1": "F1"} if open_question else {"accuracy": "acc"}
-        plain |= {"task": {"kind": "generate" if open_question else "choice", "metrics": shown}} | {name: metrics[name] for name in metrics if name == "n"}
+        task = {"kind": "generate" if open_question else "choice", "metrics": shown}
+        plain |= {"task": task} | {name: metrics[name] for name in metrics if name == "n"}
         plain["metrics"] = {name: interval for name, interval in metrics.items() if name != "n"}
     return plain

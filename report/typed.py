@@ -5,14 +5,16 @@ import typing
 from dataclasses import is_dataclass
 from functools import cache
 
-WORDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a whole number", float: "a number", type(None): "null"}
+WORDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a whole number",
+         float: "a number", type(None): "null"}
 
 
 def typed(kind, value, where: str = "the file"):
     """``value``, as ``json.loads`` gave it, as the type ``kind``; ``where`` names it in the message.
 
-    Dataclasses are built from objects, ``dict[str, X]`` item by item, and null passes for ``X | None``; names that ``kind`` does
-    not have are left out.  Raises TypeError where a value is of another type or a field without a default is missing.
+    Dataclasses are built from objects, ``dict[str, X]`` item by item, and null passes for ``X | None``; names that
+    ``kind`` does not have are left out.  Raises TypeError where a value is of another type or a field without a default
+    is missing.
     """
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
@@ -36,4 +38,5 @@ def _hints(kind: type) -> dict[str, object]:
 def _check(kind: type, value, where: str) -> None:
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"{where} is {WORDS.get(type(value), type(value).__name__)}, not {WORDS.get(kind, kind.__name__)}")
+        given, wanted = WORDS.get(type(value), type(value).__name__), WORDS.get(kind, kind.__name__)
+        raise TypeError(f"{where} is {given}, not {wanted}")

@@ -1,19 +1,20 @@
 """Intervals and paired tests.
 
 wilson      p in (k + z²/2 ± z sqrt(k(n-k)/n + z²/4)) / (n + z²)
-two rates   paired, of b and c discordant pairs in n: with half a pair added to each of the four cells, d = (c-b) / (n+2) ± z s,
-            s² = (b + c + 1 - (c-b)² / (n+2)) / (n+2)² (Agresti and Min 2005); the bootstrap has no width where nothing flips, and covers
-            far less than it says where little does
-McNemar     exact: b of b + c discordant pairs, two-sided binomial at 1/2; on 0/1 values the sign-flip test is this very test
-sign flip   paired permutation: p = share of sign patterns of the differences d whose |Σ ±d| reaches |Σ d|; all 2^m patterns
-            of m non-zero differences if they are no more than FLIPS, else FLIPS seeded ones and (hits + 1) / (FLIPS + 1)
+two rates   paired, of b and c discordant pairs in n: with half a pair added to each of the four cells,
+            d = (c-b) / (n+2) ± z s, s² = (b + c + 1 - (c-b)² / (n+2)) / (n+2)² (Agresti and Min 2005); the bootstrap
+            has no width where nothing flips, and covers far less than it says where little does
+McNemar     exact: p = min(1, 2 P(X <= min(b, c))), X ~ Binomial(b + c, 1/2); on 0/1 values the sign flip is this test
+sign flip   paired permutation: p = share of sign patterns of the differences d whose |Σ ±d| reaches |Σ d|; all 2^m
+            patterns of m non-zero differences if they are no more than FLIPS, else FLIPS seeded ones and
+            (hits + 1) / (FLIPS + 1)
 bootstrap   percentile interval of the mean (of paired differences) over seeded resamples of documents
 KL          mean over documents of sum_i p_i log(p_i / q_i), nats; p, q = softmax over the options of the
             summed log-probabilities (letter and cloze alike: raw sums, renormalised over the options)
 Holm        step-down correction of a family of p-values
 
-The resamples and sign patterns are linear in the values, so columns of values share them and any two columns are
-compared by a subtraction (evaluation/statistics/paired.py).
+The resamples and sign patterns are linear in the values, so values of several runs share them and any two runs are
+compared by a subtraction (evaluation/statistics/paired.py).  scipy.stats is not imported: it takes half a second.
 
 No data is NaN (from arrays) or None (in dicts), never 0.
 """
@@ -22,8 +23,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import log_softmax
-from scipy.stats import binomtest, norm
+from scipy.special import bdtr, log_softmax, ndtri
 
 from core.errors import UserError
 
@@ -36,7 +36,7 @@ def wilson_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Return the Wilson interval of k successes in n trials; NaN when n = 0."""
     if n == 0:
         return math.nan, math.nan
-    z = float(norm.ppf(0.5 + level / 2))
+    z = float(ndtri(0.5 + level / 2))
     half = z * math.sqrt(k * (n - k) / n + z * z / 4)
     centre, scale = k + z * z / 2, n + z * z
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
@@ -46,18 +46,18 @@ def rate_difference_interval(lost: int, won: int, n: int, level: float = 0.95) -
     """Return the interval of the paired difference of two rates; NaN when n = 0."""
     if n == 0:
         return math.nan, math.nan
-    z, centre = float(norm.ppf(0.5 + level / 2)), (won - lost) / (n + 2)
+    z, centre = float(ndtri(0.5 + level / 2)), (won - lost) / (n + 2)
     half = z * math.sqrt(lost + won + 1 - (won - lost) ** 2 / (n + 2)) / (n + 2)
     return max(-1.0, centre - half), min(1.0, centre + half)
 
 
 def mcnemar(a, b) -> float:
-    """Return the two-sided exact p-value that a and b (0/1, paired) have the same rate; 1 without discordant pairs, NaN without pairs."""
+    """Return the exact two-sided p-value that a and b (0/1, paired) have one rate; 1 where all agree, NaN without any."""
     a, b = _paired(a, b)
     if len(a) == 0:
         return math.nan
     only_a, only_b = int(np.sum((a > 0) & (b <= 0))), int(np.sum((b > 0) & (a <= 0)))
-    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def bootstrap_means(values: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
@@ -67,10 +67,12 @@ def bootstrap_means(values: np.ndarray, rng: np.random.Generator, resamples: int
         return np.full(resamples, np.nan)
     step = max(1, _CHUNK // len(values))
     counts = [min(step, resamples - start) for start in range(0, resamples, step)]
-    return np.concatenate([values[rng.integers(0, len(values), size=(count, len(values)))].mean(axis=1) for count in counts])
+    drawn = (values[rng.integers(0, len(values), size=(count, len(values)))] for count in counts)
+    return np.concatenate([rows.mean(axis=1) for rows in drawn])
 
 
-def bootstrap_interval(values, rng: np.random.Generator, level: float = 0.95, resamples: int = RESAMPLES) -> tuple[float, float]:
+def bootstrap_interval(values, rng: np.random.Generator, level: float = 0.95,
+                       resamples: int = RESAMPLES) -> tuple[float, float]:
     """Return the percentile interval of the mean."""
     means = bootstrap_means(values, rng, resamples)
     low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
@@ -78,38 +80,42 @@ def bootstrap_interval(values, rng: np.random.Generator, level: float = 0.95, re
 
 
 def resampled_means(values: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
-    """Return the column means of each resample of the rows of ``values`` [n, k], float64 [resamples, k]; the draws of ``bootstrap_means``."""
-    n, out = len(values), []
+    """Return the column means of each resample of the rows of ``values`` [n, k], float64 [resamples, k].
+
+    The draws are those of ``bootstrap_means``.
+    """
+    n, means = len(values), []
     step = max(1, _CHUNK // n)
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
         drawn = rng.integers(0, n, size=(count, n)) + n * np.arange(count)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
-        out.append(weights.astype(np.float64) @ values / n)
-    return np.concatenate(out)
+        means.append(weights.astype(np.float64) @ values / n)
+    return np.concatenate(means)
 
 
 def flipped_sums(values: np.ndarray, rng: np.random.Generator, count: int = FLIPS) -> np.ndarray:
-    """Return the column sums of ``values`` [n, k] under each of ``count`` random sign patterns of its rows, float64 [count, k]."""
-    n, out = len(values), []
+    """Return the column sums of ``values`` [n, k] under random sign patterns of its rows, float64 [count, k]."""
+    n, sums = len(values), []
     step = max(1, _CHUNK // n)
     for start in range(0, count, step):
         rows = min(step, count - start)
         bits = np.unpackbits(np.frombuffer(rng.bytes(rows * -(-n // 8)), np.uint8).reshape(rows, -1), axis=1, count=n)
-        out.append((2.0 * bits - 1.0) @ values)
-    return np.concatenate(out)
+        sums.append(bits.astype(np.float64) @ (2 * values))
+    return np.concatenate(sums) - values.sum(axis=0)
 
 
 def sign_flip_p(differences, sums: Callable[[], np.ndarray]) -> float:
-    """Return the two-sided p-value that paired differences are symmetric around 0; NaN without pairs or with one that is no number.
+    """Return the two-sided p-value that paired differences are symmetric around 0; NaN without any, or if one is NaN.
 
-    ``sums`` gives the sums of the differences under random sign patterns; it is asked only where the patterns are too many to enumerate.
+    ``sums`` gives the sums of the differences under random sign patterns; it is asked only where all patterns are too
+    many to go through.
     """
     d = np.asarray(differences, dtype=np.float64)
     if len(d) == 0 or not np.isfinite(d).all():
         return math.nan
     nonzero = d[d != 0]
-    close = abs(d.sum()) - 1e-12 * (np.abs(d).sum() + 1)  # equal sums must count as reached whatever order they were added in
+    close = abs(d.sum()) - 1e-12 * (np.abs(d).sum() + 1)  # equal sums count, whatever order they were added in
     if len(nonzero) < FLIPS.bit_length():  # 2^m patterns are no more than FLIPS
         signs = 1.0 - 2.0 * (np.arange(2 ** len(nonzero))[:, None] >> np.arange(len(nonzero)) & 1)
         return float(np.mean(np.abs(signs @ nonzero) >= close))
@@ -142,16 +148,15 @@ def choice_kl(reference, other) -> np.ndarray:
     if not len(reference):
         return np.empty(0)
     log_p, log_q = _log_shares(reference), _log_shares(other)
-    gap = np.subtract(log_p, log_q, out=np.zeros_like(log_p), where=np.isfinite(log_p))  # p log p = 0 where there is no option
+    there = np.isfinite(log_p)  # p log p = 0 where there is no option
+    gap = np.subtract(log_p, log_q, out=np.zeros_like(log_p), where=there)
     return np.maximum(0.0, np.sum(np.exp(log_p) * gap, axis=1))  # rounding may leave -1e-17
 
 
 def _log_shares(choices) -> np.ndarray:
-    """Log-probabilities renormalised over each document's own options, [n, most options]; -inf where a document has fewer."""
-    table = np.full((len(choices), max(map(len, choices))), -np.inf)
-    for row, values in zip(table, choices, strict=True):
-        row[:len(values)] = values
-    return log_softmax(table, axis=1)
+    """Log-probabilities over each document's own options, [n, most options]; -inf where a document has fewer."""
+    most = max(map(len, choices))
+    return log_softmax(np.array([(*values, *[-np.inf] * (most - len(values))) for values in choices]), axis=1)
 
 
 def holm(pvalues) -> list[float]:

@@ -12,22 +12,35 @@ import numpy as np
 
 from core.errors import UserError
 from core.sample import Sample
-from evaluation.statistics.formulas import choice_kl, flipped_sums, flips, holm, mcnemar, rate_difference_interval, resampled_means, sign_flip_p
+from evaluation.statistics.formulas import (
+    choice_kl,
+    flipped_sums,
+    flips,
+    holm,
+    mcnemar,
+    rate_difference_interval,
+    resampled_means,
+    sign_flip_p,
+)
 from evaluation.statistics.power import detectable_mean, detectable_rate
 
 Runs = int | Sequence[int]  # one run, or those (seeds of one method) whose mean of each document is meant
 
 
 class Panel:
-    """Documents × runs of one data set; differences are second minus first."""
+    """Documents × runs of one data set; differences are second minus first.
+
+    ``values`` holds float64 [n, runs] by metric: "gold_loglik", and "accuracy", "f1" and the task's own where every
+    document has one.
+    """
 
     def __init__(self, runs: Sequence[Sequence[Sample]], reference: int | None = None, seed: int = 0):
         self.runs, self.reference, self.seed = aligned(runs), reference, seed
         self.n = len(self.runs[0])
-        self.values = {name: np.array([[getattr(s, field) for s in run] for run in self.runs], dtype=np.float64).T
-                       for name, field in (("accuracy", "correct"), ("gold_loglik", "gold_loglik"))}
-        if all(s.f1 is not None for run in self.runs for s in run):
-            self.values["f1"] = np.array([[s.f1 for s in run] for run in self.runs], dtype=np.float64).T
+        own = self.runs[0][0].scores if self.n else ()
+        values = {name: np.array([[s.metric(name) for s in run] for run in self.runs], dtype=np.float64).T
+                  for name in ("accuracy", "gold_loglik", "f1", *own)}
+        self.values = {name: of for name, of in values.items() if name == "gold_loglik" or not np.isnan(of).any()}
 
     @cached_property
     def kl(self) -> np.ndarray | None:
@@ -40,9 +53,9 @@ class Panel:
     @cached_property
     def _resamples(self) -> dict[str, np.ndarray]:
         """The means of every resample, by metric: [resamples, runs]."""
-        columns = self.values | ({} if self.kl is None else {"kl": self.kl})
-        means = resampled_means(np.hstack(list(columns.values())), np.random.default_rng(self.seed))
-        return dict(zip(columns, np.split(means, len(columns), axis=1), strict=True))
+        values = self.values | ({} if self.kl is None else {"kl": self.kl})
+        means = resampled_means(np.hstack(list(values.values())), np.random.default_rng(self.seed))
+        return dict(zip(values, np.split(means, len(values), axis=1), strict=True))
 
     @cached_property
     def _flipped(self) -> dict[str, np.ndarray]:
@@ -52,17 +65,20 @@ class Panel:
 
     def differences(self, metric: str, first: Runs, second: Runs) -> np.ndarray:
         """second - first of each document."""
-        return _column(self.values[metric], second) - _column(self.values[metric], first)
+        return _mean_of(self.values[metric], second) - _mean_of(self.values[metric], first)
 
     def difference(self, metric: str, first: Runs, second: Runs) -> dict:
-        """The mean of second - first with its interval, of two runs' accuracy in closed form, else by bootstrap; None without documents."""
+        """The mean of second - first with its interval; None without documents.
+
+        In closed form for the accuracy of two runs, else by bootstrap.
+        """
         if not self.n:
             return {"value": None, "low": None, "high": None}
         d = self.differences(metric, first, second)
         if metric == "accuracy" and isinstance(first, int) and isinstance(second, int):
             low, high = rate_difference_interval(int(np.sum(d < 0)), int(np.sum(d > 0)), self.n)
             return {"value": float(np.mean(d)), "low": low, "high": high}
-        means = _column(self._resamples[metric], second) - _column(self._resamples[metric], first)
+        means = _mean_of(self._resamples[metric], second) - _mean_of(self._resamples[metric], first)
         low, high = np.quantile(means, [0.025, 0.975])
         return {"value": float(np.mean(d)), "low": float(low), "high": float(high)}
 
@@ -71,7 +87,7 @@ class Panel:
         if not self.n:
             return None
         return sign_flip_p(self.differences(metric, first, second),
-                           lambda: _column(self._flipped[metric], second) - _column(self._flipped[metric], first))
+                           lambda: _mean_of(self._flipped[metric], second) - _mean_of(self._flipped[metric], first))
 
     def mean_kl(self, run: int) -> dict | None:
         """The mean KL(reference || run) with its bootstrap interval."""
@@ -86,26 +102,33 @@ class Panel:
         return float(np.mean([a.answer == b.answer for a, b in pairs])) if self.n else None
 
     def compare(self, first: int, second: int) -> dict:
-        """All that can be said of two runs; KL only from the reference on."""
-        right = self.values["accuracy"][:, first], self.values["accuracy"][:, second]
+        """All that can be said of two runs; KL from the reference on, right and wrong where a task has them."""
+        right = self.values.get("accuracy")
+        pair = None if right is None else (right[:, first], right[:, second])
         return {
             "n": self.n,
             **{name: self.difference(name, first, second) for name in self.values},
-            "mcnemar_p": mcnemar(*right) if self.n else None,
+            "mcnemar_p": mcnemar(*pair) if pair and self.n else None,
             "permutation_p": self.permutation_p("gold_loglik", first, second),
-            "flips": flips(*right),
+            "flips": flips(*pair) if pair else None,
             "agreement": self.agreement(first, second),
             "kl": self.mean_kl(second) if first == self.reference else None,
         }
 
     def detectable(self, pairs: Sequence[tuple[int, int]]) -> dict | None:
-        """The smallest differences that this many documents can show, at the median spread of the pairs; None without any."""
+        """The smallest differences that this many documents can show, at the median spread of the pairs; None without.
+
+        ``discordant`` and ``accuracy`` are None where the task has no right and wrong.
+        """
         if not pairs or self.n < 2:
             return None
-        discordant = float(np.median([np.mean(self.differences("accuracy", *pair) != 0) for pair in pairs]))
+        discordant = None
+        if "accuracy" in self.values:
+            discordant = float(np.median([np.mean(self.differences("accuracy", *pair) != 0) for pair in pairs]))
         spread = float(np.median([np.std(self.differences("gold_loglik", *pair), ddof=1) for pair in pairs]))
         return {"n": self.n, "discordant": discordant, "sd": spread,
-                "accuracy": detectable_rate(self.n, discordant), "gold_loglik": detectable_mean(self.n, spread)}
+                "accuracy": None if discordant is None else detectable_rate(self.n, discordant),
+                "gold_loglik": detectable_mean(self.n, spread)}
 
 
 def compare(reference: Sequence[Sample], other: Sequence[Sample], seed: int = 0) -> dict:
@@ -114,29 +137,36 @@ def compare(reference: Sequence[Sample], other: Sequence[Sample], seed: int = 0)
 
 
 def strata(first: Sequence[Sample], second: Sequence[Sample]) -> list[dict]:
-    """Both accuracies, the flips and the exact McNemar test in each category, Holm-corrected over the categories."""
+    """Both accuracies, the flips and the exact McNemar test in each category, Holm-corrected over the categories.
+
+    Empty where the task has no right and wrong.
+    """
     first, second = aligned([first, second])
     groups: dict[str, list[tuple[float, float]]] = {}
     for a, b in zip(first, second, strict=True):
+        if a.correct is None or b.correct is None:
+            return []
         groups.setdefault(a.stratum, []).append((a.correct, b.correct))
-    out = []
+    rows = []
     for name, pairs in sorted(groups.items()):
         a, b = np.array(pairs).T
-        out.append({"category": name, "n": len(pairs), "first": float(a.mean()), "second": float(b.mean()), **flips(a, b), "p_raw": mcnemar(a, b)})
-    return [row | {"p": p} for row, p in zip(out, holm([row["p_raw"] for row in out]), strict=True)]
+        rows.append({"category": name, "n": len(pairs), "first": float(a.mean()), "second": float(b.mean()),
+                     **flips(a, b), "p_raw": mcnemar(a, b)})
+    return [row | {"p": p} for row, p in zip(rows, holm([row["p_raw"] for row in rows]), strict=True)]
 
 
 def aligned(runs: Sequence[Sequence[Sample]]) -> list[list[Sample]]:
     """The runs in the first one's order of documents; different sets of documents are an error, not an intersection."""
     order = [s.doc_id for s in runs[0]]
-    out = []
+    same_order = []
     for run in runs:
         by_id = {s.doc_id: s for s in run}
         if odd := sorted(by_id.keys() ^ set(order)):
-            raise UserError(f"the runs differ in {len(odd)} documents (first: {odd[0]!r}); compare runs on the same documents")
-        out.append([by_id[name] for name in order])
-    return out
+            raise UserError(f"the runs differ in {len(odd)} documents (first: {odd[0]!r}); "
+                            "compare runs on the same documents")
+        same_order.append([by_id[name] for name in order])
+    return same_order
 
 
-def _column(table: np.ndarray, runs: Runs) -> np.ndarray:
-    return table[:, runs] if isinstance(runs, int) else table[:, list(runs)].mean(axis=1)
+def _mean_of(values: np.ndarray, runs: Runs) -> np.ndarray:
+    return values[:, runs] if isinstance(runs, int) else values[:, list(runs)].mean(axis=1)

@@ -5,14 +5,14 @@ Rates carry Wilson intervals, means carry bootstrap intervals, both 95 %; no dat
 
 import numpy as np
 
-from core.sample import Interval, Stratum
+from core.sample import Interval, Sample, Stratum
 from evaluation.statistics.formulas import bootstrap_interval, wilson_interval
 
 
 def summarise(samples, seed: int = 0) -> dict[str, Interval | None]:
     """The metrics of a set of samples by name, the task's own after the common ones; None where there is no data."""
     samples = list(samples)
-    out = {
+    intervals = {
         "accuracy": _rate([s.correct for s in samples if s.correct is not None]),
         "f1": _mean([s.f1 for s in samples if s.f1 is not None], seed),
         "gold_loglik": _mean([s.gold_loglik for s in samples], seed),
@@ -23,8 +23,8 @@ def summarise(samples, seed: int = 0) -> dict[str, Interval | None]:
     }
     for name in dict.fromkeys(name for s in samples for name in s.scores):
         values = [s.scores[name] for s in samples if name in s.scores]
-        out[name] = _rate(values) if set(values) <= {0.0, 1.0} else _mean(values, seed)
-    return out
+        intervals[name] = _rate(values) if set(values) <= {0.0, 1.0} else _mean(values, seed)
+    return intervals
 
 
 def by_stratum(samples) -> dict[str, Stratum]:
@@ -32,16 +32,24 @@ def by_stratum(samples) -> dict[str, Stratum]:
     groups: dict[str, list] = {}
     for s in samples:
         groups.setdefault(s.stratum, []).append(s.correct)
-    return {name: Stratum(len(values), _rate([v for v in values if v is not None])) for name, values in sorted(groups.items())}
+    return {name: Stratum(len(values), _rate([value for value in values if value is not None]))
+            for name, values in sorted(groups.items())}
 
 
 def mean_task_metric(samples) -> tuple[float, float]:
-    """Return (score in 0..1, mean gold nats per token); score = (EM + F1)/2 for open questions, else accuracy."""
+    """Return (score in 0..1, mean gold nats per token); score = (EM + F1)/2 for open questions, else accuracy.
+
+    A task without right and wrong is scored by the mean of its own metrics.
+    """
     samples = list(samples)
     if not samples:
         return float("nan"), float("nan")
-    score = np.mean([s.correct if s.f1 is None else (s.correct + s.f1) / 2 for s in samples])
-    return float(score), float(np.mean([s.gold_loglik for s in samples]))
+    return float(np.mean([_score(s) for s in samples])), float(np.mean([s.gold_loglik for s in samples]))
+
+
+def _score(sample: Sample) -> float:
+    values = [value for value in (sample.correct, sample.f1) if value is not None] or list(sample.scores.values())
+    return sum(values) / len(values) if values else float("nan")
 
 
 def _rate(values) -> Interval | None:
@@ -53,4 +61,5 @@ def _rate(values) -> Interval | None:
 def _mean(values, seed: int) -> Interval | None:
     if not values:
         return None
-    return Interval(float(np.mean(values)), *bootstrap_interval(np.asarray(values, dtype=np.float64), np.random.default_rng(seed)))
+    values, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
+    return Interval(float(np.mean(values)), *bootstrap_interval(values, rng))

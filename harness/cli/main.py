@@ -91,7 +91,7 @@ def run_here(grid, token: str | None, plugins: list[str]) -> int:
     from harness.jobs.launch import run_local
     from harness.progress import Progress, plain_console
     from report.tables.tables import tables_of
-    from report.text.render import show
+    from report.text.terminal import show
 
     with Progress(len(cells_of(grid))) as progress:
         results = run_local(grid, token, progress, plugins)

@@ -146,7 +146,7 @@ def collect(board: Board, console: Console) -> int:
     """Print the tables of what is finished and say what is missing; 0 if nothing is."""
     from report.records import load_results
     from report.tables.tables import group
-    from report.text.render import show
+    from report.text.terminal import show
 
     grid, found = board.grid(), [p for p in parts(board) if p.name.startswith("cell-")]
     keys = {known(board, p.name).get("cell") for p in found if p.state in ("done", "failed")} - {None}

@@ -1,4 +1,4 @@
-"""One data set of a table: its rows, their tests against full precision and uniform, and the rows that cannot be told from the best.
+"""One data set of a table: its rows, their tests against full precision and uniform, and the best of them.
 
 Families of Holm's correction: all rows tested against full precision; the rows at equal bits tested against uniform;
 the budgeted methods tested against the best one.  Accuracy and gold log-likelihood are families of their own.
@@ -6,20 +6,17 @@ A row whose stored bits differ from uniform's by more than the grid's tolerance 
 and a note gives both bits; it is never ranked.
 """
 
-import pandas as pd
+from collections.abc import Sequence
+from dataclasses import asdict
 
-from core.registry import CONTROLS
 from core.sample import Sample
 from evaluation.statistics.formulas import holm
 from evaluation.statistics.paired import Panel
-from evaluation.statistics.summary import by_stratum
 from report.records import Result, load_samples
 
-ROW_ORDER = {name: i for i, name in enumerate(CONTROLS)}
-DATASET_ORDER = ("trivia_qa", "mmlu_pro", "code_mmlu")
 LEVEL = 0.05
 P_VALUES = ("p", "p_loglik", "u_p", "u_p_loglik")  # Holm-corrected; <name>_raw is the test's own
-RANKED = {"accuracy": "accuracy", "loglik": "gold_loglik"}
+STEMS = {"accuracy": "accuracy", "gold_loglik": "loglik", "f1": "f1"}  # what a metric is called in a row; see stem()
 
 
 class Documents:
@@ -37,108 +34,150 @@ class Documents:
 
 
 def equal_bits(a: float, b: float, tolerance: float) -> bool:
-    """Whether two rows may be compared without a word about their bits; the allowance is for rounding in the last digit only."""
+    """Whether two rows may be compared without a word about their bits; 1e-9 allows for rounding in the last digit."""
     return abs(a - b) <= tolerance + 1e-9
 
 
-def dataset_order(name: str) -> tuple[int, str]:
-    """The brief's data sets first, others by name."""
-    return (DATASET_ORDER.index(name) if name in DATASET_ORDER else len(DATASET_ORDER), name)
+def stem(metric: str) -> str:
+    """The name of a metric's value in a row.
+
+    Its interval is ``<stem>_low`` to ``<stem>_high``, its paired change against full precision ``d_<stem>``, its lead
+    over uniform ``u_<stem>``.
+    """
+    return STEMS.get(metric, f"task_{metric}")
 
 
-def column(cells: list[Result], documents: Documents) -> tuple[list[dict], dict, list[str]]:
-    """Return the rows of one data set, its facts (documents, families, power), and the notes on bits that differ."""
-    names = [cell.name for cell in cells]
-    full = names.index("fp16") if "fp16" in names else None
+def compare_dataset(cells: Sequence[Result], documents: Documents) -> tuple[list[dict], dict, list[str]]:
+    """Return a row a cell, facts (documents, metrics, chance, power, families, categories), and what must be said."""
+    full = next((i for i, cell in enumerate(cells) if cell.name == "fp16"), None)
     panel = Panel([documents.of(cell) for cell in cells], reference=full)
-    even = {cell.seed: i for i, cell in enumerate(cells) if names[i] == "uniform"}
-    rows, pairs, unequal = [], [], {}
-    for i, cell in enumerate(cells):
-        row = _own(cell) | _against_full(panel.compare(full, i) if full not in (None, i) else None)
-        rival = even.get(cell.seed, next(iter(even.values()), None)) if names[i] not in ("fp16", "uniform") else None
-        same = rival is not None and equal_bits(row["bits"], cells[rival].bits.average, cell.tolerance)
-        rows.append(row | _against_uniform(panel, rival, i, cells, same))
-        if same:
-            pairs.append((rival, i))
-        elif rival is not None:
-            unequal[names[i]] = f"{names[i]} {row['bits']:.3f}"
+    rivals = _rivals(cells)
+    even = [rival is not None and equal_bits(cell.bits.average, cells[rival].bits.average, cell.tolerance)
+            for cell, rival in zip(cells, rivals, strict=True)]
+    rows = []
+    for i, (cell, rival, same) in enumerate(zip(cells, rivals, even, strict=True)):
+        change = panel.compare(full, i) if full not in (None, i) else None
+        lead = panel.compare(rival, i) if rival is not None else None
+        rows.append(_own(cell) | _against_full(change, cell) | _against_uniform(lead, cell, same))
+        rows[-1]["u_bits"] = None if rival is None else cells[rival].bits.average
     for name in P_VALUES:
-        for row, p in zip(rows, holm([float("nan") if r[f"{name}_raw"] is None else r[f"{name}_raw"] for r in rows]), strict=True):
-            row[name] = None if pd.isna(p) else p
-    family = mark_best(panel, cells, rows)
+        p_values = holm([float("nan") if row[f"{name}_raw"] is None else row[f"{name}_raw"] for row in rows])
+        for row, p in zip(rows, p_values, strict=True):
+            row[name] = None if p != p else p
+    pairs = [(rival, i) for i, rival in enumerate(rivals) if even[i]]
+    compared = max(sum(row[name] is not None for row in rows) for name in ("p", "p_loglik"))
+    families = {"fp16": compared, "uniform": len(pairs), "best": mark_best(panel, cells, rows)}
     power = panel.detectable(pairs or [(full, i) for i in range(len(cells)) if full not in (None, i)])
-    facts = {"n": panel.n, "power": power, "families": {"fp16": sum(r["p"] is not None for r in rows), "uniform": len(pairs), "best": family},
-             "strata": [{"method": name, "seed": cell.seed, "category": category, "n": found.n, "accuracy": found.accuracy and found.accuracy.value}
-                        for name, cell in zip(names, cells, strict=True) for category, found in by_stratum(documents.of(cell)).items()]}
-    if not unequal:
-        return rows, facts, []
-    return rows, facts, [f"{cells[0].dataset}: uniform stores {cells[next(iter(even.values()))].bits.average:.3f} bits, "
-                         f"{', '.join(unequal.values())}: not at equal bits, so not ranked and without p against uniform"]
+    facts = {"n": panel.n, "metrics": cells[0].task.metrics, "chance": _chance(cells, panel), "power": power,
+             "families": families, "strata": _strata(cells)}
+    return rows, facts, _notes(cells, rivals, even)
 
 
-def mark_best(panel: Panel, cells: list[Result], rows: list[dict]) -> int:
-    """Mark the best budgeted method of each metric and those that cannot be told from it; returns the size of the family.
+def _rivals(cells: Sequence[Result]) -> list[int | None]:
+    """For each row the place of uniform, of the same seed where there is one; None for uniform and full precision."""
+    uniform = {cell.seed: i for i, cell in enumerate(cells) if cell.name == "uniform"}
+    first = next(iter(uniform.values()), None)
+    return [None if cell.name in ("fp16", "uniform") else uniform.get(cell.seed, first) for cell in cells]
+
+
+def mark_best(panel: Panel, cells: Sequence[Result], rows: list[dict]) -> int:
+    """Mark the best budgeted method of the main metric and of the log-likelihood, and those not told apart from it.
 
     A method's seeds are averaged document by document, and the averages compared by the sign-flip test.
+    Returns the size of the family.
     """
+    ranked = dict.fromkeys([*list(cells[0].task.metrics)[:1], "gold_loglik"])
     groups: dict[str, list[int]] = {}
     for i, (cell, row) in enumerate(zip(cells, rows, strict=True)):
-        row |= {f"best_{name}": "" for name in RANKED}
+        row |= {f"best_{stem(metric)}": "" for metric in ("accuracy", *ranked)}
         if row["budgeted"] and equal_bits(row["bits"], cell.avg_bits, cell.tolerance):
-            groups.setdefault(row["method"], []).append(i)
+            groups.setdefault(cell.name, []).append(i)
     if len(groups) < 2 or not panel.n:  # one row alone is the best of nothing
         return 0
-    for short, metric in RANKED.items():
-        means = {method: panel.values[metric][:, runs].mean() for method, runs in groups.items()}
-        best = max(means, key=lambda method: means[method])
-        others = [method for method in groups if method != best]
-        corrected = holm([panel.permutation_p(metric, groups[best], groups[method]) for method in others])
-        marks = {method: "tied" for method, p in zip(others, corrected, strict=True) if p >= LEVEL}
-        marks |= {method: "best" for method in groups if means[method] == means[best]}
-        for method, mark in marks.items():
+    for metric in (metric for metric in ranked if metric in panel.values):
+        for method, mark in _marks(panel, metric, groups).items():
             for i in groups[method]:
-                rows[i][f"best_{short}"] = mark
+                rows[i][f"best_{stem(metric)}"] = mark
     return len(groups) - 1
+
+
+def _marks(panel: Panel, metric: str, groups: dict[str, list[int]]) -> dict[str, str]:
+    """"best" or "tied" by method, of those that are."""
+    means = {method: panel.values[metric][:, runs].mean() for method, runs in groups.items()}
+    best = max(means, key=lambda method: means[method])
+    others = [method for method in groups if method != best]
+    corrected = holm([panel.permutation_p(metric, groups[best], groups[method]) for method in others])
+    tied = {method: "tied" for method, p in zip(others, corrected, strict=True) if p >= LEVEL}
+    return tied | {method: "best" for method in groups if means[method] == means[best]}
 
 
 def _own(cell: Result) -> dict:
     """What a row says of itself."""
-    m, name = cell.metrics, cell.name
-
-    def part(metric, key):
-        return None if m.get(metric) is None else getattr(m[metric], key)
-
-    return {"dataset": cell.dataset, "method": name, "seed": cell.seed, "cell": cell.cell,
-            "bits": cell.bits.average, "model_bits": cell.bits.whole_model, "n": cell.n,
-            "accuracy": part("accuracy", "value"), "accuracy_low": part("accuracy", "low"), "accuracy_high": part("accuracy", "high"),
-            "f1": part("f1", "value"), "loglik": part("gold_loglik", "value"), "loglik_low": part("gold_loglik", "low"),
-            "loglik_high": part("gold_loglik", "high"), "parse_fail": part("parse_fail", "value"),
-            "truncated": part("truncated", "value"), "scoring": cell.scoring,
-            "budgeted": cell.avg_bits is not None and not cell.method.native,
-            "order": ROW_ORDER.get(name, 20 if cell.method.native else 10),
-            "dataset_order": dataset_order(cell.dataset)}
+    row = {"dataset": cell.dataset, "method": cell.name, "seed": cell.seed, "cell": cell.cell,
+           "bits": cell.bits.average, "model_bits": cell.bits.whole_model, "quantizer": cell.method.quantizer,
+           "group_size": cell.bits.group_size, "n": cell.n}
+    for metric in dict.fromkeys(["accuracy", "f1", "gold_loglik", *cell.task.metrics]):
+        interval = cell.metrics.get(metric)
+        row |= _interval(stem(metric), asdict(interval) if interval else None)
+    for name in ("parse_fail", "truncated"):
+        row[name] = cell.metrics[name].value if cell.metrics.get(name) else None
+    return row | {"scoring": cell.scoring, "budgeted": cell.avg_bits is not None and not cell.method.native}
 
 
-def _against_full(paired: dict | None) -> dict:
+def _against_full(change: dict | None, cell: Result) -> dict:
     """The paired change from full precision."""
+    return _paired("d", change, cell) | _interval("kl", change and change["kl"]) | {
+        "p_raw": change and change["mcnemar_p"], "p_loglik_raw": change and change["permutation_p"],
+        "agreement": change and change["agreement"], **_flips("", change)}
+
+
+def _against_uniform(lead: dict | None, cell: Result, even: bool) -> dict:
+    """The paired lead over uniform; p values at equal bits only."""
+    tested = lead if even else None
+    return _paired("u", lead, cell) | {
+        "u_equal_bits": lead and even, "u_p_raw": tested and tested["mcnemar_p"],
+        "u_p_loglik_raw": tested and tested["permutation_p"], **_flips("u_", lead)}
+
+
+def _paired(prefix: str, paired: dict | None, cell: Result) -> dict:
+    """The differences of every metric that the table shows."""
     row = {}
-    for metric, short in (("accuracy", "d_accuracy"), ("gold_loglik", "d_loglik")):
-        row |= _interval(short, paired[metric] if paired else {})
-    flips, kl = (paired["flips"], paired["kl"] or {}) if paired else ({}, {})
-    return row | {"p_raw": paired["mcnemar_p"] if paired else None, "p_loglik_raw": paired["permutation_p"] if paired else None,
-                  "kl": kl.get("value"), "kl_low": kl.get("low"), "kl_high": kl.get("high"), "agreement": paired["agreement"] if paired else None,
-                  "lost": flips.get("right_to_wrong"), "gained": flips.get("wrong_to_right")}
+    for metric in dict.fromkeys(["accuracy", "gold_loglik", *cell.task.metrics]):
+        row |= _interval(f"{prefix}_{stem(metric)}", paired and paired.get(metric))
+    return row
 
 
-def _against_uniform(panel: Panel, rival: int | None, i: int, cells: list[Result], same: bool) -> dict:
-    """The paired lead over uniform calibrated by the same seed, where there is one; p values at equal bits only."""
-    paired = panel.compare(rival, i) if rival is not None else None
-    row = {"u_bits": cells[rival].bits.average if paired else None, "u_equal_bits": same if paired else None}
-    for metric, short in (("accuracy", "u_accuracy"), ("gold_loglik", "u_loglik")):
-        row |= _interval(short, paired[metric] if paired else {})
-    return row | {"u_p_raw": paired["mcnemar_p"] if paired and same else None, "u_p_loglik_raw": paired["permutation_p"] if paired and same else None,
-                  "u_lost": paired["flips"]["right_to_wrong"] if paired else None, "u_gained": paired["flips"]["wrong_to_right"] if paired else None}
+def _flips(prefix: str, paired: dict | None) -> dict:
+    flips = (paired and paired["flips"]) or {}
+    return {f"{prefix}lost": flips.get("right_to_wrong"), f"{prefix}gained": flips.get("wrong_to_right")}
 
 
-def _interval(short: str, found: dict) -> dict:
-    return {short: found.get("value"), f"{short}_low": found.get("low"), f"{short}_high": found.get("high")}
+def _interval(name: str, interval: dict | None) -> dict:
+    interval = interval or {}
+    return {name: interval.get("value"), f"{name}_low": interval.get("low"), f"{name}_high": interval.get("high")}
+
+
+def _chance(cells: Sequence[Result], panel: Panel) -> float | None:
+    """The accuracy of a guess; of results that do not state it, from the options that were scored."""
+    stated = [cell.task.chance for cell in cells if cell.task.chance is not None]
+    if stated or cells[0].task.kind != "choice":
+        return stated[0] if stated else None
+    options = [len(s.choice_logprobs) for s in panel.runs[0] if s.choice_logprobs]
+    return sum(1 / n for n in options) / len(options) if options and len(options) == panel.n else None
+
+
+def _strata(cells: Sequence[Result]) -> list[dict]:
+    return [{"method": cell.name, "seed": cell.seed, "category": category, "n": stratum.n,
+             "accuracy": stratum.accuracy and stratum.accuracy.value}
+            for cell in cells for category, stratum in cell.strata.items()]
+
+
+def _notes(cells: Sequence[Result], rivals: list[int | None], even: list[bool]) -> list[str]:
+    """Which rows are not at uniform's bits."""
+    unequal = {cell.name: f"{cell.name} {cell.bits.average:.3f}"
+               for cell, rival, same in zip(cells, rivals, even, strict=True) if rival is not None and not same}
+    if not unequal:
+        return []
+    uniform = next(cell for cell in cells if cell.name == "uniform")
+    return [f"{cells[0].dataset}: uniform stores {uniform.bits.average:.3f} bits, {', '.join(unequal.values())}: "
+            "not at equal bits, so not ranked and without p against uniform"]

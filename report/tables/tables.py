@@ -1,19 +1,29 @@
-"""Tables out of results: one frame, several coats.
+"""Tables out of results: rows of numbers that every form of a table is made of.
 
 A table holds the cells that may be compared: same model, same settings, same budget.  fp16, native and
 other rows without a budget stand in every table of their model and settings, with their own bits.
-What is computed of each data set's rows is in report/tables/comparison.py; a table also knows which of its cells are missing.
+What is computed of each data set's rows is in report/tables/comparison.py.
 """
 
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from core.digest import digest
 from core.errors import UserError
+from core.registry import CONTROLS
 from report.records import Result, load_results
-from report.tables.comparison import Documents, column, dataset_order
+from report.tables.comparison import Documents, compare_dataset
+from report.tables.groups import apart, comparable, dataset_order, headings, missing, newest_documents, newest_twins
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROW_ORDER = {name: i for i, name in enumerate(CONTROLS)}
 
 
 @dataclass(frozen=True)
@@ -21,21 +31,33 @@ class TableData:
     """One table: its title, a row a cell, and what must be said below it."""
 
     title: str
-    frame: pd.DataFrame  # one row a (method, seed, dataset), numbers unrounded
-    said: tuple[str, ...]  # about data sets and bits
-    about: dict  # model, machine, run type, settings, budget
-    facts: dict[str, dict]  # by data set: documents, sizes of Holm's families, power, accuracy by category
+    rows: tuple[dict, ...]  # one a (method, seed, dataset), numbers unrounded; named in report/tables/comparison.py
+    cells: tuple[Result, ...]  # what the rows were computed from
+    said: tuple[str, ...]  # about data sets, bits and versions
+    about: dict  # model, machine, run type, settings, budget, group sizes; "apart": what other tables have otherwise
+    facts: dict[str, dict]  # by data set: documents, metrics, chance, Holm's families, power, accuracy by category
     missing: tuple[dict, ...]  # cells that have no result or failed
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The rows as a pandas frame."""
+        import pandas as pd  # its import takes as long as all else that prints a table
+
+        return pd.DataFrame(self.rows)
 
     @property
     def datasets(self) -> tuple[str, ...]:
         """The data sets that have rows, in the table's order."""
-        return tuple(self.frame["dataset"].unique()) if len(self.frame) else ()
+        return tuple(dict.fromkeys(row["dataset"] for row in self.rows))
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What must be said below the table: the cells that it lacks, then the rest."""
-        return (*_missing_lines(self.missing, len(self.frame) + len(self.missing)), *self.said)
+        return (*_missing_lines(self.missing, len(self.rows) + len(self.missing)), *self.said)
+
+    def of(self, dataset: str) -> list[dict]:
+        """The rows of a data set."""
+        return [row for row in self.rows if row["dataset"] == dataset]
 
 
 def tables(folder: Path) -> list[TableData]:
@@ -45,91 +67,108 @@ def tables(folder: Path) -> list[TableData]:
 
 def tables_of(folder: Path, results: list[Result]) -> list[TableData]:
     """The tables of the cells just run, read back from disk; not those of the same cells under other settings."""
-    asked = {digest(r.settings) for r in results}
-    return group([r for r in load_results(folder, {r.cell for r in results}) if digest(r.settings) in asked])
+    asked = {result.conditions for result in results}
+    return group([r for r in load_results(folder, {r.cell for r in results}) if r.conditions in asked])
 
 
-def comparable(results: list[Result]) -> list[list[Result]]:
-    """Cells in groups of one model, machine and settings, the newest group first."""
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(result.conditions, []).append(result)
-    return sorted(groups.values(), key=lambda g: max(r.age for r in g), reverse=True)
+def group(results: Sequence[Result], beside: Sequence[Result] = ()) -> list[TableData]:
+    """Sort cells into the tables in which they may be compared.
 
-
-def group(results: list[Result]) -> list[TableData]:
-    """Sort cells into the tables in which they may be compared."""
-    out, documents = [], Documents()
+    Titles say what sets a table apart from others of ``beside``, the results among which these were chosen.
+    """
+    known = comparable(beside or results)
+    heads = {cells[0].conditions: (heading, facts)
+             for cells, heading, facts in zip(known, headings(known), apart(known), strict=True)}
+    documents, found = Documents(), []
     for members in comparable(results):
-        budgets = sorted({r.avg_bits for r in members if r.avg_bits is not None}) or [None]
-        out += [one_table([r for r in members if r.avg_bits in (bits, None)], bits, documents) for bits in budgets]
-    return out
+        heading, facts = heads[members[0].conditions]
+        for bits in sorted({r.avg_bits for r in members if r.avg_bits is not None}) or [None]:
+            cells = [r for r in members if r.avg_bits in (bits, None)]
+            found.append(one_table(cells, bits, heading, facts=facts, documents=documents))
+    return found
 
 
-def one_table(members: list[Result], bits: float | None, documents: Documents) -> TableData:
+def one_table(members: Sequence[Result], bits: float | None, heading: str, *, facts: dict,
+              documents: Documents) -> TableData:
     """Compare the cells of one (model, settings, budget)."""
-    absent, fine = missing(members), [r for r in members if r.ok]
-    rows, facts, notes = [], {}, []
-    for dataset in sorted({r.dataset for r in fine}, key=dataset_order):
-        cells = [r for r in fine if r.dataset == dataset]
-        newest = max(cells, key=lambda r: r.age).asked
-        kept = [r for r in cells if r.asked == newest]
-        if len(kept) < len(cells):
-            notes.append(f"{dataset}: {len(cells) - len(kept)} cells left out, they were asked other documents or in other batches; run them again")
-        kept, twice = _newest_of_each(kept)
-        notes += [f"{dataset}: an older cell of {name} left out; it differs in what the settings do not say, such as the version that made it"
-                  for name in twice]
-        found, facts[dataset], said = column(kept, documents)
-        rows += found
-        notes += said + [f"{dataset}: {r.data_note}" for r in kept[:1] if r.data_note]
-        lacks = [name for name in ("fp16", "uniform") if name not in {r.name for r in kept}]
-        notes += [f"{dataset}: {name} has no result, so nothing is compared with it" for name in lacks]
-        if len({r.seed for r in kept if (r.solver_calibration or {}).get("whole_pool")}) > 1:
-            notes.append(f"{dataset}: --calib_tokens took every calibration document, so all seeds read the same ones; their sd says little")
+    cells, said = _counted([r for r in members if r.ok])
+    rows, by_dataset = [], {}
+    for dataset in dict.fromkeys(cell.dataset for cell in cells):
+        mine = [cell for cell in cells if cell.dataset == dataset]
+        own, by_dataset[dataset], notes = compare_dataset(mine, documents)
+        rows += own
+        said += notes + _notes(dataset, mine)
+    sizes = sorted({cell.bits.group_size for cell in cells if cell.bits.group_size is not None})
+    groups = f", groups of {' and '.join(map(str, sizes))}" if sizes else ""
+    budget = f", at most {bits:g} stored bits a weight" if bits is not None else ""
     head = members[0]
-    title = f"{head.model.name} ({head.model.dtype}), {head.run_type} run, {head.settings.get('data_source')} data"
-    title += f", at most {bits:g} stored bits a weight" if bits is not None else ""
-    frame = pd.DataFrame(rows)
-    if len(frame):
-        frame = frame.sort_values(["dataset_order", "order", "method", "seed"], kind="stable").drop(columns=["dataset_order", "order"])
-    about = {"model": asdict(head.model), "machine": head.machine, "run_type": head.run_type, "settings": head.settings, "avg_bits": bits}
-    return TableData(title, frame.reset_index(drop=True), tuple(notes), about, facts, tuple(absent))
+    about = {"model": asdict(head.model), "machine": head.machine, "run_type": head.run_type, "settings": head.settings,
+             "avg_bits": bits, "group_sizes": sizes, "apart": facts}
+    return TableData(title=heading + groups + budget, rows=tuple(rows), cells=tuple(cells), about=about,
+                     facts=by_dataset, said=(*said, *_versions(cells)), missing=tuple(missing(members)))
 
 
-def _newest_of_each(cells: list[Result]) -> tuple[list[Result], list[str]]:
-    """One cell for each method and seed, and the names of those that had more."""
-    newest: dict[tuple[str, int], Result] = {}
-    for cell in sorted(cells, key=lambda r: r.age):
-        newest[cell.name, cell.seed] = cell
-    kept = {cell.file for cell in newest.values()}
-    return [c for c in cells if c.file in kept], sorted({c.name for c in cells if c.file not in kept})
+def _counted(cells: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """The cells that have rows, in their order, and what is said of those left out."""
+    counted, said = [], []
+    for dataset in sorted({cell.dataset for cell in cells}, key=dataset_order):
+        mine = [cell for cell in cells if cell.dataset == dataset]
+        alike = newest_documents(mine)
+        if len(alike) < len(mine):
+            said.append(f"{dataset}: {len(mine) - len(alike)} cells left out, they were asked other documents or in "
+                        "other batches; run them again")
+        newest = newest_twins(alike)
+        files = {cell.file for cell in newest}
+        said += [f"{dataset}: an older cell of {name} left out; it differs in what the settings do not say, such as "
+                 "the version that made it" for name in sorted({cell.name for cell in alike if cell.file not in files})]
+        counted += sorted(newest, key=_place)
+    return counted, said
 
 
-def missing(members: list[Result]) -> list[dict]:
-    """The cells of a table that have no result: every (method, seed) that it knows, on every data set that it knows; failed ones say why."""
-    datasets = sorted({r.dataset for r in members}, key=dataset_order)
-    there = {(r.name, r.seed, r.dataset): r for r in members}
-    out = []
-    for method, seed in dict.fromkeys((r.name, r.seed) for r in members):
-        for dataset in datasets:
-            cell = there.get((method, seed, dataset))
-            if cell is None or not cell.ok:
-                out.append({"method": method, "seed": seed, "dataset": dataset, "error": cell.error if cell else None})
-    return out
+def _place(cell: Result) -> tuple:
+    """Controls first, then methods at the budget, then rows with bits of their own."""
+    return ROW_ORDER.get(cell.name, 20 if cell.method.native else 10), cell.name, cell.seed
 
 
-def _missing_lines(found: tuple[dict, ...], cells: int) -> list[str]:
+def _notes(dataset: str, cells: Sequence[Result]) -> list[str]:
+    """What must be said of a data set's rows besides their bits."""
+    notes = [f"{dataset}: {cell.data_note}" for cell in cells[:1] if cell.data_note]
+    absent = [name for name in ("fp16", "uniform") if name not in {cell.name for cell in cells}]
+    notes += [f"{dataset}: {name} has no result, so nothing is compared with it" for name in absent]
+    sizes = {cell.name: cell.bits.group_size for cell in cells if cell.bits.group_size is not None}
+    if len(set(sizes.values())) > 1:
+        words = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        notes.append(f"{dataset}: rows differ in the size of their groups: {words}")
+    if len({cell.seed for cell in cells if (cell.solver_calibration or {}).get("whole_pool")}) > 1:
+        notes.append(f"{dataset}: --calib_tokens took every calibration document, so all seeds read the same ones; "
+                     "their sd says little")
+    return notes
+
+
+def _versions(cells: Sequence[Result]) -> list[str]:
+    """Which versions differ between the rows, and how many rows are of each."""
+    words = []
+    for name in sorted({name for cell in cells for name in cell.versions}):
+        counts = Counter(str(cell.versions.get(name, "unknown")) for cell in cells)
+        if len(counts) > 1:
+            words.append(f"{name} " + " and ".join(f"{version} ({count})" for version, count in counts.most_common()))
+    return [f"rows come from different versions (how many): {'; '.join(words)}"] if words else []
+
+
+def _missing_lines(absent: Sequence[dict], cells: int) -> list[str]:
     """What is missing in words: one line a method that has no result somewhere, one a failed cell."""
-    lines = [f"FAILED: {m['method']} on {m['dataset']}, seed {m['seed']}: {m['error']}" for m in found if m["error"] is not None]
-    absent: dict[tuple[str, tuple], list[str]] = {}
-    for method, seed in dict.fromkeys((m["method"], m["seed"]) for m in found if m["error"] is None):
-        where = tuple(m["dataset"] for m in found if (m["method"], m["seed"]) == (method, seed) and m["error"] is None)
-        absent.setdefault((method, where), []).append(str(seed))
-    if absent:
-        count = sum(m["error"] is None for m in found)
-        lines.append(f"incomplete: {count} of the {cells} cells of this table have no result (not finished, or never asked for)")
+    lines = [f"FAILED: {m['method']} on {m['dataset']}, seed {m['seed']}: {m['error']}"
+             for m in absent if m["error"] is not None]
+    never = [m for m in absent if m["error"] is None]
+    if never:
+        lines.append(f"incomplete: {len(never)} of the {cells} cells of this table have no result (not finished, or "
+                     "never asked for)")
+    places: dict[tuple[str, tuple], list[str]] = {}
+    for method, seed in dict.fromkeys((m["method"], m["seed"]) for m in never):
+        where = tuple(m["dataset"] for m in never if (m["method"], m["seed"]) == (method, seed))
+        places.setdefault((method, where), []).append(str(seed))
     return lines + [f"no result: {method} on {', '.join(where)}, seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
-                    for (method, where), seeds in absent.items()]
+                    for (method, where), seeds in places.items()]
 
 
 def require_rows(found: list, folder: Path) -> list:

@@ -1,1 +1,1 @@
-"""Tables as text: sheets, numbers as people read them, and their coats."""
+"""Tables as text: sheets, what is said below them, and the forms they are printed in."""

@@ -1,13 +1,13 @@
 """Numbers as people read them; a dash where there is none."""
 
-import pandas as pd
+from collections.abc import Iterable
 
-from evaluation.statistics import formulas as stats
+from evaluation.statistics.formulas import mean_sd as statistics_of
 
 
 def none(value) -> bool:
     """Whether there is no number: None, or NaN as a frame has it."""
-    return value is None or bool(pd.isna(value))
+    return value is None or value != value
 
 
 def percent(value) -> str:
@@ -20,8 +20,8 @@ def points(value) -> str:
     return "-" if none(value) else f"{100 * value:+.1f}"
 
 
-def nats(value) -> str:
-    """A difference in nats a token, signed."""
+def signed(value) -> str:
+    """A difference, in nats a token or of a task's own metric, signed."""
     return "-" if none(value) else f"{value:+.3f}"
 
 
@@ -35,20 +35,21 @@ def p_value(value) -> str:
     return "-" if none(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def span(found: dict, show) -> str:
+def span(interval: dict, show) -> str:
     """``value [low, high]`` of a number with its interval."""
-    return "-" if none(found["value"]) else f"{show(found['value'])} [{show(found['low'])}, {show(found['high'])}]"
+    value, low, high = (interval[name] for name in ("value", "low", "high"))
+    return "-" if none(value) else f"{show(value)} [{show(low)}, {show(high)}]"
 
 
-def interval(cell: dict, name: str, show) -> str:
-    """``value [low, high]`` of a table's number with its interval."""
-    return span({"value": cell[name], "low": cell[f"{name}_low"], "high": cell[f"{name}_high"]}, show)
+def interval(row: dict, name: str, show) -> str:
+    """``value [low, high]`` of a row's number with its interval; a dash where the row has no such number."""
+    return span({"value": row.get(name), "low": row.get(f"{name}_low"), "high": row.get(f"{name}_high")}, show)
 
 
-def mean_sd(values: pd.Series, show, between: str = " ±", spread=None) -> str:
-    """``mean ±sd`` (sample standard deviation) of several seeds, or the one value."""
-    values = values.dropna()
-    if not len(values):
+def mean_sd(values: Iterable, show, spread=None) -> str:
+    """``mean sd s`` (sample standard deviation) of several seeds, or the one value; ``spread`` shows the deviation."""
+    values = [value for value in values if not none(value)]
+    if not values:
         return "-"
-    mean, sd = stats.mean_sd(values)
-    return show(mean) + (f"{between}{(spread or show)(sd)}" if sd is not None else "")
+    mean, sd = statistics_of(values)
+    return show(mean) + (f" sd {(spread or show)(sd)}" if sd is not None else "")

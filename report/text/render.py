@@ -1,206 +1,141 @@
-"""Tables as terminal text, Markdown, LaTeX, CSV, JSON or HTML.
+"""Tables and comparisons as Markdown, LaTeX, CSV and JSON; report/text/terminal.py prints them for a person.
 
-Best and tied rows are marked in every coat: ``*`` and ``~`` on a terminal (and colour), bold and ``~`` in Markdown, bold and
-underlined in LaTeX, columns best_accuracy and best_loglik in CSV and JSON.
+Best and tied rows are marked in every form: ``*`` and ``~`` on a terminal (and colour), bold and ``~`` in Markdown,
+bold and underlined in LaTeX, ``best_accuracy`` and ``best_loglik`` in CSV and JSON.
 """
 
+import csv
+import io
 import json
 import math
-
-import pandas as pd
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Sequence
 
 from core.errors import UserError
 from report.tables.pair import Story, as_document
 from report.tables.tables import TableData
 from report.text import pair
-from report.text.sheets import Sheet, detail, family_line, overview, overview_sheet, power_line, verdict
-from report.text.sheets import details as detail_sheets
+from report.text.details import details as detail_sheets
+from report.text.lines import footnotes, verdict
+from report.text.sheets import Sheet, overview_sheet
 
-FORMATS = ("terminal", "markdown", "latex", "csv", "json", "html")
-SCHEMA = 1  # of the JSON coat
-LEGEND = ("bits: stored bits a weight over the quantized linears, metadata included. EM/acc: percent right. LL: log-likelihood of the "
-          "gold answer, nats a token. ΔLL: its paired change against full precision ± half its 95 % bootstrap interval. Higher is better. "
-          "Rows of several seeds: mean ± sd over the seeds.")
-MARKS = {"terminal": "*: best at equal bits; ~: not told apart from it", "markdown": "Bold: best at equal bits; ~: not told apart from it",
-         "latex": "Bold: best at equal bits; underlined: not told apart from it", "html": "Rows are not marked"}
-MARK_TEST = " (paired sign-flip test over documents, 5 %, Holm-corrected; rows with bits of their own are not ranked)."
-POWER = "Smallest true difference that one paired comparison shows with 80 % power at 5 %, two-sided:"
-DETAIL_LEGEND = ("p: exact McNemar of accuracy; p LL: paired sign-flip test of gold log-likelihood; both Holm-corrected over the data set's rows. "
-                 "Δ accuracy: Agresti-Min interval. lost/gained: answers that turned wrong/right. same answer: percent answered as full precision "
-                 "does. KL: over the options, nats. unparsed, cut: percent of documents. ≠: not at uniform's bits (both are shown), so no p.")
-COLOURS = {"best": "bold green", "tied": "green"}
-SIGNS = {"best": "*", "tied": "~"}
-WARNINGS = ("incomplete", "no result")
-NOT_EQUAL = "not at equal bits"
+__all__ = ["FORMATS", "footnotes", "sheets_of", "story_text", "text"]
+
+FORMATS = ("terminal", "markdown", "latex", "csv", "json")
+SCHEMA = 1  # of the JSON form
 NOTHING = "no data: no cell of this table has a result"
 
 
 def sheets_of(table: TableData, detailed: bool) -> list[Sheet]:
     """The overview and, if asked, the details of each data set."""
     more = table.datasets if detailed else ()
-    return [overview_sheet(table), *(part for dataset in more for part in detail_sheets(table, dataset))]
+    return [overview_sheet(table), *(one for dataset in more for one in detail_sheets(table, dataset))]
 
 
-def footnotes(table: TableData, kind: str, detailed: bool) -> list[str]:
-    """What must be read with a table: legends, verdict, power, notes."""
-    power = [line for dataset in table.datasets if (line := power_line(table, dataset))]
-    families = [family_line(table, dataset) for dataset in table.datasets] if detailed else []
-    return [LEGEND, MARKS[kind] + MARK_TEST, *([DETAIL_LEGEND] if detailed else []), *families, *verdict(table), *([POWER] if power else []), *power,
-            *table.notes]
-
-
-def show(tables: list[TableData], console: Console, details: bool = False) -> None:
-    """Print tables for a person."""
-    for table in tables:
-        for part in sheets_of(table, details):
-            show_sheet(part, console)
-        show_lines(footnotes(table, "terminal", details), console)
-
-
-def show_lines(lines: list[str], console: Console) -> None:
-    """Print what stands below a table; failures and gaps in colour, legends dim."""
-    for line in lines:
-        warning = "red" if line.startswith("FAILED") else "yellow" if line.startswith(WARNINGS) or NOT_EQUAL in line else ""
-        console.print(line, markup=False, style="dim" if line in (LEGEND, DETAIL_LEGEND, POWER) or line.endswith(MARK_TEST) else warning)
-    console.print()
-
-
-def show_sheet(part: Sheet, console: Console) -> None:
-    """Print a sheet; one that is wider than the console in pieces, each with the first column."""
-    if not len(part.frame.columns):
-        console.print(Text(part.title, style="bold"))
-        console.print(NOTHING)
-    for number, names in enumerate(_pieces(part, console.width)):
-        console.print(Text(part.title + (" (continued)" if number else ""), style="bold"))
-        out = Table()
-        for name in names:
-            out.add_column(Text(name.replace(" ", "\n", 1)), justify="right" if out.columns else "left", overflow="fold")
-        for index in part.frame.index:
-            out.add_row(*(Text(_signed(part, name)[index], style=COLOURS.get(part.marks[name][index], "")) for name in names))
-        console.print(out)
-
-
-def _signed(part: Sheet, name: str) -> list[str]:
-    """A column's cells with their marks; one that has any keeps room for them in every cell, so that digits stay below digits."""
-    room = " " if part.marks[name].any() else ""
-    return [f"{cell}{SIGNS.get(mark, room)}" for cell, mark in zip(part.frame[name], part.marks[name], strict=True)]
-
-
-def _pieces(part: Sheet, width: int) -> list[list[str]]:
-    """The columns of a sheet in runs of whole groups that fit the width, as few and as even as can be."""
-    taken = {name: 3 + max(map(cell_len, (*_signed(part, name), *name.split(" ", 1)))) for name in part.frame.columns}
-
-    def runs(room: int) -> list[list[str]]:
-        out, left = [[part.frame.columns[0]]], room
-        for group in part.groups:
-            need = sum(taken[name] for name in group)
-            if need > left and len(out[-1]) > 1:
-                out.append([part.frame.columns[0]])
-                left = room
-            out[-1] += group
-            left -= need
-        return out
-
-    if not len(part.frame.columns):
-        return []
-    room = width - 1 - taken[part.frame.columns[0]]
-    count = len(runs(room))
-    while count > 1 and room > 1 and len(runs(room - 1)) == count:
-        room -= 1
-    return runs(room)
-
-
-def text(tables: list[TableData], kind: str, details: bool = False) -> str:
+def text(tables: Sequence[TableData], kind: str, details: bool = False) -> str:
     """Return the tables in one of the file formats; CSV and JSON hold every number of every table, unrounded."""
     if kind == "csv":
-        frames = [t.frame.assign(table=t.title) for t in tables if len(t.frame)]
-        return pd.concat(frames).to_csv(index=False) if frames else ""
+        return _csv([row | {"table": table.title} for table in tables for row in named_rows(table)])
     if kind == "json":
         return as_json({"schema": SCHEMA, "tables": [document(table) for table in tables]})
-    parts = []
+    blocks = []
     for table in tables:
-        parts += _html(table, details) if kind == "html" else [sheet_text(part, kind) for part in sheets_of(table, details)]
-        parts.append(lines_text(footnotes(table, kind, details), kind))
-    return "\n\n".join(parts) + "\n"
+        blocks += [sheet_text(one, kind) for one in sheets_of(table, details)]
+        blocks.append(lines_text(footnotes(table, kind, details), kind))
+    return "\n\n".join(blocks) + "\n"
+
+
+def named_rows(table: TableData) -> list[dict]:
+    """The rows, each with the table's model, budget and what else sets the table apart from others."""
+    own = {"model": table.about["model"]["name"], "avg_bits": table.about["avg_bits"]}
+    return [table.about["apart"] | own | row for row in table.rows]
+
+
+def _csv(rows: Sequence[dict]) -> str:
+    """One line a row under the names of all rows; nothing where there is no value."""
+    if not rows:
+        return ""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
 
 
 def document(table: TableData) -> dict:
     """A table as plain data: rows, facts and everything that is said below it."""
-    return {"title": table.title, **table.about, "rows": table.frame.to_dict("records"), "datasets": table.facts, "missing": list(table.missing),
-            "verdict": verdict(table), "notes": list(table.notes)}
+    return {"title": table.title, **table.about, "rows": named_rows(table), "datasets": table.facts,
+            "missing": list(table.missing), "verdict": verdict(table), "notes": list(table.notes)}
 
 
 def as_json(content: dict) -> str:
     """Strict JSON; what is not a number is null."""
-    return json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _plain(value):
+def _finite(value):
     if isinstance(value, dict):
-        return {key: _plain(of) for key, of in value.items()}
+        return {name: _finite(of) for name, of in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(of) for of in value]
-    if hasattr(value, "item"):  # numpy's numbers
-        value = value.item()
+        return [_finite(of) for of in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def lines_text(lines: list[str], kind: str) -> str:
+def lines_text(lines: Sequence[str], kind: str) -> str:
     """Lines below a table."""
-    return "\n".join({"html": f"<p>{line}</p>", "latex": f"% {line}"}.get(kind, f"- {line}") for line in lines)
+    return "\n".join(f"% {line}" if kind == "latex" else f"- {line}" for line in lines)
 
 
-def sheet_text(part: Sheet, kind: str) -> str:
+def sheet_text(sheet: Sheet, kind: str) -> str:
     """One sheet in Markdown or LaTeX."""
-    if not len(part.frame.columns):
-        return f"### {part.title}\n\n{NOTHING}" if kind == "markdown" else f"% {part.title}: {NOTHING}"
-    mark = _md if kind == "markdown" else _tex_marked
-    names = list(part.frame.columns)
-    cells = {name: [mark(cell, sign) for cell, sign in zip(part.frame[name], part.marks[name], strict=True)] for name in names}
+    if not sheet.names:
+        return f"### {sheet.title}\n\n{NOTHING}" if kind == "markdown" else f"% {sheet.title}: {NOTHING}"
+    mark, head = (_markdown_cell, _markdown) if kind == "markdown" else (_tex_cell, _tex)
+    rows = [[mark(row[name], signs[name]) for name in sheet.names]
+            for row, signs in zip(sheet.rows, sheet.signs, strict=True)]
+    names = [head(name) for name in sheet.names]
     if kind == "markdown":
-        return f"### {part.title}\n\n{pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)}"
-    frame = pd.DataFrame({_tex(name): column for name, column in cells.items()})
-    return frame.to_latex(index=False, caption=_tex(part.title), column_format="l" + "r" * (len(names) - 1))
-
-
-def show_story(story: Story, console: Console, every: bool) -> None:
-    """Print the comparison of two cells for a person."""
-    for part in pair.sheets(story, every):
-        show_sheet(part, console)
-    show_lines(pair.lines(story, every), console)
+        lines = [names, [":---", *["---:"] * (len(names) - 1)], *rows]
+        return f"### {sheet.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    body = "".join(f"{' & '.join(row)} \\\\\n" for row in rows)
+    return TEX_TABLE % (_tex(sheet.title), "r" * (len(names) - 1), " & ".join(names), body)
 
 
 def story_text(story: Story, kind: str, every: bool) -> str:
-    """The comparison of two cells as Markdown or JSON; JSON holds every question that flipped."""
+    """The comparison of two cells as Markdown or JSON; JSON lists every question that flipped."""
     if kind == "json":
         return as_json(as_document(story))
     if kind != "markdown":
-        raise UserError(f"--compare does not print {kind}; use --format terminal, markdown or json")
-    return "\n\n".join([*(sheet_text(part, kind) for part in pair.sheets(story, every)), lines_text(pair.lines(story, every), kind)]) + "\n"
+        raise UserError(f"--format {kind} has no meaning with --compare; use --format terminal, markdown or json")
+    blocks = [sheet_text(one, kind) for one in pair.sheets(story, every)]
+    return "\n\n".join([*blocks, lines_text(pair.lines(story, every), kind)]) + "\n"
 
 
-def _html(table: TableData, detailed: bool) -> list[str]:
-    """The overview and each data set's details as plain HTML."""
-    frames = [(table.title, overview(table)), *((d, detail(table, d)) for d in (table.datasets if detailed else ()))]
-    return [f"<h3>{title}</h3>\n{frame.to_html(index=False, border=0)}" for title, frame in frames]
+def _markdown(value: str) -> str:
+    return value.replace("|", r"\|")
 
 
-def _md(cell: str, mark: str) -> str:
-    plain = str(cell).replace("|", r"\|")
-    return {"best": f"**{plain}**", "tied": f"{plain} ~"}.get(mark, plain)
+def _markdown_cell(value: str, sign: str) -> str:
+    return {"best": "**%s**", "tied": "%s ~"}.get(sign, "%s") % _markdown(value)
 
 
-TEX = {"\\": r"\textbackslash{}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-       "^": r"\textasciicircum{}", "Δ": r"$\Delta$", "–": "--", "±": r"$\pm$", "−": "$-$", "≠": r"$\neq$", "→": r"$\to$", "<": "$<$", ">": "$>$"}
+TEX_TABLE = r"""\begin{table}
+\caption{%s}
+\begin{tabular}{l%s}
+\toprule
+%s \\
+\midrule
+%s\bottomrule
+\end{tabular}
+\end{table}
+"""
+TEX = {"\\": r"\textbackslash{}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
+       "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "Δ": r"$\Delta$", "–": "--", "±": r"$\pm$", "−": "$-$",
+       "≠": r"$\neq$", "→": r"$\to$", "<": "$<$", ">": "$>$"}
 
 
-def _tex_marked(cell: str, mark: str) -> str:
-    return {"best": r"\textbf{%s}", "tied": r"\underline{%s}"}.get(mark, "%s") % _tex(cell)
+def _tex(value: str) -> str:
+    return "".join(TEX.get(letter, letter) for letter in value)
 
 
-def _tex(value) -> str:
-    return "".join(TEX.get(ch, ch) for ch in str(value))
+def _tex_cell(value: str, sign: str) -> str:
+    return {"best": r"\textbf{%s}", "tied": r"\underline{%s}"}.get(sign, "%s") % _tex(value)

@@ -11,9 +11,12 @@ from rich.console import Console
 from print_results import main
 from report.records import load_results
 from report.tables.tables import tables
-from report.text.render import show, text
-from report.text.sheets import overview_sheet, power_line, verdict
+from report.text.lines import power_line, verdict
+from report.text.render import FORMATS, text
+from report.text.sheets import overview_sheet
+from report.text.terminal import show
 from tests.report.handmade import N, put
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -105,7 +108,7 @@ def test_what_is_missing_is_named(folder, capsys):
 
 def test_a_folder_with_failures_alone_is_said(tmp_path, capsys):
     put(tmp_path, "TAQ", 4.25, 0.0, error="the disk is full")
-    for kind in ("terminal", "markdown", "latex", "csv", "json", "html"):
+    for kind in FORMATS:
         code, out, err = printed("--results_dir", tmp_path, "--format", kind, "--details", capsys=capsys)
         assert code == 0 and not err and (kind == "csv" or "the disk is full" in out)
 
@@ -221,6 +224,6 @@ def test_json_is_strict_and_unrounded(folder, capsys):
 def test_seeds_show_mean_and_deviation_and_categories_are_shown(folder):
     table = tables(folder)[0]
     frame = overview_sheet(table).frame.set_index("method")
-    assert "±" in frame.loc["random (2 seeds)", "mmlu_pro LL"]
+    assert " sd " in frame.loc["random (1–2 seeds)", "mmlu_pro LL"]
     out = text([table], "markdown", details=True)
     assert "### mmlu_pro: accuracy by category" in out and "part 2" in out

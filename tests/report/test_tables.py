@@ -11,9 +11,11 @@ from core.errors import UserError
 from harness.cli.main import main
 from print_results import main as print_main
 from report.tables.tables import require_rows, tables
+from report.text.lines import verdict
 from report.text.numbers import mean_sd
-from report.text.render import FORMATS, sheets_of, show, text
-from report.text.sheets import overview, verdict
+from report.text.render import FORMATS, sheets_of, text
+from report.text.sheets import overview
+from report.text.terminal import show
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +112,8 @@ def test_several_seeds_are_mean_and_sample_deviation(folder):
     table = tables(folder)[0]
     cells = table.frame[(table.frame["method"] == "random") & (table.frame["dataset"] == "trivia_qa")]
     row = overview(table).set_index("method").loc["random (2 seeds)"]
-    assert row["trivia_qa LL"] == f"{np.mean(cells['loglik']):.2f} ±{np.std(cells['loglik'], ddof=1):.2f}"
-    assert mean_sd(pd.Series([1.0, 2.0, 3.0]), lambda v: f"{v:.2f}") == "2.00 ±1.00" and mean_sd(pd.Series([None]), str) == "-"
+    assert row["trivia_qa LL"] == f"{np.mean(cells['loglik']):.2f} sd {np.std(cells['loglik'], ddof=1):.2f}"
+    assert mean_sd(pd.Series([1.0, 2.0, 3.0]), lambda v: f"{v:.2f}") == "2.00 sd 1.00" and mean_sd(pd.Series([None]), str) == "-"
 
 
 def test_each_seed_is_compared_with_uniform_of_its_own_seed(folder):
