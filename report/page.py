@@ -25,8 +25,10 @@ from report.figures.style import DARK, LAYOUT, LIGHT, STYLE, Figure, looks, save
 from report.records import Result, load_results
 from report.settings_box import settings_box
 from report.tables.tables import TableData
-from report.text.render import DETAIL_LEGEND, LEGEND, MARK_TEST, MARKS, POWER, sheets_of
-from report.text.sheets import Sheet, family_line, power_line
+from report.text.details import categories, small_categories
+from report.text.lines import DETAIL_LEGEND, LEGEND, MARK_TEST, MARKS, POWER, chance_line, family_line, power_line
+from report.text.render import sheets_of
+from report.text.sheets import Sheet
 
 HERE = Path(__file__).parent
 LEGENDS = (cards.LEGEND, LEGEND, MARKS["markdown"] + MARK_TEST, DETAIL_LEGEND)  # said once a page
@@ -71,7 +73,7 @@ def _shown(part: Part) -> dict:
     """What the template shows of a part."""
     look, drawn = looks(part.methods), _said_once(figures(part))
     answers = [{"budget": table.about["avg_bits"], "cards": cards.cards(table, look), "missing": len(table.missing)}
-               for table in part.tables if len(table.frame)]
+               for table in part.tables if table.rows]
     return {"key": part.key, "title": part.title, "answers": answers, "settings": settings_box(part),
             "tables": [_table(t) for t in part.tables], "first": drawn[:len(part.tables)],
             "rest": drawn[len(part.tables):]}
@@ -91,9 +93,10 @@ def _table(table: TableData) -> dict:
     """Overview, details, and what must be read with them; the cards say the verdict, the page's end the legends."""
     first, *more = sheets_of(table, True)
     power = [line for dataset in table.datasets if (line := power_line(table, dataset))]
-    return {"title": table.title, "overview": first if len(table.frame) else None, "details": more,
-            "lines": [*([POWER] if power else []), *power, *table.notes],
-            "families": [family_line(table, dataset) for dataset in table.datasets]}
+    small = [line for d in table.datasets for line in small_categories(categories(table, d).values(), d)]
+    return {"title": table.title, "overview": first if table.rows else None, "details": more,
+            "lines": [*chance_line(table), *([POWER] if power else []), *power, *table.notes],
+            "families": [*(family_line(table, dataset) for dataset in table.datasets), *small]}
 
 
 def section(figure: Figure) -> str:
@@ -119,9 +122,9 @@ def sheet_html(sheet: Sheet) -> Markup:
 
     A very wide one becomes several, each with the first column.
     """
-    columns = {name: [_marked(str(cell), mark) for cell, mark in zip(sheet.frame[name], sheet.marks[name])]
-               for name in sheet.frame.columns}
-    first, runs = sheet.frame.columns[0], [[]]
+    columns = {name: [_marked(row[name], signs[name]) for row, signs in zip(sheet.rows, sheet.signs)]
+               for name in sheet.names}
+    first, runs = sheet.names[0], [[]]
     for group in sheet.groups:
         if len(runs[-1]) + len(group) > WIDEST and runs[-1]:
             runs.append([])

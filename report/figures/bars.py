@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from report.figures.frames import FEWEST, Part, budgets, of_first_seed, plain, seconds, strata, whole
+from report.figures.frames import Part, budgets, of_first_seed, plain, seconds, strata, whole
 from report.figures.style import (
     BOX,
     HATCHES,
@@ -21,6 +21,7 @@ from report.figures.style import (
     swatch,
 )
 from report.figures.svg import SMALL, Drawing, Scale, drawable, fitted, num, scale_of, text_width
+from report.text.details import LEAST_DOCUMENTS
 
 PALE = {"fp16": PAPER, "uniform": "var(--line)", "random": "var(--line)"}  # whiskers must show on a bar
 STAGES = {"scores": ("#0072B2", ""), "weights": ("#E69F00", HATCHES[1]), "samples": (PAPER, "")}
@@ -36,10 +37,10 @@ def category_figures(part: Part) -> list[Figure]:
         frame = strata(of_first_seed(part.cells, budget))
         for j, dataset in enumerate(part.datasets if len(frame) else ()):
             rows = frame[frame["dataset"] == dataset]
-            if (rows["n"] >= FEWEST).any():
+            if (rows["n"] >= LEAST_DOCUMENTS).any():
                 figures.append(_categories(part, rows, budget, f"kinds-{i}-{j}"))
             elif len(rows):
-                few[dataset] = f" All categories of {plain(dataset)} have fewer than {FEWEST} documents."
+                few[dataset] = f" All categories of {plain(dataset)} have fewer than {LEAST_DOCUMENTS} documents."
     lack = "no data: no data set of these results has categories that can be shown." + "".join(few.values())
     none = Figure(key="kinds", title="Which kinds of questions are lost?", how="Accuracy by category.", lack=lack)
     return figures or [none]
@@ -53,9 +54,9 @@ def _categories(part: Part, frame: pd.DataFrame, budget: float | None, key: str)
            "are wide for few documents. The tick on each bar's line is full precision's accuracy there. Each "
            "method's lowest seed.")
     sizes = frame.groupby("category")["n"].max()
-    few = [plain(name) for name in sizes.index[sizes < FEWEST]]
-    note = f"{len(few)} categories under {FEWEST} documents are not shown: {', '.join(few)}." if few else ""
-    sizes = sizes[sizes >= FEWEST]
+    few = [plain(name) for name in sizes.index[sizes < LEAST_DOCUMENTS]]
+    note = f"{len(few)} categories under {LEAST_DOCUMENTS} documents are not shown: {', '.join(few)}." if few else ""
+    sizes = sizes[sizes >= LEAST_DOCUMENTS]
     frame = frame[frame["category"].isin(sizes.index)]
     full = 100 * frame[frame["method"] == "fp16"].set_index("category")["accuracy"].reindex(sizes.index)
     drawings, look = [], looks(part.methods)

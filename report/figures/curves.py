@@ -5,14 +5,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from report.figures.forest import NUMBERS, WHISKERS, point
-from report.figures.frames import Part, curve, plain
+from report.figures.forest import WHISKERS, full_precision, metric_name, point, unit
+from report.figures.frames import Part, curve, plain, shown
 from report.figures.style import Figure, Look, legend, looks, panels
 from report.figures.svg import Drawing, Scale, drawable, num, scale_of
 
 WIDTH, LEFT, RIGHT = 360.0, 46.0, 12.0
-PLOTS = {"accuracy": ("accuracy (%)", 38.0, 170.0),
-         "d_loglik": ("Δ gold log-likelihood against fp16 (nats a token)", 236.0, 150.0)}  # name, top, height
+PLOTS = {"main": (38.0, 170.0), "d_loglik": (236.0, 150.0)}  # top and height
 WIDE, POWERS = 2.5, (2, 3, 4, 5, 6, 8, 12, 16)  # from which ratio of bits on the axis is logarithmic, and its ticks
 SPREAD = 0.02  # of the axis: how far apart rows of equal bits are drawn
 
@@ -31,9 +30,9 @@ def curve_figure(part: Part) -> Figure:
     look = looks(part.methods)
     drawings = [_panel(frame[frame["dataset"] == d], f"{title} {plain(d)}", look, part.tolerance) for d in part.datasets
                 if (frame["dataset"] == d).any()]
-    shown = [m for m in part.methods if m != "fp16" and (frame["method"] == m).any()]
-    numbers = (("One row a data set, method and budget", frame[[*NUMBERS, "accuracy_front", "d_loglik_front"]]),)
-    return Figure(key="bits", title=title, how=how, numbers=numbers, svg=panels(drawings, _legend(shown, look)))
+    methods = [m for m in part.methods if m != "fp16" and (frame["method"] == m).any()]
+    numbers = (("One row a data set, method and budget", shown(frame, "main_front", "d_loglik_front")),)
+    return Figure(key="bits", title=title, how=how, numbers=numbers, svg=panels(drawings, _legend(methods, look)))
 
 
 def _legend(methods: list[str], look: dict[str, Look]) -> str:
@@ -49,19 +48,17 @@ def _legend(methods: list[str], look: dict[str, Look]) -> str:
 def _panel(frame: pd.DataFrame, label: str, look: dict[str, Look], tolerance: float) -> Drawing:
     """One data set."""
     drawing = Drawing(WIDTH, label)
-    full = frame[frame["method"] == "fp16"]
     rows = frame[frame["method"] != "fp16"].sort_values("bits", kind="stable")
     drawing.text(LEFT, 13, plain(frame["dataset"].iloc[0]), "b", room=WIDTH - LEFT)
     bits = rows["bits"].to_numpy(dtype=float)
     wide = len(bits) and bits.max() > WIDE * bits.min() > 0
     at, start = beside(bits, tolerance, np.log2 if wide else np.asarray) if len(rows) else (bits, bits)
     across = scale_of(at, LEFT, WIDTH - RIGHT, 0.05)
-    for name, (words, top, height) in PLOTS.items():
-        level = 0.0 if name == "d_loglik" else 100 * full["accuracy"].iloc[0] if len(full) else None
-        by = 100 if name == "accuracy" else 1
-        values = by * rows[[name, f"{name}_low", f"{name}_high"]].to_numpy(dtype=float)
+    for name, (top, height) in PLOTS.items():
+        level, words = full_precision(frame, name), "Δ gold log-likelihood against fp16 (nats a token)"
+        values = unit(frame["metric"].iloc[0], name) * rows[[name, f"{name}_low", f"{name}_high"]].to_numpy()
         up = scale_of([level, *values.ravel()], top + height, top)
-        drawing.text(2, top - 6, words, "s")
+        drawing.text(2, top - 6, metric_name(frame) if name == "main" else words, "s")
         drawing.left_axis(up, LEFT, up.ticks(30))
         if drawable(level):
             drawing.path(f"M{num(LEFT)} {num(up(level))}H{num(WIDTH - RIGHT)}", "dash")

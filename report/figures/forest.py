@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from core.errors import UserError
-from report.figures.frames import Part, load, plain, points, whole
+from report.figures.frames import SHARES, Part, load, plain, points, shown, whole
 from report.figures.style import PAPER, Figure, Look, alone, looks, panels, save
 from report.figures.svg import Drawing, Scale, drawable, num, scale_of, text_width
 from report.tables.tables import TableData
@@ -19,9 +19,7 @@ from report.tables.tables import TableData
 WIDTH, SMALLER = 360.0, 290.0  # of a panel on a page, and in a file of its own
 ROW, TOP, GAP = 18.0, 22.0, 14.0
 LONGEST = 160.0  # pixels of a name beside its row; where one is longer, all stand above their rows
-NAMES = {"accuracy": "accuracy (%)", "d_loglik": "Δ gold LL (nats)"}
-NUMBERS = ["dataset", "method", "bits", "seeds", "documents", "accuracy", "accuracy_low", "accuracy_high", "loglik",
-           "d_loglik", "d_loglik_low", "d_loglik_high"]
+PLOTS = ("main", "d_loglik")
 WHISKERS = ("Whiskers: 95 % intervals over the documents; of several seeds, the marker is their mean and the "
             "whiskers span all their intervals.")
 ALONE = (
@@ -40,7 +38,7 @@ def forest_figure(part: Part, table: TableData, number: int) -> Figure:
     frame = points(table, part.tolerance)
     if not len(frame):
         return Figure(key=key, title=title, how=how, lack="no data: no finished cell in this table")
-    return Figure(key=key, title=title, how=how, numbers=(("One row a data set and method", frame[NUMBERS]),),
+    return Figure(key=key, title=title, how=how, numbers=(("One row a data set and method", shown(frame)),),
                   svg=panels(forest(part, table, title)))
 
 
@@ -82,13 +80,12 @@ def _panel(drawing: Drawing, frame: pd.DataFrame, look: dict[str, Look], left: f
     half, step = (drawing.width - left - GAP - 8) / 2, ROW + 10 if above else ROW
     bottom = TOP + step * len(frame) + 6 * (len(groups) - 1)
     drawing.text(left, 13, plain(frame["dataset"].iloc[0]), "b", room=drawing.width - left)
-    scales = {name: _scale(frame, name, left + i * (half + GAP), half) for i, name in enumerate(NAMES)}
-    full = frame.loc[frame["method"] == "fp16", "accuracy"].tolist()
+    scales = {name: _scale(frame, name, left + i * (half + GAP), half) for i, name in enumerate(PLOTS)}
     for name, scale in scales.items():
-        level = 100 * full[0] if full and name == "accuracy" else 0.0
-        if full and drawable(level):
+        if drawable(level := full_precision(frame, name)):
             drawing.path(f"M{num(scale(level))} {num(TOP)}V{num(bottom)}", "dash")
-        drawing.bottom_axis(scale, bottom, NAMES[name], scale.ticks())
+        words = "Δ gold LL (nats)" if name == "d_loglik" else metric_name(frame)
+        drawing.bottom_axis(scale, bottom, words, scale.ticks())
     y = TOP + step - ROW / 2
     for group in groups:
         for row in group:
@@ -105,15 +102,33 @@ def _panel(drawing: Drawing, frame: pd.DataFrame, look: dict[str, Look], left: f
 
 
 def _scale(frame: pd.DataFrame, name: str, left: float, width: float) -> Scale:
-    by, zero = (100, []) if name == "accuracy" else (1, [0.0])
-    values = [by * v for column in (name, f"{name}_low", f"{name}_high") for v in frame[column]]
-    return scale_of([*zero, *values], left, left + width, 0.04)
+    values = unit(frame["metric"].iloc[0], name) * frame[[name, f"{name}_low", f"{name}_high"]].to_numpy()
+    return scale_of([full_precision(frame, name), *values.ravel()], left, left + width, 0.04)
+
+
+def unit(metric: str, name: str) -> float:
+    """What a number is multiplied by to be drawn: shares are drawn as percent."""
+    return 100.0 if name == "main" and metric in SHARES else 1.0
+
+
+def metric_name(frame: pd.DataFrame) -> str:
+    """The main metric of a data set's rows, as an axis names it."""
+    metric = frame["metric"].iloc[0]
+    return f"{metric} (%)" if metric in SHARES else plain(metric)
+
+
+def full_precision(frame: pd.DataFrame, name: str) -> float | None:
+    """The value of a data set's row of full precision, as it is drawn; None where it has no such row."""
+    full = frame[frame["method"] == "fp16"]
+    if not len(full):
+        return None
+    return 0.0 if name == "d_loglik" else unit(full["metric"].iloc[0], name) * full["main"].iloc[0]
 
 
 def point(drawing: Drawing, row: dict, name: str, scale: Scale, *, other: float, look: Look, hollow: bool = False,
           upright: bool = False) -> None:
     """Whisker and marker of one row along ``scale``, at ``other`` on the other axis; nothing without a value."""
-    value, low, high = ((100 if name == "accuracy" else 1) * row[k] for k in (name, f"{name}_low", f"{name}_high"))
+    value, low, high = (unit(row["metric"], name) * row[k] for k in (name, f"{name}_low", f"{name}_high"))
     if not drawable(value):
         return
     if drawable(low) and drawable(high):
@@ -131,7 +146,7 @@ def main(argv: list[str]) -> int:
         print("use: python -m report.figures.forest RESULTS_FOLDER OUT.svg", file=sys.stderr)
         return 2
     try:
-        tables = [(part, table) for part in load(argv[0]) for table in part.tables if len(table.frame)]
+        tables = [(part, table) for part in load(argv[0]) for table in part.tables if table.rows]
         if not tables:
             raise UserError(f"no data: {argv[0]!r} holds no finished results; run run_taq_icml.py first")
         part, table = tables[0]

@@ -14,12 +14,14 @@ import pandas as pd
 
 from core.registry import CONTROLS
 from report.records import Result, load_results
-from report.tables.comparison import equal_bits
-from report.tables.tables import TableData, comparable, group
+from report.tables.comparison import equal_bits, stem
+from report.tables.groups import comparable, headings
+from report.tables.tables import TableData, group
+from report.text.numbers import none
 
 LONGEST = 32  # letters of a name in a figure
-FEWEST = 10  # documents of a category that is shown
-INTERVALS = ("accuracy", "d_loglik")
+SHARES = ("accuracy", "f1")  # metrics that are shown as percent
+NUMBERS = ["main", "main_low", "main_high", "loglik", "d_loglik", "d_loglik_low", "d_loglik_high"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Part:
     key: str  # its place on the page
     title: str
     tables: tuple[TableData, ...]
-    cells: tuple[Result, ...]  # of the newest documents asked
+    cells: tuple[Result, ...]  # those that have rows
     methods: tuple[str, ...]  # in the tables' order
     datasets: tuple[str, ...]  # likewise
     tolerance: float = 0.01  # stored bits by which two rows may differ and still stand at equal bits
@@ -57,31 +59,29 @@ def load(folder: Path | str) -> list[Part]:
 def parts_of(results: list[Result]) -> list[Part]:
     """Every part of these results, the newest first."""
     groups = comparable(results)
-    known = [_told(members) for members in groups]
-    names = sorted({name for of in known for name in of})
-    differing = tuple(name for name in names if len({str(of.get(name)) for of in known}) > 1)
-    return [_part(f"part-{i}", members, differing) for i, members in enumerate(groups, 1)]
+    known = [_settings(members) for members in groups]
+    differing = tuple(name for name in sorted({name for of in known for name in of})
+                      if any(of.get(name, ...) != known[0].get(name, ...) for of in known))
+    return [_part(f"part-{i}", heading, members, tuple(group(members, results)), differing)
+            for i, (heading, members) in enumerate(zip(headings(groups), groups), 1)]
 
 
-def _told(members: list[Result]) -> dict:
-    """What is told of a part besides its model: settings and machine."""
+def _settings(members: Sequence[Result]) -> dict:
     return members[0].settings | {"machine": members[0].machine}
 
 
-def _part(key: str, members: list[Result], differing: tuple[str, ...]) -> Part:
-    head, tables = members[0], tuple(group(members))
-    frames = [t.frame for t in tables if len(t.frame)]
-    rows = pd.concat(frames) if frames else pd.DataFrame({"method": [], "dataset": []})
-    finished = [c for c in members if c.ok]
-    newest = {c.dataset: c.asked for c in sorted(finished, key=lambda c: c.age)}
-    told = _told(members)
-    title = (f"{head.model.name} ({head.model.dtype}), {head.run_type} run, {head.settings.get('data_source')} data"
-             + "".join(f", {name} {told[name]}" for name in differing if name in told and name != "data_source"))
-    methods = sorted(dict.fromkeys(rows["method"]), key=lambda m: CONTROLS.index(m) if m in CONTROLS else len(CONTROLS))
-    return Part(
-        key=key, title=title, tables=tables, cells=tuple(c for c in finished if c.asked == newest[c.dataset]),
-        methods=tuple(methods), datasets=tuple(dict.fromkeys(rows["dataset"])), tolerance=head.tolerance,
-        members=tuple(members), differing=differing)
+def _part(key: str, heading: str, members: list[Result], tables: tuple[TableData, ...],
+          differing: tuple[str, ...]) -> Part:
+    cells = {cell.file: cell for table in tables for cell in table.cells}.values()
+    rows = [row for table in tables for row in table.rows]
+    methods = sorted(dict.fromkeys(row["method"] for row in rows), key=_control)
+    return Part(key=key, title=heading, tables=tables, cells=tuple(cells), methods=tuple(methods),
+                datasets=tuple(dict.fromkeys(row["dataset"] for row in rows)), tolerance=members[0].tolerance,
+                members=tuple(members), differing=differing)
+
+
+def _control(method: str) -> int:
+    return CONTROLS.index(method) if method in CONTROLS else len(CONTROLS)
 
 
 def budgets(part: Part) -> list[float | None]:
@@ -89,19 +89,47 @@ def budgets(part: Part) -> list[float | None]:
     return sorted({c.avg_bits for c in part.cells if c.avg_bits is not None}) or [None]
 
 
+def over_seeds(rows: Sequence[dict], name: str) -> tuple[float | None, float | None, float | None]:
+    """The mean of a number over rows, one a seed, and the span of all their intervals; None where no row has it."""
+    rows = [row for row in rows if not none(row.get(name))]
+    if not rows:
+        return None, None, None
+    low, high = min(row[f"{name}_low"] for row in rows), max(row[f"{name}_high"] for row in rows)
+    return sum(row[name] for row in rows) / len(rows), low, high
+
+
+def main_metric(table: TableData, dataset: str) -> str:
+    """The first metric of a data set's task."""
+    return next(iter(table.facts[dataset]["metrics"]))
+
+
 def points(table: TableData, tolerance: float) -> pd.DataFrame:
-    """One row a data set and method of a table: means over the seeds, and the span of the seeds' intervals."""
-    budget, rows = table.about["avg_bits"], []
-    for (dataset, method), cells in table.frame.groupby(["dataset", "method"], sort=False) if len(table.frame) else ():
-        held = bool(cells["budgeted"].all()) and budget is not None
-        row = {"dataset": dataset, "method": method, "bits": cells["bits"].mean(), "seeds": cells["seed"].nunique(),
-               "documents": cells["n"].max(), "mark": cells["best_loglik"].iloc[0],
-               "equal_bits": held and all(equal_bits(bits, budget, tolerance) for bits in cells["bits"])}
-        for name in INTERVALS:
-            row |= {name: cells[name].mean(), f"{name}_low": cells[f"{name}_low"].min(),
-                    f"{name}_high": cells[f"{name}_high"].max()}
-        rows.append(row | {"loglik": cells["loglik"].mean()})
-    return pd.DataFrame(rows)
+    """One row a data set and method of a table: means over the seeds, and the span of the seeds' intervals.
+
+    ``main`` is the task's first metric, named in ``metric``.
+    """
+    budget, found = table.about["avg_bits"], []
+    for dataset in table.datasets:
+        metric, rows = main_metric(table, dataset), table.of(dataset)
+        for method in dict.fromkeys(row["method"] for row in rows):
+            mine = [row for row in rows if row["method"] == method]
+            held = budget is not None and all(row["budgeted"] and equal_bits(row["bits"], budget, tolerance)
+                                              for row in mine)
+            row = {"dataset": dataset, "method": method, "bits": sum(row["bits"] for row in mine) / len(mine),
+                   "seeds": len({row["seed"] for row in mine}), "documents": max(row["n"] for row in mine),
+                   "metric": metric, "equal_bits": held, "mark": mine[0]["best_loglik"]}
+            for name, source in (("main", stem(metric)), ("d_loglik", "d_loglik")):
+                row |= dict(zip((name, f"{name}_low", f"{name}_high"), over_seeds(mine, source)))
+            found.append(row | {"loglik": over_seeds(mine, "loglik")[0]})
+    return pd.DataFrame(found).astype(dict.fromkeys(NUMBERS, float)) if found else pd.DataFrame()
+
+
+def shown(frame: pd.DataFrame, *more: str) -> pd.DataFrame:
+    """Points as a table for people, with columns ``more``; where the metric is not accuracy each row names it."""
+    metrics = set(frame["metric"])
+    name = "accuracy" if metrics == {"accuracy"} else "score"
+    front = ["dataset", "method", "bits", "seeds", "documents", *([] if name == "accuracy" else ["metric"])]
+    return frame[[*front, *NUMBERS, *more]].rename(columns=lambda column: column.replace("main", name))
 
 
 def curve(part: Part) -> pd.DataFrame:
@@ -113,7 +141,7 @@ def curve(part: Part) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame()
     frame = pd.concat(frames).drop_duplicates(["dataset", "method", "bits"]).reset_index(drop=True)
-    for name in INTERVALS:
+    for name in ("main", "d_loglik"):
         fronts = pd.Series("", index=frame.index)
         for _, rows in frame[(frame["method"] != "fp16") & frame[name].notna()].groupby("dataset"):
             for at, bits, value, high in zip(rows.index, rows["bits"], rows[name], rows[f"{name}_high"]):
@@ -175,5 +203,5 @@ def seconds(part: Part) -> pd.DataFrame:
 
 def tidy(parts: list[Part]) -> pd.DataFrame:
     """All rows of all tables in one frame, with the table each stands in."""
-    frames = [t.frame.assign(table=t.title, part=p.title) for p in parts for t in p.tables if len(t.frame)]
+    frames = [t.frame.assign(table=t.title, part=p.title) for p in parts for t in p.tables if t.rows]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

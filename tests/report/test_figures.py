@@ -8,18 +8,19 @@ from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from report.figures import style
+from report.figures import forest, style
 from report.figures.agreement import LEAST, agreement, matrix, pair, spearman
 from report.figures.build import figures
 from report.figures.cards import NO_RANKS, cards
 from report.figures.curves import beside
-from report.figures.frames import curve, layers, load, place, plain
+from report.figures.frames import curve, layers, load, place, plain, points, shown
 from report.figures.svg import MARKERS, Drawing, Scale, drawable, fitted, scale_of, text_width
 from report.records import Bits, MethodFacts, ModelFacts, Result
+from report.tables.comparison import stem
+from report.tables.tables import TableData
 from tests.report.handmade import put
 
 
@@ -102,28 +103,40 @@ def test_agreement_leaves_out_what_says_nothing():
 
 # --- frames
 
-def part_of(rows: list[tuple[str, float, float]], tolerance: float) -> SimpleNamespace:
-    frame = pd.DataFrame([
-        {"dataset": "d", "method": m, "seed": 0, "bits": b, "n": 9, "budgeted": True, "loglik": -v, "accuracy": v,
-         "accuracy_low": v - 0.6, "accuracy_high": v + 0.6, "d_loglik": None, "d_loglik_low": None,
-         "d_loglik_high": None, "best_loglik": ""} for m, b, v in rows])
-    return SimpleNamespace(tables=[SimpleNamespace(frame=frame, about={"avg_bits": 2.25})], tolerance=tolerance)
+def part_of(rows: list[tuple[str, float, float]], tolerance: float, metric: str = "accuracy") -> SimpleNamespace:
+    """A part with one table; ``rows`` are method, bits and value."""
+    name = stem(metric)
+    table = TableData(
+        title="", cells=(), said=(), missing=(), about={"avg_bits": 2.25}, facts={"d": {"metrics": {metric: "X"}}},
+        rows=tuple({"dataset": "d", "method": m, "seed": 0, "bits": b, "n": 9, "budgeted": True, "loglik": -v,
+                    "loglik_low": -v, "loglik_high": -v, name: v, f"{name}_low": v - 0.6, f"{name}_high": v + 0.6,
+                    "d_loglik": None, "best_loglik": ""} for m, b, v in rows))
+    return SimpleNamespace(tables=[table], tolerance=tolerance)
 
 
 def test_the_front_is_what_nothing_beats_at_equal_or_fewer_bits():
     rows = [("fp16", 16.0, 9.0), ("low", 2.0, 1.0), ("tied", 2.24, 2.5), ("best", 2.245, 3.0), ("worse", 3.0, 2.0),
             ("high", 3.0, 4.0)]
     frame = curve(part_of(rows, tolerance=0.01)).set_index("method")
-    assert frame["accuracy_front"].to_dict() == {"fp16": "", "low": "front", "tied": "reaches it", "best": "front",
+    assert frame["main_front"].to_dict() == {"fp16": "", "low": "front", "tied": "reaches it", "best": "front",
                                                  "worse": "", "high": "front"}
     assert (frame["d_loglik_front"] == "").all()
     strict = curve(part_of(rows, tolerance=0.001)).set_index("method")
-    assert strict["accuracy_front"]["tied"] == "front", "the grid's tolerance says which bits are equal"
+    assert strict["main_front"]["tied"] == "front", "the grid's tolerance says which bits are equal"
 
 
 def test_rows_at_the_budget_are_told_from_those_with_bits_of_their_own():
     frame = curve(part_of([("near", 2.245, 1.0), ("far", 2.1, 1.0)], tolerance=0.01)).set_index("method")
     assert frame["equal_bits"].to_dict() == {"near": True, "far": False}
+
+
+def test_a_tasks_own_metric_is_drawn_and_named():
+    frame = points(part_of([("fp16", 16.0, 0.9), ("TAQ", 2.25, 0.4)], tolerance=0.01, metric="rouge").tables[0], 0.01)
+    assert frame["main"].tolist() == [0.9, 0.4] and shown(frame)["metric"].tolist() == ["rouge", "rouge"]
+    assert forest.metric_name(frame) == "rouge" and forest.full_precision(frame, "main") == 0.9
+    frame = points(part_of([("fp16", 16.0, 0.9)], tolerance=0.01).tables[0], 0.01)
+    assert "accuracy_low" in shown(frame) and "metric" not in shown(frame)
+    assert forest.metric_name(frame) == "accuracy (%)" and forest.full_precision(frame, "main") == 90
 
 
 def test_rows_of_equal_bits_stand_side_by_side_around_them():
@@ -247,7 +260,8 @@ def test_several_seeds_show_their_mean_and_the_span_of_their_intervals(tmp_path)
         put(tmp_path, method, bits, 0.0 if budget is None else -1.0, budget=budget)
     part = load(tmp_path)[0]
     drawn = {f.key: f for f in figures(part)}
-    own = part.tables[0].frame[part.tables[0].frame["method"] == "TAQ"]
+    frame = part.tables[0].frame
+    own = frame[frame["method"] == "TAQ"]
     for key in ("rows-0", "bits"):
         row = drawn[key].numbers[0][1].set_index("method").loc["TAQ"]
         assert row["seeds"] == 2 and row["d_loglik"] == pytest.approx(own["d_loglik"].mean())
