@@ -1,4 +1,4 @@
-"""A results folder as the harness writes it, made by hand, and its page."""
+"""Results by hand, their page, and results of the harness itself."""
 
 import json
 import shutil
@@ -64,6 +64,20 @@ def make_results(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     return make_results(tmp_path_factory.mktemp("report") / "results")
+
+
+@pytest.fixture(scope="session")
+def harness_results(tiny_folder, tmp_path_factory) -> Path:
+    """A small grid's results as the harness itself writes them, alone in a folder."""
+    from harness.cli.main import main
+
+    root = tmp_path_factory.mktemp("harness")
+    assert main(["--model", str(tiny_folder), "--dataset", "mmlu_pro", "trivia_qa", "--method", *METHODS,
+                 "--avg_bits", *map(str, BUDGETS), "--quantizer", "rtn", "--calib_tokens", "150", "--eval_size", "16",
+                 "--calib_size", "6", "--threads", "1", "--max_new_tokens", "3", "--device", "cpu",
+                 "--cache_dir", str(root / "cache"), "--results_dir", str(root / "results")]) == 0
+    shutil.rmtree(root / "cache")
+    return root / "results"
 
 
 @pytest.fixture(scope="session")

@@ -138,6 +138,21 @@ def test_categories_of_few_documents_are_named_not_shown(folder, tmp_path):
     assert "All categories of mmlu_pro have fewer than 10 documents." in shown["kinds"] and "<svg" not in shown["kinds"]
 
 
+def test_a_page_of_what_the_harness_writes(harness_results, tmp_path):
+    text = unescape(write(harness_results, tmp_path / "real.html").read_text())
+    shown = sections(text)
+    assert list(shown) == ["rows-0", "rows-1", "bits", "map-0", "map-1", "agree-0", "agree-1", "kinds", "time"]
+    assert [key for key, of in shown.items() if 'class="lack"' in of] == ["kinds"], "16 documents: small categories"
+    rows = re.findall(r"<td>(\w+)</td><td>(magnitude)</td><td>([\d.]+)</td>(?:<td>\d+</td>){2}<td>([\d.]*)</td>",
+                      shown["rows-0"])
+    expected = {}
+    for result in (json.loads(p.read_text()) for p in harness_results.glob("*.json")):
+        if result["method"]["name"] == "magnitude" and result["avg_bits"] == 4.75:
+            expected[result["dataset"]] = f"{result['metrics']['accuracy']['value']:.5g}"
+    assert {dataset: accuracy for dataset, _, _, accuracy in rows} == expected and len(expected) == 2
+    assert "--eval_size 16" in text and "28 finished, 0 failed" in text
+
+
 # --- settings
 
 def test_a_settings_box_says_how_it_was_made(page):
