@@ -52,7 +52,7 @@ def rate_difference_interval(lost: int, won: int, n: int, level: float = 0.95) -
 
 
 def mcnemar(a, b) -> float:
-    """Return the exact two-sided p-value that a and b (0/1, paired) have one rate; 1 where all agree, NaN without any."""
+    """Return the exact two-sided p-value that a and b (0/1, paired) have one rate; 1 if all agree, NaN without any."""
     a, b = _paired(a, b)
     if len(a) == 0:
         return math.nan

@@ -1,4 +1,4 @@
-"""What intervals and tests promise, checked by simulation: 95 % intervals cover, 5 % tests reject 5 %, the power line has its power."""
+"""What intervals and tests promise, simulated: 95 % intervals cover, 5 % tests reject 5 %, power is what it says."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,9 @@ N = 100  # documents of a simulated run
 
 
 def run_of(correct, loglik) -> list[Sample]:
-    return [Sample(doc_id=str(i), prompt="", gold="A", text="", answer="A", correct=float(c), f1=None, choice_logprobs=None, gold_loglik=float(v),
-                   n_prompt=1, n_new=0, truncated=False) for i, (c, v) in enumerate(zip(correct, loglik, strict=True))]
+    return [Sample(doc_id=str(i), prompt="", gold="A", text="", answer="A", correct=float(c), f1=None,
+                   choice_logprobs=None, gold_loglik=float(v), n_prompt=1, n_new=0, truncated=False)
+            for i, (c, v) in enumerate(zip(correct, loglik, strict=True))]
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.37, 0.6])
@@ -23,7 +24,8 @@ def test_wilson_covers(rate):
     assert 0.93 <= np.mean([bounds[k][0] <= rate <= bounds[k][1] for k in drawn]) <= 0.97
 
 
-@pytest.mark.parametrize("draw,mean", [(lambda rng, size: rng.normal(size=size), 0.0), (lambda rng, size: -rng.gamma(2.0, size=size), -2.0)],
+@pytest.mark.parametrize("draw,mean", [(lambda rng, size: rng.normal(size=size), 0.0),
+                                       (lambda rng, size: -rng.gamma(2.0, size=size), -2.0)],
                          ids=["normal", "skewed like log-likelihoods"])
 def test_the_bootstrap_of_a_mean_covers(draw, mean):
     hits = []
@@ -34,15 +36,17 @@ def test_the_bootstrap_of_a_mean_covers(draw, mean):
     assert 0.93 <= np.mean(hits) <= 0.97
 
 
-@pytest.mark.parametrize("n,discordant,difference", [(100, 0.2, 0.1), (256, 0.03, 0.02), (1000, 0.01, 0.0), (60, 0.2, 0.0)])
+@pytest.mark.parametrize("n,discordant,difference", [(100, 0.2, 0.1), (256, 0.03, 0.02), (1000, 0.01, 0.0),
+                                                     (60, 0.2, 0.0)])
 def test_the_interval_of_two_rates_covers_where_little_flips(n, discordant, difference):
-    drawn = np.random.default_rng(n).multinomial(n, [(discordant - difference) / 2, (discordant + difference) / 2, 1 - discordant], 4000)
+    shares = [(discordant - difference) / 2, (discordant + difference) / 2, 1 - discordant]
+    drawn = np.random.default_rng(n).multinomial(n, shares, 4000)
     spans = [stats.rate_difference_interval(int(b), int(c), n) for b, c, _ in drawn]
     assert 0.93 <= np.mean([low <= difference <= high for low, high in spans]) <= 0.97
 
 
 def test_paired_differences_cover_what_is_true_of_both_metrics():
-    """Runs that share the difficulty of their documents; the second is right 10 points more often and 0.3 nats better."""
+    """Runs that share the difficulty of their documents; the second is right 10 points oftener and 0.3 nats better."""
     found = {"accuracy": [], "gold_loglik": []}
     for seed in range(10):
         rng = np.random.default_rng(seed)

@@ -15,10 +15,12 @@ from core.sample import Sample
 from evaluation.statistics import formulas as stats
 from evaluation.statistics.paired import Panel, compare, strata
 from evaluation.statistics.power import detectable_mean, detectable_rate, rate_power
+from evaluation.statistics.summary import mean_task_metric
 
 
 def sample(doc_id, correct, loglik=-1.0, choices=None, **other):
-    base = {"prompt": "", "gold": "A", "text": "", "answer": "A", "f1": None, "n_prompt": 5, "n_new": 0, "truncated": False}
+    base = {"prompt": "", "gold": "A", "text": "", "answer": "A", "f1": None, "n_prompt": 5, "n_new": 0,
+            "truncated": False}
     return Sample(doc_id=doc_id, correct=correct, gold_loglik=loglik, choice_logprobs=choices, **(base | other))
 
 
@@ -106,7 +108,8 @@ def test_wilson_is_scipys(k, n):
 @pytest.mark.parametrize("lost,won,rest", [(14, 3, 239), (0, 0, 30), (0, 9, 1)])
 def test_mcnemar_is_statsmodels(lost, won, rest):
     a, b = [1] * lost + [0] * won + [1] * rest, [0] * lost + [1] * won + [1] * rest
-    assert stats.mcnemar(a, b) == pytest.approx(statsmodels_mcnemar([[rest, lost], [won, 0]], exact=True).pvalue, rel=1e-12)
+    theirs = statsmodels_mcnemar([[rest, lost], [won, 0]], exact=True).pvalue
+    assert stats.mcnemar(a, b) == pytest.approx(theirs, rel=1e-12)
 
 
 def test_the_interval_of_a_rate_difference_by_hand():
@@ -127,8 +130,11 @@ def never():
     raise AssertionError("few non-zero differences are enumerated, not drawn")
 
 
-@pytest.mark.parametrize("differences", [[0.5, -0.1, 0.3, 0.7, 0.2], [1, 1, -1, 1, 0, 0, 0, 1], [0.1] * 3 + [-0.1], [0, 0, 0], [2.0, 0.0],
-                                         list(np.random.default_rng(4).normal(0.4, 1, 11))])
+FEW = ([0.5, -0.1, 0.3, 0.7, 0.2], [1, 1, -1, 1, 0, 0, 0, 1], [0.1] * 3 + [-0.1], [0, 0, 0], [2.0, 0.0],
+       list(np.random.default_rng(4).normal(0.4, 1, 11)))
+
+
+@pytest.mark.parametrize("differences", FEW)
 def test_few_differences_are_enumerated_as_scipy_does(differences):
     theirs = scipy_stats.permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
     assert stats.sign_flip_p(differences, never) == pytest.approx(theirs, abs=1e-12)
@@ -137,7 +143,8 @@ def test_few_differences_are_enumerated_as_scipy_does(differences):
 def test_many_differences_are_drawn_near_the_exact_value():
     differences = np.random.default_rng(8).normal(0.45, 1, 16)
     exact = scipy_stats.permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
-    assert stats.sign_flip_p(differences, drawn(differences)) == pytest.approx(exact, abs=3 * math.sqrt(exact * (1 - exact) / stats.FLIPS))
+    error = 3 * math.sqrt(exact * (1 - exact) / stats.FLIPS)
+    assert stats.sign_flip_p(differences, drawn(differences)) == pytest.approx(exact, abs=error)
     assert stats.sign_flip_p(np.ones(2048), drawn(np.ones(2048))) == 1 / (stats.FLIPS + 1)  # never 0
     assert math.isnan(stats.sign_flip_p([], never)) and math.isnan(stats.sign_flip_p([1.0, math.nan], never))
 
@@ -149,7 +156,8 @@ def test_on_right_and_wrong_the_sign_flip_test_is_mcnemar():
 
 def test_columns_share_the_draws_of_one_column(monkeypatch):
     values = np.random.default_rng(0).normal(size=(50, 3))
-    means, sums = stats.resampled_means(values, np.random.default_rng(3)), stats.flipped_sums(values, np.random.default_rng(3))
+    means = stats.resampled_means(values, np.random.default_rng(3))
+    sums = stats.flipped_sums(values, np.random.default_rng(3))
     for i in range(3):
         assert np.allclose(means[:, i], stats.bootstrap_means(values[:, i], np.random.default_rng(3)), atol=1e-12)
     monkeypatch.setattr(stats, "_CHUNK", 50 * 8)  # pieces of eight: memory is bounded, the stream is the same
@@ -159,7 +167,8 @@ def test_columns_share_the_draws_of_one_column(monkeypatch):
 
 def test_the_bootstrap_interval_is_scipys():
     values = np.random.default_rng(6).gamma(2.0, size=300)
-    theirs = scipy_stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20000, rng=np.random.default_rng(1)).confidence_interval
+    theirs = scipy_stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20000,
+                                   rng=np.random.default_rng(1)).confidence_interval
     ours = stats.bootstrap_interval(values, np.random.default_rng(2), resamples=20000)
     assert ours == pytest.approx((theirs.low, theirs.high), abs=0.005)
 
@@ -173,7 +182,8 @@ def test_holm_is_statsmodels(seed):
 def test_kl_is_scipys_over_documents_of_different_option_counts():
     rng = np.random.default_rng(2)
     left, right = ([tuple(rng.normal(-50, 9, size=n)) for n in (2, 10, 4)] for _ in range(2))
-    expected = [scipy_stats.entropy(np.exp(np.array(p) - max(p)), np.exp(np.array(q) - max(q))) for p, q in zip(left, right)]
+    shares = [[np.exp(np.array(values) - max(values)) for values in side] for side in (left, right)]
+    expected = [scipy_stats.entropy(p, q) for p, q in zip(*shares)]
     assert stats.choice_kl(left, right) == pytest.approx(expected, rel=1e-9)
 
 
@@ -184,14 +194,15 @@ def test_mean_and_deviation_over_seeds():
 
 def runs(count, n=40, seed=0):
     rng = np.random.default_rng(seed)
-    return [[sample(str(i), float(rng.random() < 0.5), rng.normal(), tuple(rng.normal(size=3)), answer="ABC"[rng.integers(3)]) for i in range(n)]
-            for _ in range(count)]
+    return [[sample(str(i), float(rng.random() < 0.5), rng.normal(), tuple(rng.normal(size=3)),
+                    answer="ABC"[rng.integers(3)]) for i in range(n)] for _ in range(count)]
 
 
 def test_a_panel_says_of_two_runs_what_they_alone_say():
     """Whatever other runs stand beside them, and in whatever order their documents come."""
     all_runs = runs(5)
-    panel, alone = Panel([all_runs[0], *(r[::-1] for r in all_runs[1:])], reference=0), compare(all_runs[0], all_runs[3])
+    panel = Panel([all_runs[0], *(r[::-1] for r in all_runs[1:])], reference=0)
+    alone = compare(all_runs[0], all_runs[3])
     beside = panel.compare(0, 3)
     assert beside == alone
     assert Panel(all_runs, reference=0).compare(1, 3)["kl"] is None  # KL is told from the reference on
@@ -199,7 +210,8 @@ def test_a_panel_says_of_two_runs_what_they_alone_say():
 
 def test_seeds_are_averaged_document_by_document():
     panel = Panel(runs(3))
-    by_hand = (panel.values["gold_loglik"][:, 1] + panel.values["gold_loglik"][:, 2]) / 2 - panel.values["gold_loglik"][:, 0]
+    first, *others = panel.values["gold_loglik"].T
+    by_hand = (others[0] + others[1]) / 2 - first
     assert panel.differences("gold_loglik", 0, (1, 2)) == pytest.approx(by_hand)
     found = panel.difference("gold_loglik", 0, (1, 2))
     assert found["low"] < by_hand.mean() < found["high"]
@@ -207,14 +219,19 @@ def test_seeds_are_averaged_document_by_document():
 
 
 def test_agreement_is_of_answers_not_of_being_right():
-    left = [sample("1", 0.0, answer="B"), sample("2", 0.0, answer="C"), sample("3", 1.0, answer=None), sample("4", 1.0, answer="A")]
-    right = [sample("1", 0.0, answer="B"), sample("2", 0.0, answer="D"), sample("3", 0.0, answer=None), sample("4", 1.0, answer="A")]
+    left = [sample(str(i), right, answer=answer) for i, (right, answer) in enumerate(
+        [(0.0, "B"), (0.0, "C"), (1.0, None), (1.0, "A")])]
+    right = [sample(str(i), right, answer=answer) for i, (right, answer) in enumerate(
+        [(0.0, "B"), (0.0, "D"), (0.0, None), (1.0, "A")])]
     assert compare(left, right)["agreement"] == 0.75
 
 
 def test_categories_carry_their_own_corrected_tests():
-    left = [sample(f"a{i}", 1.0, stratum="a") for i in range(6)] + [sample(f"b{i}", float(i < 2), stratum="b") for i in range(4)]
-    right = [sample(f"a{i}", 0.0, stratum="a") for i in range(6)] + [sample(f"b{i}", float(i == 2), stratum="b") for i in range(4)]
+    def run(a, b):
+        return ([sample(f"a{i}", float(a(i)), stratum="a") for i in range(6)]
+                + [sample(f"b{i}", float(b(i)), stratum="b") for i in range(4)])
+
+    left, right = run(lambda i: True, lambda i: i < 2), run(lambda i: False, lambda i: i == 2)
     a, b = strata(left, right)
     assert (a["category"], a["n"], a["first"], a["second"], a["right_to_wrong"]) == ("a", 6, 1.0, 0.0, 6)
     assert a["p_raw"] == pytest.approx(2 / 2**6) and a["p"] == pytest.approx(4 / 2**6)  # twice: two categories
@@ -223,7 +240,8 @@ def test_categories_carry_their_own_corrected_tests():
 
 @pytest.mark.parametrize("n", [6, 60, 256])
 def test_the_power_of_a_mean_is_statsmodels(n):
-    assert detectable_mean(n, 2.5) == pytest.approx(2.5 * TTestPower().solve_power(nobs=n, alpha=0.05, power=0.8), rel=1e-5)
+    theirs = TTestPower().solve_power(nobs=n, alpha=0.05, power=0.8)
+    assert detectable_mean(n, 2.5) == pytest.approx(2.5 * theirs, rel=1e-5)
 
 
 def test_too_few_documents_show_nothing():
@@ -247,3 +265,41 @@ def test_the_power_line_takes_the_median_pair():
     rates = sorted(np.mean(panel.differences("accuracy", 0, i) != 0) for i in (1, 2, 3))
     assert found["discordant"] == rates[1] and found["accuracy"] == detectable_rate(64, rates[1])
     assert panel.detectable([]) is None
+
+
+@pytest.mark.parametrize("n", [6, 64, 300])
+@pytest.mark.parametrize("discordant", [0.0, 0.1, 1.0])
+def test_the_power_of_a_rate_is_what_scipys_distributions_give(n, discordant):
+    m = np.arange(n + 1)
+    k = scipy_stats.binom.ppf(0.025, m, 0.5)
+    most = np.where(2 * scipy_stats.binom.cdf(k, m, 0.5) <= 0.05, k, k - 1)
+    for difference in (0.01, 0.2, 0.9):
+        rate = max(discordant, difference)
+        share = (rate + difference) / (2 * rate)
+        rejects = scipy_stats.binom.cdf(most, m, 1 - share) + scipy_stats.binom.cdf(most, m, share)
+        total = np.sum(scipy_stats.binom.pmf(m, n, rate) * rejects)
+        assert rate_power(n, discordant, difference) == pytest.approx(total, abs=1e-12)
+    if (found := detectable_rate(n, discordant)) is not None:
+        assert rate_power(n, discordant, found) == pytest.approx(0.8, abs=1e-9)
+
+
+def test_a_task_without_right_and_wrong_is_compared_by_its_own_metrics():
+    def run(shift):
+        return [sample(str(i), None, -1.0 - shift, scores={"edits": i + shift, "seen": float(i % 2)})
+                for i in range(12)]
+
+    panel = Panel([run(0.0), run(2.0)], reference=0)
+    found = panel.compare(0, 1)
+    assert found["edits"] == pytest.approx({"value": 2.0, "low": 2.0, "high": 2.0}) and found["seen"]["value"] == 0.0
+    assert found["flips"] is None and found["mcnemar_p"] is None and "accuracy" not in found and "f1" not in found
+    assert panel.detectable([(0, 1)])["accuracy"] is None and strata(run(0.0), run(1.0)) == []
+    assert panel.permutation_p("edits", 0, 1) == pytest.approx(2 / 2**12)
+    some = [sample("1", 1.0, scores={"edits": 1.0}), sample("2", 1.0)]
+    assert set(Panel([some]).values) == {"accuracy", "gold_loglik"}, "a metric that a document lacks is not compared"
+
+
+def test_the_score_of_a_task_is_made_of_what_it_measures():
+    assert mean_task_metric([sample("1", 1.0, -2.0), sample("2", 0.0, -4.0)]) == (0.5, -3.0)
+    assert mean_task_metric([sample("1", 1.0, f1=0.5)])[0] == 0.75
+    assert mean_task_metric([sample("1", None, scores={"a": 0.25, "b": 0.75})])[0] == 0.5
+    assert math.isnan(mean_task_metric([sample("1", None)])[0]) and math.isnan(mean_task_metric([])[0])
