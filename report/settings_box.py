@@ -49,13 +49,13 @@ def _listed(values: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(v for v in values if v))
 
 
-def _dates(made: Sequence[str]) -> str:
+def _dates(dates: Sequence[str]) -> str:
     """When the first and the last samples were made."""
-    known = sorted(date for date in made if date)
+    known = sorted(date for date in dates if date)
     if not known:
-        return "not recorded (results of an older version)" if made else ""
+        return "not recorded (results of an older version)" if dates else ""
     text = known[0] if known[0] == known[-1] else f"{known[0]} to {known[-1]}"
-    return text + (f" ({len(made) - len(known)} results without a date)" if len(known) < len(made) else "")
+    return text + (f" ({len(dates) - len(known)} results without a date)" if len(known) < len(dates) else "")
 
 
 def _versions(results: Sequence[Result]) -> str:

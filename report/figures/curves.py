@@ -13,7 +13,7 @@ from report.figures.svg import Drawing, Scale, drawable, num, scale_of
 WIDTH, LEFT, RIGHT = 360.0, 46.0, 12.0
 PLOTS = {"main": (38.0, 170.0), "d_loglik": (236.0, 150.0)}  # top and height
 WIDE, POWERS = 2.5, (2, 3, 4, 5, 6, 8, 12, 16)  # from which ratio of bits on the axis is logarithmic, and its ticks
-SPREAD = 0.02  # of the axis: how far apart rows of equal bits are drawn
+SPREAD, CROWD = 0.02, 5  # how far apart rows of equal bits are drawn, of the axis; rows of a run that needs room
 
 
 def curve_figure(part: Part) -> Figure:
@@ -94,13 +94,13 @@ def _steps(across: Scale, up: Scale, bits: Sequence[float], values: Sequence[flo
 def beside(bits: np.ndarray, tolerance: float, along: Callable = np.asarray) -> tuple[np.ndarray, np.ndarray]:
     """Where rows are drawn, given their bits in rising order, and the left end of each one's run.
 
-    Rows of equal bits, a run, stand side by side; ``along`` turns bits into places.  Runs of several rows keep out of
-    each other's way: each takes less than half of the distance to the next.
+    Rows of equal bits, a run, stand side by side; ``along`` turns bits into places.  Runs of CROWD rows or more do not
+    overlap: each takes less than half of the distance to the next.
     """
     run = np.cumsum(np.diff(bits, prepend=bits[0]) > tolerance + 1e-9)
     counts, at = np.bincount(run), along(bits)
     middles = np.array([at[run == r].mean() for r in range(len(counts))])
-    apart = np.diff(middles[counts > 1])
+    apart = np.diff(middles[counts >= CROWD])
     step = min([SPREAD * max(float(np.ptp(at)), 0.1), *(0.8 * apart / (counts.max() - 1)).tolist()])
     at = at + step * np.concatenate([np.arange(n) - (n - 1) / 2 for n in counts])
     return at, np.array([at[run == r].min() for r in run])

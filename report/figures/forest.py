@@ -113,8 +113,8 @@ def unit(metric: str, name: str) -> float:
 
 def metric_name(frame: pd.DataFrame) -> str:
     """The main metric of a data set's rows, as an axis names it."""
-    metric = frame["metric"].iloc[0]
-    return f"{metric} (%)" if metric in SHARES else plain(metric)
+    metric, label = frame[["metric", "label"]].iloc[0]
+    return "accuracy (%)" if metric == "accuracy" else plain(label) + (" (%)" if metric in SHARES else "")
 
 
 def full_precision(frame: pd.DataFrame, name: str) -> float | None:

@@ -98,30 +98,25 @@ def over_seeds(rows: Sequence[dict], name: str) -> tuple[float | None, float | N
     return sum(row[name] for row in rows) / len(rows), low, high
 
 
-def main_metric(table: TableData, dataset: str) -> str:
-    """The first metric of a data set's task."""
-    return next(iter(table.facts[dataset]["metrics"]))
-
-
 def points(table: TableData, tolerance: float) -> pd.DataFrame:
     """One row a data set and method of a table: means over the seeds, and the span of the seeds' intervals.
 
-    ``main`` is the task's first metric, named in ``metric``.
+    ``main`` is the task's first metric, named in ``metric`` and, as tables have it, in ``label``.
     """
-    budget, found = table.about["avg_bits"], []
+    budget, means = table.about["avg_bits"], []
     for dataset in table.datasets:
-        metric, rows = main_metric(table, dataset), table.of(dataset)
+        (metric, label), rows = next(iter(table.facts[dataset]["metrics"].items())), table.of(dataset)
         for method in dict.fromkeys(row["method"] for row in rows):
             mine = [row for row in rows if row["method"] == method]
             held = budget is not None and all(row["budgeted"] and equal_bits(row["bits"], budget, tolerance)
                                               for row in mine)
             row = {"dataset": dataset, "method": method, "bits": sum(row["bits"] for row in mine) / len(mine),
                    "seeds": len({row["seed"] for row in mine}), "documents": max(row["n"] for row in mine),
-                   "metric": metric, "equal_bits": held, "mark": mine[0]["best_loglik"]}
+                   "metric": metric, "label": label, "equal_bits": held, "mark": mine[0]["best_loglik"]}
             for name, source in (("main", stem(metric)), ("d_loglik", "d_loglik")):
                 row |= dict(zip((name, f"{name}_low", f"{name}_high"), over_seeds(mine, source)))
-            found.append(row | {"loglik": over_seeds(mine, "loglik")[0]})
-    return pd.DataFrame(found).astype(dict.fromkeys(NUMBERS, float)) if found else pd.DataFrame()
+            means.append(row | {"loglik": over_seeds(mine, "loglik")[0]})
+    return pd.DataFrame(means).astype(dict.fromkeys(NUMBERS, float)) if means else pd.DataFrame()
 
 
 def shown(frame: pd.DataFrame, *more: str) -> pd.DataFrame:

@@ -106,7 +106,7 @@ def hatched(drawing: Drawing, steps: str, hatch: str, key: str) -> None:
 
 
 def chunks(items: Sequence, most: int) -> list[Sequence]:
-    """A long list in pieces of nearly equal length, none longer than ``most``."""
+    """A long list as several of nearly equal length, none longer than ``most``."""
     count = -(-len(items) // most)
     edges = [round(i * len(items) / count) for i in range(count + 1)]
     return [items[a:b] for a, b in pairwise(edges)]

@@ -17,6 +17,7 @@ import numpy as np
 SMALL, NORMAL = 10.0, 11.0  # font sizes
 NARROW, BROAD = "iljtfrI.,:;|!'()[]- ", "mwMW@%—…+=<>~#&"
 BOLD = 1.12  # how much wider bold words are
+BACK = ("grid", "whisker")  # kinds of paths over which markers and words stand
 LARGEST = 1e100  # a number beyond it is no measurement and would overflow a scale
 
 
@@ -90,6 +91,7 @@ class Drawing:
 
     def __init__(self, width: float, label: str):
         self.width, self.height, self.label = width, 0.0, label
+        self._back: list[str] = []
         self._items: list[str] = []
 
     def add(self, item: str) -> None:
@@ -109,10 +111,11 @@ class Drawing:
         self.add(f'<text{_kind(kind)} x="{num(x)}" y="{num(y)}"{turn}>{escape(shown)}{note}</text>')
 
     def path(self, steps: str, kind: str, fill: str = "", note: str = "") -> None:
-        """A path; nothing where there are no steps.  A note shows when pointed at."""
+        """A path; nothing where there are no steps.  A note shows when pointed at; kinds of BACK lie under all else."""
         if steps:
             paint = f' fill="{fill}"' if fill else ""
-            self.add(f'<path{_kind(kind)}{paint} d="{steps}"' + (f">{_note(note)}</path>" if note else "/>"))
+            items = self._back if kind in BACK else self._items
+            items.append(f'<path{_kind(kind)}{paint} d="{steps}"' + (f">{_note(note)}</path>" if note else "/>"))
 
     def marker(self, place: tuple[float, float], shape: str, fill: str, note: str = "") -> None:
         """A marker of ``MARKERS``."""
@@ -154,7 +157,7 @@ class Drawing:
 
     def inside(self) -> str:
         """What is drawn, without the element around it."""
-        return "".join(self._items)
+        return "".join([*self._back, *self._items])
 
     def svg(self, attributes: str = "", head: str = "") -> str:
         """The drawing as an element of a page; ``head`` stands before what is drawn."""

@@ -5,11 +5,13 @@ import json
 import re
 import shutil
 from base64 import b64encode
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from core.errors import UserError
@@ -18,7 +20,9 @@ from report.figures.forest import main as draw
 from report.figures.frames import load, tidy
 from report.figures.style import DARK, LIGHT
 from report.page import LEGENDS, section, write
+from report.records import TaskFacts
 from tests.report.conftest import HOSTILE, METHODS, hostile, put_row, rewritten
+from tests.report.handmade import documents, put
 
 FIGURES = 2 + 1 + 2 + 2 + 2 + 1  # rows at two budgets; bits; maps, agreement and categories at two budgets; time
 
@@ -94,16 +98,16 @@ def test_the_page_loads_nothing_and_runs_its_own_script_alone(page):
     text = page.read_text()
     addresses = set(re.findall(r"https?://[^\s\"'<>)]+", text))
     assert all(a.startswith("http://www.w3.org/") for a in addresses), addresses
-    found = Elements(text)
+    elements = Elements(text)
     loading = {"link", "iframe", "img", "object", "embed", "form"}
-    assert found.tags.count("script") == 1 and not loading & set(found.tags)
-    assert not [name for name, value in found.attributes if name.startswith("on")]
-    assert all(value.startswith("#") for name, value in found.attributes if name in ("href", "src", "xlink:href"))
+    assert elements.tags.count("script") == 1 and not loading & set(elements.tags)
+    assert not [name for name, value in elements.attributes if name.startswith("on")]
+    assert all(value.startswith("#") for name, value in elements.attributes if name in ("href", "src", "xlink:href"))
     script = re.search("<script>(.*?)</script>", text, flags=re.S).group(1)
     assert f"script-src 'sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in text
-    ids = [value for name, value in found.attributes if name == "id"]
+    ids = [value for name, value in elements.attributes if name == "id"]
     assert len(set(ids)) == len(ids)
-    assert {f"#{name}" for name in ids} >= {value for name, value in found.attributes if name == "href"}
+    assert {f"#{name}" for name in ids} >= {value for name, value in elements.attributes if name == "href"}
 
 
 def test_same_results_same_bytes(folder, page, tmp_path):
@@ -153,6 +157,20 @@ def test_a_page_of_what_the_harness_writes(harness_results, tmp_path):
     assert "--eval_size 16" in text and "28 finished, 0 failed" in text
 
 
+def test_an_open_task_with_a_metric_of_its_own(tmp_path):
+    """No right and wrong: figures and cards show the task's metric by its name."""
+    for method, bits, level in (("fp16", 16.0, 0.9), ("uniform", 4.249, 0.3), ("TAQ", 4.249, 0.6)):
+        rng = np.random.default_rng(len(method))
+        samples = [replace(s, correct=None, choice_logprobs=None, stratum="",
+                           scores={"rouge": float(np.clip(level + rng.normal(0, 0.05), 0, 1))})
+                   for s in documents("d", level - 1, 0)]
+        put(tmp_path, method, bits, 0.0, dataset="d", budget=None if method == "fp16" else 4.25, samples=samples,
+            task=TaskFacts("generate", {"rouge": "ROUGE"}))
+    text = unescape(write(tmp_path, tmp_path / "own.html").read_text())
+    assert re.search(r"Highest ROUGE: TAQ with 0\.[56]", text) and ">ROUGE</text>" in sections(text)["rows-0"]
+    assert "accuracy (%)" not in "".join(re.findall("<svg .*?</svg>", text, flags=re.S))
+
+
 # --- settings
 
 def test_a_settings_box_says_how_it_was_made(page):
@@ -196,10 +214,10 @@ def test_parts_of_other_settings_are_told_apart(folder, tmp_path):
 
 def test_names_of_results_cannot_run(folder, tmp_path):
     text = write(hostile(folder, tmp_path / "bad"), tmp_path / "bad.html").read_text()
-    found = Elements(text)
-    assert found.tags.count("script") == 1 and "img" not in found.tags
-    assert not [name for name, _ in found.attributes if name.startswith("on")]
-    words = "".join(found.words)
+    elements = Elements(text)
+    assert elements.tags.count("script") == 1 and "img" not in elements.tags
+    assert not [name for name, _ in elements.attributes if name.startswith("on")]
+    words = "".join(elements.words)
     assert HOSTILE[0] in words and "$\\frac{1}$" in words and HOSTILE[4] in words, "a name must be shown as it is"
     for drawing in re.findall("<svg .*?</svg>", text, flags=re.S):
         ElementTree.fromstring(drawing)
