@@ -54,23 +54,14 @@ def _format(name: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, read, print; 2 on unusable input or where there is nothing."""
-    from core.commandline import forgiving_stdout
-    from core.errors import UserError
+    from core.commandline import exit_status
     from report.tables.filters import SORTS
     from report.text.render import FORMATS
 
     argv = list(sys.argv[1:] if argv is None else argv)
     for at in [i for i, word in enumerate(argv[:-1]) if word == "--sort"][::-1]:  # argparse takes -loglik for a flag
         argv[at:at + 2] = [f"--sort={argv[at + 1]}"]
-    forgiving_stdout()
-    try:
-        return _print(build_parser(FORMATS, SORTS).parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return exit_status(lambda: _print(build_parser(FORMATS, SORTS).parse_args(argv)))
 
 
 def _print(args) -> int:

@@ -1,8 +1,10 @@
 """What both command lines share: a parser that complains in one sentence, and output that no terminal can stop."""
 
 import argparse
+import os
 import re
 import sys
+from collections.abc import Callable
 
 from core.errors import UserError
 from core.registry import did_you_mean
@@ -36,6 +38,19 @@ def plain_console():
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+def exit_status(command: Callable[[], int]) -> int:
+    """Run a command: what it cannot use is one sentence and status 2; a reader that closes its pipe is no error."""
+    forgiving_stdout()
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # head, less
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def forgiving_stdout() -> None:

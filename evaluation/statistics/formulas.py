@@ -162,13 +162,13 @@ def _log_shares(choices) -> np.ndarray:
 def holm(pvalues) -> list[float]:
     """Return Holm's corrected p-values in the given order; NaN stays NaN and does not count in the family."""
     p = np.asarray(pvalues, dtype=np.float64)
-    out = np.full(len(p), np.nan)
+    corrected = np.full(len(p), np.nan)
     order = [i for i in np.argsort(p, kind="stable") if not np.isnan(p[i])]
     running = 0.0
     for rank, i in enumerate(order):
         running = max(running, min(1.0, (len(order) - rank) * p[i]))
-        out[i] = running
-    return [float(x) for x in out]
+        corrected[i] = running
+    return [float(value) for value in corrected]
 
 
 def _paired(a, b) -> tuple[np.ndarray, np.ndarray]:

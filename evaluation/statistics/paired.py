@@ -1,6 +1,6 @@
 """Runs compared document by document.
 
-A panel holds the runs of one data set as columns over the same documents.  Its resamples and sign patterns are
+A panel holds the runs of one data set side by side over the same documents.  Its resamples and sign patterns are
 drawn once, from the seed and the number of documents alone: an interval does not move when another run joins the
 panel, and any two runs, or means over seeds of runs, are compared by a subtraction.
 """

@@ -48,7 +48,7 @@ def headings(groups: Sequence[Sequence[Result]]) -> list[str]:
     for group, facts in zip(groups, apart(groups), strict=True):
         model, settings = models[group[0].model.revision], group[0].settings
         others = [other for other in models.values() if other.revision != model.revision]
-        name = next(name for name in (model.name, model.given, f"{model.name} {model.revision}")
+        name = next(name for name in (model.name, model.given, f"{model.name} {model.revision[:12]}")
                     if name and name not in {n for other in others for n in (other.name, other.given)})
         runs = " and ".join(sorted({r.run_type for r in group}))
         said = [f"{name} ({model.dtype})", f"{runs} run", f"{settings.get('data_source', 'unknown')} data",

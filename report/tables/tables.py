@@ -79,13 +79,13 @@ def group(results: Sequence[Result], beside: Sequence[Result] = ()) -> list[Tabl
     known = comparable(beside or results)
     heads = {cells[0].conditions: (heading, facts)
              for cells, heading, facts in zip(known, headings(known), apart(known), strict=True)}
-    documents, found = Documents(), []
+    documents, every = Documents(), []
     for members in comparable(results):
         heading, facts = heads[members[0].conditions]
         for bits in sorted({r.avg_bits for r in members if r.avg_bits is not None}) or [None]:
             cells = [r for r in members if r.avg_bits in (bits, None)]
-            found.append(one_table(cells, bits, heading, facts=facts, documents=documents))
-    return found
+            every.append(one_table(cells, bits, heading, facts=facts, documents=documents))
+    return every
 
 
 def one_table(members: Sequence[Result], bits: float | None, heading: str, *, facts: dict,
@@ -171,8 +171,8 @@ def _missing_lines(absent: Sequence[dict], cells: int) -> list[str]:
                     for (method, where), seeds in places.items()]
 
 
-def require_rows(found: list, folder: Path) -> list:
+def require_rows(results: list, folder: Path) -> list:
     """No data is said, never shown as an empty table."""
-    if not found:
+    if not results:
         raise UserError(f"no data: {str(folder)!r} holds no results; run run_taq_icml.py first or pass --results_dir")
-    return found
+    return results
