@@ -1,13 +1,16 @@
 for (const head of document.querySelectorAll("thead th")) {
   head.setAttribute("aria-sort", "none");
   head.addEventListener("click", () => {
-    const table = head.closest("table"), column = [...head.parentNode.children].indexOf(head), up = head.getAttribute("aria-sort") !== "ascending";
-    for (const other of head.parentNode.children) other.setAttribute("aria-sort", "none");
+    const heads = [...head.parentNode.children], body = head.closest("table").tBodies[0];
+    const up = head.getAttribute("aria-sort") !== "ascending";
+    for (const other of heads) other.setAttribute("aria-sort", "none");
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const value = row => { const text = row.cells[column].textContent, n = parseFloat(text.replace("<", "")); return isNaN(n) ? text : n; };
+    const value = row => {
+      const text = row.cells[heads.indexOf(head)].textContent, number = parseFloat(text.replace("<", ""));
+      return isNaN(number) ? text : number;
+    };
     const order = (a, b) => typeof a === typeof b ? (a > b) - (a < b) : typeof a === "number" ? -1 : 1;
-    const rows = [...table.tBodies[0].rows].sort((a, b) => (up ? 1 : -1) * order(value(a), value(b)));
-    table.tBodies[0].append(...rows);
+    body.append(...[...body.rows].sort((a, b) => (up ? 1 : -1) * order(value(a), value(b))));
   });
 }
 const contents = document.querySelector("nav details");

@@ -171,7 +171,7 @@ def layers(cell: Result) -> pd.DataFrame:
 def place(fqn: str) -> tuple[int, str]:
     """Block number and kind of a linear, of its dotted name; numbers after the block's (experts) are dropped."""
     names = fqn.split(".")
-    at = next((i for i, name in enumerate(names) if re.fullmatch(r"\d+", name)), None)
+    at = next((i for i, name in enumerate(names) if re.fullmatch(r"\d{1,9}", name)), None)
     if at is None:
         return 0, plain(fqn)
     return int(names[at]), plain(".".join(name for name in names[at + 1:] if not name.isdigit()))

@@ -126,12 +126,12 @@ def _panel(maps: dict[str, Map], dataset: str, title: str, paint: Paint) -> Draw
     drawing, tables = Drawing(WIDTH, f"{title} {dataset}"), [one.table for one in maps.values()]
     names = _short({kind for table in tables for kind in table.index})
     left = min(130.0, max(text_width(name, SMALL) for name in names.values()) + 8)
-    low, high = min(t.columns.min() for t in tables), max(t.columns.max() for t in tables)
-    wide = (WIDTH - left - 8) / (high - low + 1)
+    blocks = sorted({block for table in tables for block in table.columns})
+    wide = (WIDTH - left - 8) / len(blocks)
     drawing.text(left, 13, dataset, "b", room=WIDTH - left)
     y = 20.0
     for method, one in maps.items():
-        table = one.table.reindex(columns=range(low, high + 1))
+        table = one.table.reindex(columns=blocks)
         drawing.text(left, y + 11, plain(method), room=WIDTH - left)
         y += 16
         for i, kind in enumerate(table.index):
@@ -141,9 +141,9 @@ def _panel(maps: dict[str, Map], dataset: str, title: str, paint: Paint) -> Draw
         height = ROW * len(table)
         drawing.path(f"M{num(left)} {num(y)}h{num(wide * table.shape[1])}v{num(height)}H{num(left)}z", "frame")
         y += height + 6
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 1000, high - low + 1) if (high - low) / s <= 8)
-    for block in range(-(-low // step) * step, high + 1, step):
-        drawing.text(left + (block - low + 0.5) * wide, y + 8, str(block), "s m")
+    step = next(s for s in (1, 2, 5, 10, 20, 50, len(blocks)) if len(blocks) / s <= 8)
+    for i in range(0, len(blocks), step):
+        drawing.text(left + (i + 0.5) * wide, y + 8, str(blocks[i]), "s m", room=WIDTH / 8)
     drawing.text((left + WIDTH - 8) / 2, y + 21, "decoder block", "s m")
     drawing.height = y + 27
     return drawing

@@ -156,6 +156,7 @@ def test_many_rows_at_two_budgets_stay_apart():
 def test_a_linears_place_and_its_bits():
     assert place("model.layers.11.mlp.down_proj") == (11, "mlp.down_proj")
     assert place("transformer.h.0.mlp.experts.3.w1") == (0, "mlp.experts.w1") and place("lm_head") == (0, "lm_head")
+    assert place(f"h.{'9' * 5000}.up")[0] == 0, "a number that no model has is part of a name"
     levels = {"h.0.experts.0.up": 2, "h.0.experts.1.up": 4, "h.1.experts.0.up": 8}
     one = cell("a", {"h.1.experts.0.up": {"kept": [1, 0, 0, 1], "scores": []}}, bits=Bits(3.0, 4.0, per_linear=levels))
     expected = {"block": [0, 1], "kind": ["experts.up"] * 2, "bits": [3, 8], "kept": [0, 0.5]}
