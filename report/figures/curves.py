@@ -1,169 +1,106 @@
-"""The report's figures: what is kept at which stored bits, method against method at equal bits, and the rest of them in order.
+"""What a stored bit buys: value against true stored bits, with the front that nothing beats at equal or fewer bits."""
 
-    python -m report.figures.curves results docs/figures/demo.svg
+from collections.abc import Callable, Sequence
 
-draws the comparison at equal bits of the newest table of a folder alone, for a page or a paper.
-"""
-
-import sys
-from pathlib import Path
-
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
 
-from core.errors import UserError
-from report.figures.bars import category_figures, time_figure
-from report.figures.frames import SAME_BITS, Part, budgets, curve, load, plain, points, whole
-from report.figures.maps import agreement_figure, bit_figure
-from report.figures.style import GREY, RC, Figure, Look, canvas, looks, save, svg
-from report.tables.tables import TableData
+from report.figures.forest import WHISKERS, full_precision, metric_name, point, unit
+from report.figures.frames import Part, curve, plain, shown
+from report.figures.style import Figure, Look, legend, looks, panels
+from report.figures.svg import Drawing, Scale, drawable, num, scale_of
 
-MEASURES = {"accuracy": "accuracy (%)", "d_loglik": "change of the gold answer's log-\nlikelihood against fp16 (nats/token)"}
-NUMBERS = ["dataset", "method", "bits", "seeds", "documents", "accuracy", "accuracy_low", "accuracy_high", "loglik", "d_loglik", "d_loglik_low",
-           "d_loglik_high"]
-ALONE = "dashed: full precision (fp16); whiskers: 95 % intervals over the documents"
-SPREAD = 0.02  # of the axis: how far apart rows of equal bits are drawn
-WHISKERS = "Whiskers: 95 % intervals over the documents (Wilson; paired bootstrap); of several seeds, their mean and the span of their intervals."
-
-
-def figures(part: Part) -> list[Figure]:
-    """Every figure of a part, in the order of the page."""
-    with matplotlib.rc_context(RC):
-        return [curve_figure(part), *(forest_figure(part, t, i) for i, t in enumerate(part.tables)),
-                *(draw(part, b, i) for draw in (bit_figure, agreement_figure) for i, b in enumerate(budgets(part))),
-                *category_figures(part), time_figure(part)]
-
-
-def scaled(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values and (low, high) lengths of their whiskers, in the units of the axis."""
-    by = 100 if name == "accuracy" else 1
-    value, low, high = (by * frame[n].to_numpy(dtype=float) for n in (name, f"{name}_low", f"{name}_high"))
-    return value, np.clip(np.array([value - low, high - value]), 0, None)
+WIDTH, LEFT, RIGHT = 360.0, 46.0, 12.0
+PLOTS = {"main": (38.0, 170.0), "d_loglik": (236.0, 150.0)}  # top and height
+WIDE, POWERS = 2.5, (2, 3, 4, 5, 6, 8, 12, 16)  # from which ratio of bits on the axis is logarithmic, and its ticks
+SPREAD, CROWD = 0.02, 5  # how far apart rows of equal bits are drawn, of the axis; rows of a run that needs room
 
 
 def curve_figure(part: Part) -> Figure:
-    """Value against true stored bits, a column a data set."""
+    """One panel a data set: accuracy above, change of log-likelihood below, over one axis of bits."""
     title = "What does a stored bit buy?"
-    how = ("Right is more storage, up is better. Dashed: full precision (fp16). The stepped line is the Pareto front: no row with equal or fewer "
-           f"bits lies above it; 'reaches it' in the numbers marks a row whose interval does. Black squares: uniform bits, grey diamonds: random "
-           f"scores. Rows of equal bits are drawn side by side around them; the numbers hold the true bits. {WHISKERS}")
+    how = ("Right is more storage, up is better. Dashed: full precision (fp16). The stepped line is the Pareto "
+           "front: no row with equal or fewer bits lies above it; 'reaches it' in the numbers marks a row whose "
+           f"interval does. Bits within {part.tolerance:g} of each other count as equal: such rows are drawn side by "
+           "side around them, and the numbers hold the true bits. Black squares: uniform bits, grey diamonds: random "
+           f"scores. {WHISKERS}")
     frame = curve(part)
     if not len(frame) or not (frame["method"] != "fp16").any():
-        return Figure("bits", title, how, (), lack="no data: no finished row of a quantized model")
-    look, names = looks(part.methods), [d for d in part.datasets if (frame["dataset"] == d).any()]
-    drawn = canvas(0.6 + 3.4 * len(names), 6.6, layout="constrained")
-    axes = drawn.subplots(2, len(names), squeeze=False, sharex=True)
-    for row, measure in zip(axes, MEASURES):
-        for ax, dataset in zip(row, names):
-            _curve(ax, frame[frame["dataset"] == dataset], measure, look)
-            ax.set_title(plain(dataset) if measure == "accuracy" else "")
-        row[0].set_ylabel(MEASURES[measure])
-    for ax in axes[1]:
-        ax.set_xlabel("stored bits a weight, metadata included")
-    handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
-    order = [plain(m) for m in part.methods if plain(m) in handles] + [h for h in handles if h == "Pareto front"]
-    drawn.legend([handles[m] for m in order], order, loc="outside lower center", ncols=min(8, len(order)), frameon=False)
-    columns = [*NUMBERS, "accuracy_front", "d_loglik_front"]
-    return Figure("bits", title, how, (("One row a data set, method and budget", frame[columns]),), svg(drawn, f"{part.key}-bits", title))
-
-
-def _curve(ax, frame: pd.DataFrame, measure: str, look: dict[str, Look]) -> None:
-    """One panel: fp16 as a line, whiskers, the front."""
-    full, rows = frame[frame["method"] == "fp16"], frame[(frame["method"] != "fp16") & frame[measure].notna()].sort_values("bits", kind="stable")
-    level = 0.0 if measure == "d_loglik" else 100 * full["accuracy"].iloc[0] if len(full) else np.nan
-    ax.axhline(level, color="black", linestyle="--", linewidth=1, label="fp16")
-    if not len(rows):
-        return
-    at, start = beside(rows["bits"].to_numpy())
-    value, whisker = scaled(rows, measure)
-    for x, y, low_high, method in zip(at, value, whisker.T, rows["method"]):
-        mine = look[method]
-        ax.errorbar([x], [y], low_high[:, None], fmt=mine.marker, color=mine.color, markeredgecolor="black", markeredgewidth=0.6,
-                    ecolor=GREY, elinewidth=0.9, label=plain(method))
-    front, edge = (rows[f"{measure}_front"] == "front").to_numpy(), ax.get_xlim()
-    ax.step([*start[front], edge[1]], [*value[front], value[front][-1]], where="post", color="black", linewidth=0.9, zorder=0, label="Pareto front")
-    ax.set_xlim(*edge)
-    if start[0] == start[-1]:
-        ax.set_xticks([rows["bits"].mean()], [f"{rows['bits'].mean():.3f}"])
-
-
-def beside(bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where rows are drawn, given their bits in rising order, and the left end of each one's run: rows of equal bits stand side by side."""
-    run = np.cumsum(np.diff(bits, prepend=bits[0]) > SAME_BITS)
-    step = SPREAD * max(np.ptp(bits), 0.1)
-    at = bits + step * np.concatenate([np.arange(n) - (n - 1) / 2 for n in np.bincount(run)])
-    return at, np.array([at[run == r].min() for r in run])
-
-
-def forest(part: Part, table: TableData, heading: str = "") -> object:
-    """Method by method at one budget: rows are methods, columns data sets."""
-    frame = points(table)
+        return Figure(key="bits", title=title, how=how, lack="no data: no finished row of a quantized model")
     look = looks(part.methods)
-    names, methods = list(dict.fromkeys(frame["dataset"])), list(dict.fromkeys(frame["method"]))
-    drawn = canvas(1.4 + 2.6 * len(names), 1.3 + 0.36 * len(methods) + (0.45 if heading else 0), layout="constrained")
-    axes = drawn.subplots(2, len(names), squeeze=False, sharey=True)
-    for row, measure in zip(axes, MEASURES):
-        for ax, dataset in zip(row, names):
-            _forest(ax, frame[frame["dataset"] == dataset], measure, methods, look)
-            ax.set_title(plain(dataset) if measure == "accuracy" else "")
-            ax.set_xlabel(MEASURES[measure])
-        row[0].set_yticks(range(len(methods)), [plain(m) for m in methods])
-        row[0].set_ylim(len(methods) - 0.5, -0.5)
-    if heading:
-        drawn.suptitle(heading, fontsize=9)
-    return drawn
+    drawings = [_panel(frame[frame["dataset"] == d], f"{title} {plain(d)}", look, part.tolerance) for d in part.datasets
+                if (frame["dataset"] == d).any()]
+    methods = [m for m in part.methods if m != "fp16" and (frame["method"] == m).any()]
+    numbers = (("One row a data set, method and budget", shown(frame, "main_front", "d_loglik_front")),)
+    return Figure(key="bits", title=title, how=how, numbers=numbers, svg=panels(drawings, _legend(methods, look)))
 
 
-def _forest(ax, frame: pd.DataFrame, measure: str, methods: list[str], look: dict[str, Look]) -> None:
-    ax.grid(axis="y", color="#dddddd", linewidth=0.6)
-    ax.tick_params(axis="y", length=0)
-    full = frame[frame["method"] == "fp16"]
-    if len(full):
-        ax.axvline(0 if measure == "d_loglik" else 100 * full["accuracy"].iloc[0], color="black", linestyle="--", linewidth=1)
-    rows = frame[frame[measure].notna()]
-    value, whisker = scaled(rows, measure)
-    for x, low_high, method, own in zip(value, whisker.T, rows["method"], ~rows["budgeted"]):
-        mine = look[method]
-        ax.errorbar([x], [methods.index(method)], xerr=low_high[:, None], fmt=mine.marker, color="white" if own else mine.color,
-                    markeredgecolor="black", markeredgewidth=0.8, ecolor=GREY, elinewidth=1)
-    ax.xaxis.set_major_locator(MaxNLocator(5))
+def _legend(methods: list[str], look: dict[str, Look]) -> str:
+    """Markers of the methods, and the two lines."""
+    items = [(look[method].drawing(), plain(method)) for method in methods]
+    for words, steps, kind in (("fp16", "M1 7h22", "dash"), ("Pareto front", "M1 11h11v-7h11", "front")):
+        drawing = Drawing(24, "")
+        drawing.path(steps, kind)
+        items.append((drawing, words))
+    return legend(items)
 
 
-def forest_figure(part: Part, table: TableData, number: int) -> Figure:
-    """The comparison of one table."""
-    title = f"Which method keeps the most{_budget(table)}?"
-    how = (f"Right is better. Dashed: full precision. Filled markers stand at equal stored bits; hollow ones (fp16, native forms) have bits of their "
-           f"own, so they are no rivals at this budget. {WHISKERS}")
-    frame = points(table)
-    if not len(frame):
-        return Figure(f"rows-{number}", title, how, (), lack="no data: no finished cell in this table")
-    return Figure(f"rows-{number}", title, how, (("One row a data set and method", frame[NUMBERS]),),
-                  svg(forest(part, table), f"{part.key}-rows-{number}", title))
+def _panel(frame: pd.DataFrame, label: str, look: dict[str, Look], tolerance: float) -> Drawing:
+    """One data set."""
+    drawing = Drawing(WIDTH, label)
+    rows = frame[frame["method"] != "fp16"].sort_values("bits", kind="stable")
+    drawing.text(LEFT, 13, plain(frame["dataset"].iloc[0]), "b", room=WIDTH - LEFT)
+    bits = rows["bits"].to_numpy(dtype=float)
+    wide = len(bits) and bits.max() > WIDE * bits.min() > 0
+    at, start = beside(bits, tolerance, np.log2 if wide else np.asarray) if len(rows) else (bits, bits)
+    across = scale_of(at, LEFT, WIDTH - RIGHT, 0.05)
+    for name, (top, height) in PLOTS.items():
+        level, words = full_precision(frame, name), "Δ gold log-likelihood against fp16 (nats a token)"
+        values = unit(frame["metric"].iloc[0], name) * rows[[name, f"{name}_low", f"{name}_high"]].to_numpy()
+        up = scale_of([level, *values.ravel()], top + height, top)
+        drawing.text(2, top - 6, metric_name(frame) if name == "main" else words, "s")
+        drawing.left_axis(up, LEFT, up.ticks(30))
+        if drawable(level):
+            drawing.path(f"M{num(LEFT)} {num(up(level))}H{num(WIDTH - RIGHT)}", "dash")
+        front = (rows[f"{name}_front"] == "front").to_numpy()
+        drawing.path(_steps(across, up, start[front], values[front, 0]), "front")
+        for x, row in zip(at, rows.to_dict("records")):
+            point(drawing, row, name, up, other=across(x), look=look[row["method"]], upright=True)
+    bottom = top + height
+    drawing.bottom_axis(across, bottom, "stored bits a weight, metadata included" + (" (logarithmic)" if wide else ""),
+                        _ticks(across, bits, start, wide))
+    drawing.height = bottom + 32
+    return drawing
 
 
-def _budget(table: TableData) -> str:
-    return f", with {table.title.rpartition(', ')[2]}" if "stored bits a weight" in table.title else ""
+def _ticks(across: Scale, bits: np.ndarray, start: np.ndarray, wide: bool) -> list[tuple[float, str]]:
+    """Round bits, or the bits themselves where all rows have the same."""
+    if len(bits) and start[0] == start[-1]:
+        return [((across.low + across.high) / 2, f"{bits.mean():.3f}")]
+    if wide:
+        return [(x, f"{b}") for b in POWERS if across.low <= (x := float(np.log2(b))) <= across.high]
+    return across.ticks()
 
 
-def main(argv: list[str]) -> int:
-    """Draw the newest table of a results folder into one SVG file."""
-    if len(argv) != 2:
-        print("use: python -m report.figures.curves RESULTS_FOLDER OUT.svg", file=sys.stderr)
-        return 2
-    try:
-        found = [(p, t) for p in load(argv[0]) for t in p.tables if len(t.frame)]
-        if not found:
-            raise UserError(f"no data: {argv[0]!r} holds no finished results; run run_taq_icml.py first")
-        part, table = found[0]
-        with matplotlib.rc_context(RC):
-            save(Path(argv[1]), svg(forest(part, table, f"{whole(table.title)}\n{ALONE}"), "alone", table.title) + "\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def _steps(across: Scale, up: Scale, bits: Sequence[float], values: Sequence[float]) -> str:
+    """The front as a path, to the right end of the axis."""
+    points = [(across(b), up(v)) for b, v in zip(bits, values) if drawable(v)]
+    if not points:
+        return ""
+    steps = "".join(f"H{num(x)}V{num(y)}" for x, y in points[1:])
+    return f"M{num(points[0][0])} {num(points[0][1])}{steps}H{num(across.end)}"
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def beside(bits: np.ndarray, tolerance: float, along: Callable = np.asarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where rows are drawn, given their bits in rising order, and the left end of each one's run.
+
+    Rows of equal bits, a run, stand side by side; ``along`` turns bits into places.  Runs of CROWD rows or more do not
+    overlap: each takes less than half of the distance to the next.
+    """
+    run = np.cumsum(np.diff(bits, prepend=bits[0]) > tolerance + 1e-9)
+    counts, at = np.bincount(run), along(bits)
+    middles = np.array([at[run == r].mean() for r in range(len(counts))])
+    apart = np.diff(middles[counts >= CROWD])
+    step = min([SPREAD * max(float(np.ptp(at)), 0.1), *(0.8 * apart / (counts.max() - 1)).tolist()])
+    at = at + step * np.concatenate([np.arange(n) - (n - 1) / 2 for n in counts])
+    return at, np.array([at[run == r].min() for r in run])
