@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 
@@ -12,6 +13,7 @@ from evaluation.engine.prompts import EvalConfig, build_requests
 from evaluation.grading import exact_match, extract, normalise, token_f1
 from evaluation.statistics.summary import by_stratum, mean_task_metric, summarise
 from evaluation.tasks import get_task
+from evaluation.tasks.base import Task
 
 
 def sample(doc_id="d", correct=1.0, f1=None, answer="A", loglik=-1.0, truncated=False, stratum=""):
@@ -77,12 +79,13 @@ def test_no_data_is_none():
     out = summarise([])
     assert out and all(value is None for value in out.values())
     assert summarise([sample()])["f1"] is None
-    assert all(x != x for x in mean_task_metric([]))
+    assert all(x != x for x in mean_task_metric([], Task.score))
 
 
 def test_mean_task_metric():
-    assert mean_task_metric([sample(f1=0.5), sample(correct=0.0, f1=0.5, loglik=-3.0)]) == (0.5, -2.0)
-    assert mean_task_metric([sample(), sample(correct=0.0)])[0] == 0.5
+    score = partial(Task.score, None)
+    assert mean_task_metric([sample(f1=0.5), sample(correct=0.0, f1=0.5, loglik=-3.0)], score) == (0.5, -2.0)
+    assert mean_task_metric([sample(), sample(correct=0.0)], score)[0] == 0.5
 
 
 def test_by_stratum():

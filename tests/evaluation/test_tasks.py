@@ -87,7 +87,7 @@ def test_the_oracles_number_is_the_tasks():
 
     for task, samples in ((TRIVIA, [sample(1.0, 1.0), sample(0.0, 0.3), sample(0.0, 0.1)]),
                           (PRO, [sample(1.0, None), sample(0.0, None), sample(1.0, None)])):
-        assert float(np.mean([task.score(s) for s in samples])) == mean_task_metric(samples)[0]
+        assert float(np.mean([task.score(s) for s in samples])) == mean_task_metric(samples, task.score)[0]
 
 
 def test_the_engine_names_no_data_set_and_no_metric():
