@@ -44,6 +44,18 @@ def group_widths(width: int, group_size: int) -> np.ndarray:
     return np.array([group_size] * full + ([rest] if rest else []), dtype=np.int64)
 
 
+def code_bits(plan: LayerPlan, width: int) -> np.ndarray:
+    """Bits of the codes of each group of a linear with ``width`` inputs: int64 [G]."""
+    if plan.group_bits is not None:
+        return plan.group_bits.astype(np.int64)
+    return np.full(-(-width // plan.group_size), plan.bits, dtype=np.int64)
+
+
+def column_bits(plan: LayerPlan, width: int) -> np.ndarray:
+    """Bits of the codes of each column: int64 [in]."""
+    return np.repeat(code_bits(plan, width), group_widths(width, plan.group_size))
+
+
 def index_bits(keep: np.ndarray) -> tuple[int, str]:
     """Bits of the cheapest index that says which weights of a [out, in] mask are kept, and its name.
 

@@ -11,12 +11,12 @@ import torch
 
 from core.errors import UserError
 from core.types import LayerPlan, Stored
-from quantization.bits import BILEVEL_ROWS, MAP_BITS, column_number_bits, group_widths
+from quantization.bits import BILEVEL_ROWS, MAP_BITS, column_bits, column_number_bits, group_widths
 from quantization.packing.bytes import from16, pack_bits, pack_kept, raw16, unpack_bits, unpack_mask
 from quantization.solvers.bnb import eight_bit, four_bit
 from quantization.solvers.codebook import _decode
 from quantization.solvers.grid import encode, spread_groups
-from quantization.solvers.slim import _column_bits, decode
+from quantization.solvers.slim import decode
 from quantization.solvers.spqr_fit import Level
 
 
@@ -145,7 +145,7 @@ def pack_slim(stored: Stored) -> dict[str, np.ndarray]:
         raise UserError("the published form of SliM-LLM has float32 scales and three codes at 1 bit; only the corrected form can be packed")
     rows, width = parts["codes"].shape
     single, bits = layer.group_bits == 1, layer.group_bits.astype(np.int64)
-    return {"codes": pack_bits(parts["codes"], np.tile(_column_bits(layer, width), rows)),
+    return {"codes": pack_bits(parts["codes"], np.tile(column_bits(layer, width), rows)),
             "scale": parts["scale"].astype(np.float16).view(np.uint8).ravel(),
             "zero": pack_bits(parts["zero"][:, ~single], np.tile(bits[~single], rows)),
             "mean": np.ascontiguousarray(parts["zero"][:, single].astype(np.float16)).view(np.uint8).ravel(),
@@ -158,7 +158,7 @@ def unpack_slim(arrays: dict[str, np.ndarray], layer: LayerPlan, shape: tuple[in
     groups = len(group_widths(width, layer.group_size))
     bits = unpack_bits(arrays["map"], MAP_BITS, groups) + 1
     layer, single = replace(layer, group_bits=bits.astype(np.uint8)), bits == 1
-    codes = unpack_bits(arrays["codes"], np.tile(_column_bits(layer, width), rows), rows * width).reshape(shape)
+    codes = unpack_bits(arrays["codes"], np.tile(column_bits(layer, width), rows), rows * width).reshape(shape)
     zero = np.zeros((rows, groups), dtype=np.float32)
     zero[:, ~single] = unpack_bits(arrays["zero"], np.tile(bits[~single], rows), rows * int((~single).sum())).reshape(rows, -1)
     zero[:, single] = arrays["mean"].view(np.float16).reshape(rows, -1)

@@ -99,7 +99,7 @@ def _stored(solved: Solved, perm: torch.Tensor, layer: LayerPlan) -> Stored:
     parts = {"codes": solved.codes.T.contiguous(), "outlier_values": values[kept]}
     for name, levels in (("scale", solved.scales), ("zero", solved.zeros)):
         parts[f"{name}_codes"] = torch.stack([level.codes for level in levels], dim=1)  # uint8 [out, G]
-        parts[f"{name}_s"] = torch.stack([level.step for level in levels], dim=1)
+        parts[f"{name}_s"] = torch.stack([level.scale for level in levels], dim=1)
         parts[f"{name}_z"] = torch.stack([level.zero for level in levels], dim=1)
     if layer.ordered:
         parts["perm"] = perm

@@ -18,7 +18,7 @@ from quantization.bits import layer_bits
 from quantization.packing.forms import pack_spqr, unpack_spqr
 from quantization.solvers.grid import dequantized
 from quantization.solvers.spqr import _prepare, bisect_threshold, sensitivity, solve_spqr
-from quantization.solvers.spqr_fit import leave_one_out, minmax, to_codes
+from quantization.solvers.spqr_fit import leave_one_out, minmax
 from streams.hessians import factorise
 from tests.goldens import LAYERS, golden_io
 
@@ -206,9 +206,8 @@ def test_three_grids_give_every_leave_one_out_error(published):
     group[:, 0], group[4, 1], group[5, 1] = 0.25, 4.0, 4.0  # a flat row, and a maximum that occurs twice
 
     def error(fitted, counted):
-        step, zero = minmax(fitted.amin(0), fitted.amax(0), 7, published)
-        back = step * (to_codes(group, step, zero, 7) - zero)
-        return ((group - back) / diagonal[:, None]).square()[counted].sum(0)
+        grid = minmax(fitted.amin(0), fitted.amax(0), 7, published)
+        return ((group - grid.values_(grid.codes(group))) / diagonal[:, None]).square()[counted].sum(0)
 
     everyone = list(range(9))
     for k, reduction in enumerate(leave_one_out(group, diagonal, 7, published)):
