@@ -1,13 +1,13 @@
 """Hessians of linears' inputs: damping, factors, the layer error, and the scorers' pass over the full-precision model."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from core.errors import UserError
+from core.lazy import torch
 from core.types import Aid, ScoreContext
-from streams.blocks import BlockStream, walk
 
 DAMPING_TRIES = 8
 LEAST_DAMPING = 1e-6  # of the mean diagonal, from the second try on, when none was asked for
@@ -29,10 +29,15 @@ class Factor:
 
 
 def factorise(hessian: torch.Tensor, percdamp: float = 0.01, what: str = "a linear") -> Factor:
-    """Damp and factorise an undamped Hessian (left as it is); damping grows tenfold from the original until it succeeds."""
+    """Damp and factorise an undamped Hessian [in, in] (left as it is).
+
+    The damping grows tenfold from the original matrix until it succeeds.  Raises UserError for a Hessian that is not
+    finite, or that no damping mends.
+    """
     diagonal = hessian.diagonal()
     if not torch.isfinite(diagonal).all():
-        raise UserError(f"the inputs of {what} are not finite on the calibration documents; the model or a block before it is broken")
+        raise UserError(f"the inputs of {what} are not finite on the calibration documents; the model or a block before it "
+                        "is broken")
     dead = diagonal == 0
     alive = hessian.clone()
     alive.diagonal()[dead] = 1.0
@@ -43,8 +48,9 @@ def factorise(hessian: torch.Tensor, percdamp: float = 0.01, what: str = "a line
         damped.diagonal().add_(damp)
         upper = _inverse_factor(damped)
         if upper is not None:
-            return Factor(upper, dead, damp, tries)
-    raise UserError(f"the Hessian of {what} cannot be factorised even with {damp / mean:g} of its mean diagonal added; use more calibration tokens")
+            return Factor(upper, dead, damp=damp, tries=tries)
+    raise UserError(f"the Hessian of {what} cannot be factorised even with {damp / mean:g} of its mean diagonal added; use "
+                    "more calibration tokens")
 
 
 def _inverse_factor(damped: torch.Tensor) -> torch.Tensor | None:
@@ -62,8 +68,14 @@ def relative_error(weight: torch.Tensor, values: torch.Tensor, hessian: torch.Te
     return lost / whole if whole else 0.0
 
 
-def score_each(ctx: ScoreContext, score: Callable[[torch.Tensor, Factor], torch.Tensor], what: str) -> dict[str, torch.Tensor]:
-    """``score(weight float32 [out, in], factor)`` of every linear, on the CPU; one factor for linears that read the same input."""
+def score_each(ctx: ScoreContext, score: Callable[[torch.Tensor, Factor], torch.Tensor],
+               what: str) -> dict[str, torch.Tensor]:
+    """``score(weight float32 [out, in], factor)`` of every linear, on the CPU.
+
+    Linears that read the same input share one factor, of the full-precision model's inputs.
+    """
+    from streams.blocks import BlockStream, walk
+
     values: dict[str, torch.Tensor] = {}
 
     def see(fqn: str, aid: Aid) -> None:

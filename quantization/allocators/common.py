@@ -8,13 +8,15 @@ Ties are broken by the spread order (bit-reversed position), never by "the earli
 protect the first blocks whenever a scorer is blind.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from core.errors import BudgetError, UserError
+from core.lazy import torch
 from core.registry import allocator
 from core.types import Budget, LayerPlan, Scores
 from quantization.allocators.knapsack import solve

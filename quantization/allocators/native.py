@@ -8,13 +8,15 @@
 ``none``             the model as it was loaded.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from core.errors import UserError
+from core.lazy import torch
 from core.registry import allocator
 from core.types import LayerPlan
 from quantization.allocators.common import AllocContext, first_k, masks_of, spread_order

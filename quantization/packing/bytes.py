@@ -1,8 +1,10 @@
 """Integers, 16-bit values and masks as bytes, and back.  Little-endian bit order, element-major."""
 
-import numpy as np
-import torch
+from __future__ import annotations
 
+import numpy as np
+
+from core.lazy import torch
 from quantization.bits import csr_widths, index_bits
 
 

@@ -3,13 +3,15 @@
 This is what the accountant counts: ``8 * sum(a.nbytes) == layer_bits(layer, shape)`` for every form of quantization/bits.py.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from core.errors import UserError
+from core.lazy import torch
 from core.types import LayerPlan, Stored
 from quantization.bits import BILEVEL_ROWS, MAP_BITS, column_bits, column_number_bits, group_widths
 from quantization.packing.bytes import from16, pack_bits, pack_kept, raw16, unpack_bits, unpack_mask

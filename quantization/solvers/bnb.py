@@ -11,11 +11,12 @@ crossed a row: wrong wherever the width is no multiple of the block (576 at bloc
 the matrix goes through as one long row, for which both readings are the same.
 """
 
+from __future__ import annotations
+
 import logging
 
-import torch
-
 from core.errors import UserError
+from core.lazy import torch
 from core.registry import allocator, quantizer
 from core.types import LayerPlan
 from quantization.allocators.common import AllocContext

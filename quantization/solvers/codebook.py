@@ -19,12 +19,14 @@ k-means++ with ten restarts (same objective); the kept weights' index is packed 
 32-bit CSR; a row without Fisher among its clustered weights uses equal weights.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from core.errors import UserError
+from core.lazy import torch
 from core.registry import quantizer
 from core.types import Aid, LayerPlan, Stored
 from quantization.allocators.common import first_k

@@ -13,13 +13,14 @@ authors' kernel adds); inputs that are always 0 have no error, so their weights 
 weights' index and the second level's numbers are all counted.  ``published`` gives the arithmetic of the published quantizer.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
-
 from core.errors import BudgetError, UserError
+from core.lazy import torch
 from core.registry import quantizer
 from core.types import Aid, LayerPlan, Stored
 from quantization.bits import layer_bits
@@ -41,7 +42,6 @@ class Prepared:
     diagonal: torch.Tensor  # d_j, float32 [in]
 
 
-@torch.no_grad()
 def solve_spqr(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, *, threshold: float = 0.2, percdamp: float = 1.0,
                order: str = "activation", published: bool = False, simplified: bool = False, cache: dict | None = None,
                what: str = "a linear") -> Stored:
@@ -143,7 +143,6 @@ def _bisect(solve: Callable, target: float, best: tuple) -> tuple:
     return best
 
 
-@torch.no_grad()
 def sensitivity(weight: torch.Tensor, factor_diagonal: torch.Tensor, layer_base: LayerPlan) -> torch.Tensor:
     """e² = (w − q(w))² / d_j², float32 [out, in], at round-to-nearest in the common grid; inf as d_j scores a dead input 0.
 

@@ -14,9 +14,9 @@ from core.types import Aid, LayerPlan
 from quantization.bits import layer_bits
 from quantization.packing.forms import pack_slim, unpack_slim
 from quantization.solvers import slim, slim_search
+from quantization.solvers.columns import slices
 from quantization.solvers.grid import Grid
 from quantization.solvers.slim import decode, fit, solve_slim
-from quantization.solvers.columns import slices
 from quantization.solvers.slim_search import assign_bits, group_salience, nearest, search_bits
 from streams.hessians import factorise, relative_error
 from tests.goldens import LAYERS, golden_io
