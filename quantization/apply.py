@@ -14,7 +14,7 @@ from core.lazy import torch
 from core.registry import QUANTIZERS
 from core.types import Aid, Budget, CalibSet, LayerPlan, Plan, Stored
 from quantization.bits import grid_plan
-from quantization.solvers.grid import sixteen
+from quantization.solvers.grid import sixteen, sixteen_bit
 
 
 class Keeper:
@@ -81,7 +81,8 @@ class Originals:
             solved[fqn] = Stored(torch.empty(0), layers[fqn])
 
         def solve_one(fqn: str, aid: Aid) -> torch.Tensor:
-            aid = replace(aid, options=options or {}, fisher=None if fisher is None else fisher[fqn])
+            aid = replace(aid, options=options or {}, fisher=None if fisher is None else fisher[fqn],
+                          kept_dtype=sixteen_bit(self.weights[fqn].dtype))
             stored = spec.fn(self._on_device(fqn).float(), layers[fqn], aid)
             if not torch.isfinite(stored.values).all():
                 raise UserError(f"{quantizer} gave {fqn} weights that are not finite; use more calibration tokens "

@@ -17,7 +17,7 @@ Published forms store other things beside the codes (FORMS):
     bnb8      bitsandbytes LLM.int8: one float32 maximum a row
 
 Each array is rounded up to whole bytes, because that is how it is packed: the sum equals 8 × the bytes
-of :func:`quantization.packing.forms.pack` to the bit (a test holds the two together).  A linear at 16 bits
+of :func:`quantization.packing.forms.packed` to the bit (a test holds the two together).  A linear at 16 bits
 stores 16 bits a weight and nothing else.
 """
 

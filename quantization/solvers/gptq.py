@@ -13,7 +13,7 @@ from core.lazy import torch
 from core.registry import quantizer
 from core.types import Aid, LayerPlan, Stored
 from quantization.solvers.columns import BLOCK, Groups, column_major, feed_back, slices
-from quantization.solvers.grid import Grid, best_range, ends
+from quantization.solvers.grid import Grid, best_range, ends, kept_part, through
 from streams.hessians import factorise
 
 PLAIN = (1.0,)
@@ -29,12 +29,17 @@ class Solver:
 
     percdamp: float = 0.01
     symmetric: bool = False
-    shrinks: tuple[float, ...] = COARSE  # factors on [min, max] tried for the least Σ|w−q|^norm a row; (1.0,) = plain min-max
+    shrinks: tuple[float, ...] = COARSE  # factors on [min, max] tried for the least Σ|w−q|^norm a row
     norm: float = 2.4
     act_order: bool = False  # columns by falling diag H instead of as they stand
     static_groups: bool = False  # scales from the weights before any update, groups over the columns as they stand
-    stored: bool = True  # scales at fp16 and kept weights at bf16, as they are counted; False = float32, as published
-    stale: bool = False  # published: a group that begins inside a block of 128 columns is fitted before the block's updates reach it
+    stored: bool = True  # scales at fp16 and kept weights at 16 bits, as they are counted; False = float32, as published
+    kept_dtype: torch.dtype | None = None  # the 16-bit dtype of kept weights; None = bfloat16
+    stale: bool = False  # published: groups that begin inside a block of 128 columns are fitted before its updates
+
+    def kept(self, weight: torch.Tensor) -> torch.Tensor:
+        """What is stored of a weight that is kept, as float32."""
+        return through(weight, self.kept_dtype) if self.stored else weight
 
 
 def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: Solver = Solver(), shared: dict | None = None,
@@ -108,7 +113,7 @@ class _Columns:
         value = grid.values_(codes)
         if self.keep is None:
             return value
-        return torch.where(self.keep[j], column.bfloat16().float() if self.how.stored else column, value)
+        return torch.where(self.keep[j], self.how.kept(column), value)
 
     def stored(self, layer: LayerPlan, order: torch.Tensor | None, notes: dict) -> Stored:
         """What came out, columns in their own order again."""
@@ -116,11 +121,10 @@ class _Columns:
         grids = [self.grids[number] for number in range(self.groups.count)]
         scale, zero = torch.stack([g.scale for g in grids], 1), torch.stack([g.zero for g in grids], 1)
         regrouped = order is not None and not self.how.static_groups and self.groups.count > 1
-        parts = {"codes": self.codes[back].t().contiguous(), "scale": scale, "zero": zero}
-        if regrouped:
-            parts["order"] = order
+        values, codes = (t[back].t().contiguous() for t in (self.columns, self.codes))
+        parts = {"codes": codes, "scale": scale, "zero": zero} | ({"order": order} if regrouped else {})
         layer = replace(layer, ordered=regrouped, scale_bits=16 if self.how.stored else 32)
-        return Stored(self.columns[back].t().contiguous(), layer, parts, notes)
+        return Stored(values, layer, parts | kept_part(values, layer.keep, self.how.kept_dtype), notes)
 
 
 def fit(columns: torch.Tensor, keep: torch.Tensor | None, bits: int, how: Solver) -> Grid:
@@ -151,5 +155,6 @@ def gptq(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     """
     named = {k: aid.options[k] for k in ("act_order", "static_groups", "symmetric", "percdamp") if k in aid.options}
     published = bool(aid.options.get("published"))
-    how = Solver(shrinks=SEARCHES[aid.options.get("search", "coarse")], stored=not published, stale=published, **named)
-    return solve(weight, aid.hessian, layer, how, aid.shared, aid.fqn)
+    how = Solver(shrinks=SEARCHES[aid.options.get("search", "coarse")], stored=not published, stale=published,
+                 kept_dtype=aid.kept_dtype, **named)
+    return solve(weight, aid.hessian, layer, how, shared=aid.shared, what=aid.fqn)

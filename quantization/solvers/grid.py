@@ -224,6 +224,27 @@ def dequantized(weight: torch.Tensor, plan: LayerPlan, **grid) -> torch.Tensor:
     return values
 
 
+def sixteen_bit(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a model of ``dtype`` stores weights at 16 bits: its own, or bf16 if that has more."""
+    return dtype if dtype.itemsize == 2 else torch.bfloat16
+
+
+def through(weight: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """``weight`` in its own dtype, rounded to what ``dtype`` can hold; None = bf16."""
+    return weight.to(torch.bfloat16 if dtype is None else dtype).to(weight.dtype)
+
+
+def kept_part(values: torch.Tensor, keep, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """What is stored of the kept weights of ``values`` [out, in]: {"kept": 16-bit [nnz]}, or nothing where none is kept.
+
+    keep: bool [out, in] or None; dtype: its 16-bit dtype, None = bf16.
+    """
+    if keep is None or not keep.any():
+        return {}
+    kept = values[torch.as_tensor(keep, device=values.device)]
+    return {"kept": kept.to(torch.bfloat16 if dtype is None else dtype)}
+
+
 def sixteen(weight: torch.Tensor) -> torch.Tensor:
     """Return the weights as 16 bits store them: unchanged if already 16-bit, through bf16 otherwise."""
-    return weight if weight.element_size() == 2 else weight.bfloat16().to(weight.dtype)
+    return through(weight, sixteen_bit(weight.dtype))

@@ -24,7 +24,7 @@ from core.lazy import torch
 from core.types import LayerPlan
 from quantization.bits import BILEVEL_ROWS
 from quantization.solvers.columns import BLOCK, feed_back, slices
-from quantization.solvers.grid import FloatGrid, Grid, float_grid
+from quantization.solvers.grid import FloatGrid, Grid, float_grid, through
 
 REACH = 4096  # largest |zero point| of a grid we fit; beyond it fp16 could not hold the grid's position
 
@@ -62,6 +62,7 @@ class Settings:
     limit: float  # T, in units of e²; inf = keep nothing
     published: bool
     simplified: bool  # fit every group on all of its weights
+    kept_dtype: torch.dtype | None = None  # the 16-bit dtype of kept weights; None = bfloat16
 
     @property
     def top(self) -> int:
@@ -156,7 +157,7 @@ class _Columns:
         kept = ((column - value) / self.diagonal[j]).square() > self.how.limit
         self.solved.kept[j] = kept
         self.solved.codes[j] = torch.where(kept, self.code_of_zero, self.solved.codes[j])
-        return torch.where(kept, column if self.how.published else column.bfloat16().float(), value)
+        return torch.where(kept, column if self.how.published else through(column, self.how.kept_dtype), value)
 
     def _fit(self, group: slice) -> None:
         scales, zeros = fit_group(self.solved.values[group], self.diagonal[group], self.how)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from core.types import Aid, LayerPlan
 from quantization.bits import layer_bits
-from quantization.packing.forms import pack_stored, unpack
+from quantization.packing.forms import packed, unpacked
 from quantization.solvers.gptq import PLAIN, PUBLISHED, Solver, fit, gptq, solve
 from streams.hessians import factorise
 from tests.goldens import LAYERS, golden
@@ -128,9 +128,9 @@ def test_what_is_stored_gives_the_weights_back(rows, cols, bits, group, share, a
     layer = LayerPlan(bits, min(group, cols), keep=keep if keep.any() else None,
                       group_bits=rng.integers(1, 9, groups).astype(np.uint8) if seed % 2 else None)
     found = solve(weight, hessian, layer, Solver(act_order=act_order, static_groups=static, symmetric=symmetric, stored=stored))
-    arrays = pack_stored(found)
+    arrays = packed(found)
     assert sum(a.nbytes for a in arrays.values()) * 8 == layer_bits(found.layer, weight.shape)
-    assert torch.equal(unpack(arrays, found.layer, weight.shape, torch.float32), found.values)
+    assert torch.equal(unpacked(arrays, found.layer, tuple(weight.shape)), found.values)
 
 
 def test_kept_weights_receive_updates_and_stretch_no_scale():

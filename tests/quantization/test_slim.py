@@ -12,7 +12,7 @@ from core.errors import UserError
 from core.registry import QUANTIZERS
 from core.types import Aid, LayerPlan
 from quantization.bits import layer_bits
-from quantization.packing.forms import pack_slim, unpack_slim
+from quantization.packing.forms import packed, unpacked
 from quantization.solvers import slim, slim_search
 from quantization.solvers.columns import slices
 from quantization.solvers.grid import Grid
@@ -124,9 +124,9 @@ def test_rounding_to_what_is_stored_costs_little(golden, case):
         weight, hessian, layer, want = problem(golden, case, name)
         stored = solve_slim(weight, hessian, layer, group_bits=np.array(want["group_bits"]))
         assert golden.err(name, stored.values) <= 1.02 * golden.extra[f"{case} {name}"]["saved_bits_path"]
-        arrays = pack_slim(stored)
+        arrays = packed(stored)
         assert 8 * sum(a.nbytes for a in arrays.values()) == layer_bits(stored.layer, tuple(weight.shape))
-        assert torch.equal(unpack_slim(arrays, stored.layer, tuple(weight.shape)), stored.values)
+        assert torch.equal(unpacked(arrays, stored.layer, tuple(weight.shape)), stored.values)
 
 
 @pytest.mark.slow
@@ -331,9 +331,9 @@ def test_counted_bits_are_packed_bytes_and_unpack_is_exact(rows, cols, size, bit
     weight, x = torch.randn(rows, cols, generator=rng) * 10.0**power, torch.randn(80, cols, generator=rng)
     mixed = torch.randint(bits - 1, bits + 2, (-(-cols // size),), generator=rng).numpy() if seed % 3 else None
     stored = solve_slim(weight, x.T @ x, LayerPlan(bits, size), [x], group_bits=mixed)
-    arrays = pack_slim(stored)
+    arrays = packed(stored)
     assert 8 * sum(a.nbytes for a in arrays.values()) == layer_bits(stored.layer, (rows, cols))
-    assert torch.equal(unpack_slim(arrays, stored.layer, (rows, cols)), stored.values)
+    assert torch.equal(unpacked(arrays, stored.layer, (rows, cols)), stored.values)
     assert torch.equal(decode(stored.parts, stored.layer), stored.values)
     single = np.repeat(stored.layer.group_bits == 1, size)[:cols]
     assert all(torch.equal(stored.parts[k], stored.parts[k].half().float()) for k in ("scale", "zero"))
@@ -345,7 +345,7 @@ def test_the_published_form_is_counted_at_32_bits_a_scale_and_not_packed():
     stored = solve_slim(weight, hessian, LayerPlan(2, 16), inputs, published=True)
     assert stored.layer.scale_bits == 32 and torch.equal(decode(stored.parts, stored.layer), stored.values)
     with pytest.raises(UserError, match="corrected form"):
-        pack_slim(stored)
+        packed(stored)
 
 
 def test_registered_quantizer_reads_its_options_and_shares_the_factor(monkeypatch):
