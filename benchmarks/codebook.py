@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 
 from core.types import LayerPlan
-from quantization.solvers.codebook import solve_codebook, weighted_kmeans
+from quantization.solvers.codebook import solve_codebook
+from quantization.solvers.kmeans import weighted_kmeans
 
 SHAPES = ((1536, 576), (576, 1536))
 

@@ -17,7 +17,7 @@ Published forms store other things beside the codes (FORMS):
     bnb8      bitsandbytes LLM.int8: one float32 maximum a row
 
 Each array is rounded up to whole bytes, because that is how it is packed: the sum equals 8 × the bytes
-of :func:`quantization.pack.pack` to the bit (a test holds the two together).  A linear at 16 bits
+of :func:`quantization.packing.forms.packed` to the bit (a test holds the two together).  A linear at 16 bits
 stores 16 bits a weight and nothing else.
 """
 
@@ -42,6 +42,18 @@ def group_widths(width: int, group_size: int) -> np.ndarray:
     """Columns of each group; the last may be ragged (native forms only, the grid refuses it)."""
     full, rest = divmod(width, group_size)
     return np.array([group_size] * full + ([rest] if rest else []), dtype=np.int64)
+
+
+def code_bits(plan: LayerPlan, width: int) -> np.ndarray:
+    """Bits of the codes of each group of a linear with ``width`` inputs: int64 [G]."""
+    if plan.group_bits is not None:
+        return plan.group_bits.astype(np.int64)
+    return np.full(-(-width // plan.group_size), plan.bits, dtype=np.int64)
+
+
+def column_bits(plan: LayerPlan, width: int) -> np.ndarray:
+    """Bits of the codes of each column: int64 [in]."""
+    return np.repeat(code_bits(plan, width), group_widths(width, plan.group_size))
 
 
 def index_bits(keep: np.ndarray) -> tuple[int, str]:
@@ -87,16 +99,7 @@ def layer_bits(plan: LayerPlan, shape: tuple[int, int]) -> int:
     rows, cols = shape
     if plan.bits == 16 and plan.group_bits is None:
         return 16 * rows * cols
-    if plan.form != "grid":
-        return FORMS[plan.form](plan, rows, cols) + kept_bits(plan.keep)
-    widths = group_widths(cols, plan.group_size)
-    bits = np.full(len(widths), plan.bits, dtype=np.int64) if plan.group_bits is None else plan.group_bits.astype(np.int64)
-    zeros = bits.sum() if plan.zero_bits is None else plan.zero_bits * len(widths)
-    total = whole_bytes(rows * int((widths * bits).sum()))
-    total += whole_bytes(rows * len(widths) * plan.scale_bits) + whole_bytes(rows * int(zeros))
-    if plan.group_bits is not None:
-        total += whole_bytes(len(widths) * MAP_BITS)
-    return total + kept_bits(plan.keep) + order_bits(plan, cols)
+    return FORMS[plan.form](plan, rows, cols) + kept_bits(plan.keep)
 
 
 def order_bits(plan: LayerPlan, cols: int) -> int:
@@ -104,17 +107,27 @@ def order_bits(plan: LayerPlan, cols: int) -> int:
     return whole_bytes(cols * column_number_bits(cols)) if plan.ordered else 0
 
 
+def _grid(plan: LayerPlan, rows: int, cols: int) -> int:
+    bits = code_bits(plan, cols)
+    zeros = bits.sum() if plan.zero_bits is None else plan.zero_bits * len(bits)
+    total = whole_bytes(rows * int((group_widths(cols, plan.group_size) * bits).sum()))
+    total += whole_bytes(rows * len(bits) * plan.scale_bits) + whole_bytes(rows * int(zeros))
+    if plan.group_bits is not None:
+        total += whole_bytes(len(bits) * MAP_BITS)
+    return total + order_bits(plan, cols)
+
+
 def _bilevel(plan: LayerPlan, rows: int, cols: int) -> int:
-    groups, tiles = len(group_widths(cols, plan.group_size)), -(-rows // BILEVEL_ROWS)
-    codes = whole_bytes(rows * cols * plan.bits) + whole_bytes(rows * groups * plan.scale_bits) + whole_bytes(rows * groups * plan.zero_bits)
-    return codes + 4 * 16 * tiles * groups + order_bits(plan, cols)
+    groups, tiles = len(code_bits(plan, cols)), -(-rows // BILEVEL_ROWS)
+    codes = whole_bytes(rows * cols * plan.bits) + whole_bytes(rows * groups * plan.scale_bits)
+    return codes + whole_bytes(rows * groups * plan.zero_bits) + 4 * 16 * tiles * groups + order_bits(plan, cols)
 
 
 def _slim(plan: LayerPlan, rows: int, cols: int) -> int:
-    widths = group_widths(cols, plan.group_size)
-    bits = np.full(len(widths), plan.bits) if plan.group_bits is None else plan.group_bits.astype(np.int64)
+    bits = code_bits(plan, cols)
+    codes = whole_bytes(rows * int((group_widths(cols, plan.group_size) * bits).sum()))
     zeros = whole_bytes(rows * int(bits[bits > 1].sum())) + 16 * rows * int((bits == 1).sum())
-    return whole_bytes(rows * int((widths * bits).sum())) + rows * len(widths) * plan.scale_bits + zeros + whole_bytes(len(widths) * MAP_BITS)
+    return codes + rows * len(bits) * plan.scale_bits + zeros + whole_bytes(len(bits) * MAP_BITS)
 
 
 def _codebook(plan: LayerPlan, rows: int, cols: int) -> int:
@@ -130,44 +143,57 @@ def _bnb8(plan: LayerPlan, rows: int, cols: int) -> int:
 
 
 BILEVEL_ROWS = 16  # consecutive output rows that share second-level statistics
-FORMS = {"bilevel": _bilevel, "slim": _slim, "codebook": _codebook, "bnb4": _bnb4, "bnb8": _bnb8}
+FORMS = {"grid": _grid, "bilevel": _bilevel, "slim": _slim, "codebook": _codebook, "bnb4": _bnb4, "bnb8": _bnb8}
 
 
-def make_plan(layers: Mapping[str, LayerPlan], shapes: Mapping[str, tuple[int, int]], other: tuple[int, int], notes: dict) -> Plan:
+def make_plan(layers: Mapping[str, LayerPlan], shapes: Mapping[str, tuple[int, int]], other: tuple[int, int],
+              notes: dict) -> Plan:
     """Count a plan.  ``other`` = (bits, values) of everything that is not a quantized weight."""
     if set(layers) != set(shapes):
         missing = sorted(set(shapes) ^ set(layers))[:3]
         raise ValueError(f"the plan and the model disagree about linears such as {missing}; an allocator must plan every one")
     stored = sum(layer_bits(layers[fqn], shapes[fqn]) for fqn in shapes)
-    weights = sum(rows * cols for rows, cols in shapes.values())
-    return Plan(dict(layers), stored, stored / weights, (stored + other[0]) / (weights + other[1]), notes)
+    return _counted(dict(layers), stored, shapes=shapes, other=other, notes=notes)
 
 
 def full_precision_plan(shapes: Mapping[str, tuple[int, int]], other: tuple[int, int], element_bits: int) -> Plan:
     """The plan of the model as loaded: nothing quantized, ``element_bits`` a weight."""
-    weights = sum(rows * cols for rows, cols in shapes.values())
-    stored = weights * element_bits
-    return Plan({}, stored, float(element_bits), (stored + other[0]) / (weights + other[1]), {})
+    return _counted({}, weights_of(shapes) * element_bits, shapes=shapes, other=other, notes={})
+
+
+def _counted(layers: dict[str, LayerPlan], stored: int, *, shapes, other: tuple[int, int], notes: dict) -> Plan:
+    weights = weights_of(shapes)
+    return Plan(layers, stored_bits=stored, avg_bits=stored / weights, notes=notes,
+                model_avg_bits=(stored + other[0]) / (weights + other[1]))
+
+
+def weights_of(shapes: Mapping[str, tuple[int, int]]) -> int:
+    """Weights of all linears."""
+    return sum(rows * cols for rows, cols in shapes.values())
+
+
+def grid_plan(bits: int, budget: Budget) -> LayerPlan:
+    """A linear at one level of the budget's grid."""
+    return LayerPlan(bits=bits, group_size=budget.group_size, scale_bits=budget.scale_bits)
 
 
 def uniform_bits(bits: int, shapes: Mapping[str, tuple[int, int]], budget: Budget) -> int:
     """Stored bits of all linears at one level of the budget's grid."""
-    plan = LayerPlan(bits, budget.group_size, budget.scale_bits)
-    return sum(layer_bits(plan, shape) for shape in shapes.values())
+    return sum(layer_bits(grid_plan(bits, budget), shape) for shape in shapes.values())
 
 
 def achievable(shapes: Mapping[str, tuple[int, int]], budget: Budget) -> tuple[float, float]:
     """Lowest and highest average bits that the budget's levels and group size can give."""
-    weights = sum(rows * cols for rows, cols in shapes.values())
+    weights = weights_of(shapes)
     return tuple(uniform_bits(level, shapes, budget) / weights for level in (min(budget.levels), max(budget.levels)))
 
 
 def check_budget(plan: Plan, budget: Budget, who: str) -> None:
-    """Raise unless avg_bits - tolerance < plan.avg_bits <= avg_bits; a plan that misses is an exception, not a log line."""
+    """Raise unless avg_bits - tolerance < plan.avg_bits <= avg_bits."""
     if not budget.avg_bits - budget.tolerance < plan.avg_bits <= budget.avg_bits + 1e-12:
         raise BudgetError(f"{who}: the plan stores {plan.avg_bits:.4f} bits a weight, the budget allows "
-                          f"({budget.avg_bits - budget.tolerance:.4f}, {budget.avg_bits:.4f}]; change --avg_bits, or widen --tolerance "
-                          "on a model with few linears")
+                          f"({budget.avg_bits - budget.tolerance:.4f}, {budget.avg_bits:.4f}]; change --avg_bits, or widen "
+                          "--tolerance on a model with few linears")
 
 
 def fitting_groups(widths, candidates=(128, 96, 64, 32)) -> list[int]:
@@ -179,8 +205,7 @@ def check_groups(shapes: Mapping[str, tuple[int, int]], group_size: int) -> None
     """Refuse a group size that does not divide every width; names the first offenders and what fits."""
     bad = [f"{fqn} ({cols})" for fqn, (_, cols) in shapes.items() if cols % group_size]
     if bad:
-        from functools import reduce
-        common = reduce(math.gcd, (cols for _, cols in shapes.values()))
+        common = math.gcd(*(cols for _, cols in shapes.values()))
         fits = [g for g in range(min(256, common), 7, -1) if common % g == 0][:6]
         more = f" and {len(bad) - 2} more" if len(bad) > 2 else ""
         allowed = ", ".join(map(str, fits)) or "none of 8 to 256"

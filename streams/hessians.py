@@ -1,14 +1,13 @@
-"""Hessians of linears' inputs: damping, factors, the layer error, and the scorers' pass over the full-precision model.
-"""
+"""Hessians of linears' inputs: damping, factors, the layer error, and the scorers' pass over the full-precision model."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from core.errors import UserError
+from core.lazy import torch
 from core.types import Aid, ScoreContext
-from streams.blocks import BlockStream, walk
 
 DAMPING_TRIES = 8
 LEAST_DAMPING = 1e-6  # of the mean diagonal, from the second try on, when none was asked for
@@ -30,8 +29,10 @@ class Factor:
 
 
 def factorise(hessian: torch.Tensor, percdamp: float = 0.01, what: str = "a linear") -> Factor:
-    """Damp and factorise an undamped Hessian (left as it is); damping grows tenfold from the original until it
-    succeeds.
+    """Damp and factorise an undamped Hessian [in, in] (left as it is).
+
+    The damping grows tenfold from the original matrix until it succeeds.  Raises UserError for a Hessian that is not
+    finite, or that no damping mends.
     """
     diagonal = hessian.diagonal()
     if not torch.isfinite(diagonal).all():
@@ -47,14 +48,13 @@ def factorise(hessian: torch.Tensor, percdamp: float = 0.01, what: str = "a line
         damped.diagonal().add_(damp)
         upper = _inverse_factor(damped)
         if upper is not None:
-            return Factor(upper, dead, damp, tries)
+            return Factor(upper, dead, damp=damp, tries=tries)
     raise UserError(f"the Hessian of {what} cannot be factorised even with {damp / mean:g} of its mean diagonal added; "
                     "use more calibration tokens")
 
 
 def _inverse_factor(damped: torch.Tensor) -> torch.Tensor | None:
-    """Upper Cholesky factor of the inverse, in the published order of operations; None if either factorisation fails.
-    """
+    """Upper Cholesky factor of the inverse, in the published order of operations; None if either factorisation fails."""
     lower, failed = torch.linalg.cholesky_ex(damped)
     if failed:
         return None
@@ -70,9 +70,12 @@ def relative_error(weight: torch.Tensor, values: torch.Tensor, hessian: torch.Te
 
 def score_each(ctx: ScoreContext, score: Callable[[torch.Tensor, Factor], torch.Tensor],
                what: str) -> dict[str, torch.Tensor]:
-    """``score(weight float32 [out, in], factor)`` of every linear, on the CPU; one factor for linears that read the
-    same input.
+    """``score(weight float32 [out, in], factor)`` of every linear, on the CPU.
+
+    Linears that read the same input share one factor, of the full-precision model's inputs.
     """
+    from streams.blocks import BlockStream, walk
+
     values: dict[str, torch.Tensor] = {}
 
     def see(fqn: str, aid: Aid) -> None:

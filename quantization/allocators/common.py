@@ -4,21 +4,32 @@
 ``knapsack``   per linear, the level that minimises Σ s·‖W − Q_b(W)‖² (or Σ of level-aware losses) under the budget.
 ``topk_keep``  the highest uniform level that fits, the rest of the budget spent on 16-bit weights or columns.
 
-Ties are broken by the spread order (bit-reversed position), never by "the earliest wins", which would
-protect the first blocks whenever a scorer is blind.
+Where an order decides between equals it is the spread order (quantization/allocators/ranking.py), never the earliest first.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 
 from core.errors import BudgetError, UserError
+from core.lazy import torch
 from core.registry import allocator
-from core.types import Budget, LayerPlan, Scores
+from core.types import Budget, Scores
 from quantization.allocators.knapsack import solve
-from quantization.bits import achievable, csr_bits, kept_bits, layer_bits, uniform_bits, whole_bytes
+from quantization.allocators.ranking import first_k, keep_masks, spread_order
+from quantization.bits import (
+    achievable,
+    csr_bits,
+    grid_plan,
+    kept_bits,
+    layer_bits,
+    uniform_bits,
+    weights_of,
+    whole_bytes,
+)
 
 FLOOR = 1e-3  # a score below this share of the largest counts as it: a zero must not make a linear free to ruin
 
@@ -34,11 +45,10 @@ class AllocContext:
     distortion: Callable[[], dict[str, list[float]]] | None = None  # -> fqn -> ‖W − Q_b(W)‖² at each budget level
     options: dict = field(default_factory=dict)
 
-
-def spread_order(count: int) -> list[int]:
-    """0..count-1 by bit-reversed value: every prefix is spread evenly over the range."""
-    width = max(1, (count - 1).bit_length())
-    return sorted(range(count), key=lambda i: int(f"{i:0{width}b}"[::-1], 2))
+    @property
+    def total_bits(self) -> int:
+        """The bits that may be stored."""
+        return int(self.budget.avg_bits * weights_of(self.shapes) + 1e-6)
 
 
 def require_achievable(ctx: AllocContext) -> None:
@@ -54,8 +64,8 @@ def uniform(ctx: AllocContext):
     """The score-blind control at the shared budget."""
     require_achievable(ctx)
     levels, names = sorted(ctx.budget.levels), list(ctx.shapes)
-    cost = {(n, b): layer_bits(_grid_plan(b, ctx.budget), ctx.shapes[n]) for n in names for b in levels}
-    left = _total_bits(ctx) - sum(cost[n, levels[0]] for n in names)
+    cost = {(n, b): layer_bits(grid_plan(b, ctx.budget), ctx.shapes[n]) for n in names for b in levels}
+    left = ctx.total_bits - sum(cost[n, levels[0]] for n in names)
     at = dict.fromkeys(names, 0)
     for step in range(len(levels) - 1):
         for index in spread_order(len(names)):
@@ -65,25 +75,26 @@ def uniform(ctx: AllocContext):
                 at[name], left = step + 1, left - price
         if min(at.values()) == step:  # this pass could not raise everything: the budget is met
             break
-    return {n: _grid_plan(levels[at[n]], ctx.budget) for n in names}, {}
+    return {n: grid_plan(levels[at[n]], ctx.budget) for n in names}, {}
 
 
 @allocator("knapsack")
 def knapsack(ctx: AllocContext):
     """Multiple-choice knapsack over levels; exact or with a proven gap (see quantization/allocators/knapsack.py)."""
     require_achievable(ctx)
-    levels, names = sorted(ctx.budget.levels), list(ctx.shapes)
-    cost = np.array([[layer_bits(_grid_plan(b, ctx.budget), ctx.shapes[n]) for b in levels] for n in names], dtype=np.int64)
+    levels, names, budget = sorted(ctx.budget.levels), list(ctx.shapes), ctx.budget
+    cost = np.array([[layer_bits(grid_plan(b, budget), ctx.shapes[n]) for b in levels] for n in names], dtype=np.int64)
     if ctx.scores.levels is not None:
         if tuple(ctx.scores.levels) != tuple(levels):
-            raise UserError(f"the scores hold losses at levels {ctx.scores.levels}, the budget's are {tuple(levels)}; score with --levels alike")
+            raise UserError(f"the scores hold losses at levels {ctx.scores.levels}, the budget's are {tuple(levels)}; score "
+                            "with --levels alike")
         loss = np.array([_total(ctx.scores.values[n], len(levels)) for n in names])
     else:
         table = ctx.distortion()
         loss = positive_weights(ctx.scores, names)[:, None] * np.array([table[n] for n in names])
-    slack = int(ctx.budget.tolerance * sum(r * c for r, c in ctx.shapes.values()))
-    choice, gap = solve(loss, cost, _total_bits(ctx), slack)
-    return {n: _grid_plan(levels[c], ctx.budget) for n, c in zip(names, choice)}, {"optimality_gap": gap}
+    slack = int(budget.tolerance * weights_of(ctx.shapes))
+    choice, gap = solve(loss, cost, ctx.total_bits, slack=slack)
+    return {n: grid_plan(levels[c], budget) for n, c in zip(names, choice)}, {"optimality_gap": gap}
 
 
 def _total(value: torch.Tensor, levels: int) -> np.ndarray:
@@ -104,70 +115,59 @@ def positive_weights(scores: Scores, names: list[str]) -> np.ndarray:
     return np.maximum(raw, FLOOR * raw.max()) if raw.max() > 0 else np.ones_like(raw)
 
 
-@allocator("topk_keep")
+@allocator("topk_keep", 2)
 def topk_keep(ctx: AllocContext):
-    """Global top-k of element or channel scores kept at 16 bits over the highest uniform level that fits."""
+    """Global top-k of element or channel scores kept at 16 bits over the highest uniform level that fits.
+
+    Equal scores are taken in spread order, so a blind scorer keeps weights all over the model.
+    """
     require_achievable(ctx)
-    names, total = list(ctx.shapes), _total_bits(ctx)
+    total = ctx.total_bits
     base = max(b for b in ctx.budget.levels if b < 16 and uniform_bits(b, ctx.shapes, ctx.budget) <= total)
     spare = total - uniform_bits(base, ctx.shapes, ctx.budget)
-    channel = ctx.scores.granularity == "channel"
-    flat = torch.cat([ctx.scores.values[n].float().flatten() for n in names])
-    sizes = [ctx.scores.values[n].numel() for n in names]
-    rows = torch.tensor([ctx.shapes[n][0] if channel else 1 for n in names])
+    scores = [ctx.scores.values[name].float().flatten() for name in ctx.shapes]
+    cost = _KeepCost(list(ctx.shapes.values()), [len(one) for one in scores], ctx.scores.granularity == "channel")
     # an upper bound on how many fit: their 16-bit values alone would fill what is left
-    most = min(len(flat), spare // 16 if not channel else int(spare // (16 * int(rows.min()))))
-    order = first_k(flat, most)
-    layer_id = torch.bucketize(order, torch.tensor(np.cumsum(sizes)), right=True).numpy()
+    order = first_k(torch.cat(scores), min(sum(cost.sizes), spare // (16 * cost.weights_a_score)))
+    cost.rank(order.numpy())
     low, high = 0, len(order)
-    while low < high:  # the most kept weights whose values and index fit; cost grows with k
-        mid = (low + high + 1) // 2
-        low, high = (mid, high) if _keep_cost(ctx, names, order[:mid], layer_id[:mid], sizes) <= spare else (low, mid - 1)
-    masks = masks_of(ctx, names, order[:low], sizes)
-    layers = {n: LayerPlan(base, ctx.budget.group_size, ctx.budget.scale_bits, keep=masks.get(n)) for n in names}
-    return layers, {"kept": low, "kept_share": float(sum(m.sum() for m in masks.values()) / sum(r * c for r, c in ctx.shapes.values()))}
+    while low < high:  # the most scores whose weights and index fit; cost grows with their number
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost.of_first(middle) <= spare else (low, middle - 1)
+    masks = keep_masks(ctx.shapes, order[:low], cost.sizes)
+    layers = {name: replace(grid_plan(base, ctx.budget), keep=masks.get(name)) for name in ctx.shapes}
+    return layers, {"kept": low, "kept_share": float(sum(m.sum() for m in masks.values()) / weights_of(ctx.shapes))}
 
 
-def first_k(flat: torch.Tensor, k: int) -> torch.Tensor:
-    """Positions of the k highest scores, best first; equal scores by position in the model."""
-    if k == 0:
-        return torch.zeros(0, dtype=torch.long)
-    at = flat.numel() - k
-    threshold = float(np.partition(flat.numpy(), at)[at])  # torch.topk on a CPU takes 16 bytes a value, four times as many
-    found = torch.nonzero(flat >= threshold).flatten()
-    return found[torch.sort(flat[found], descending=True, stable=True).indices][:k]
+@dataclass
+class _KeepCost:
+    """Bits of 16-bit values and their index for the best so many scores of elements or columns."""
 
+    shapes: list[tuple[int, int]]
+    sizes: list[int]  # scores of each linear
+    columns: bool  # whether a score is that of a whole column
 
-def _keep_cost(ctx, names, order, layer_id, sizes) -> int:
-    """Bits of values and indices of a prefix of the ranking; per linear the cheaper of CSR and bitmap."""
-    if ctx.scores.granularity == "channel":
-        return sum(kept_bits(m) for m in masks_of(ctx, names, order, sizes).values())
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    local = order.numpy() - starts[layer_id]
-    total = 0
-    for index in np.unique(layer_id):
-        rows, cols = ctx.shapes[names[index]]
-        counts = np.bincount(local[layer_id == index] // cols, minlength=rows)
-        total += 16 * int(counts.sum()) + min(whole_bytes(rows * cols), csr_bits(counts, cols))
-    return total
+    @property
+    def weights_a_score(self) -> int:
+        """How many weights a score keeps at least."""
+        return min(rows for rows, _ in self.shapes) if self.columns else 1
 
+    def rank(self, order: np.ndarray) -> None:
+        """Note in which linear, and where in it, each ranked score lies."""
+        ends = np.cumsum(self.sizes)
+        self.linear = np.searchsorted(ends, order, side="right")
+        self.place = order - np.concatenate([[0], ends])[self.linear]
 
-def masks_of(ctx, names, order, sizes) -> dict[str, np.ndarray]:
-    """Boolean [out, in] masks of the kept positions, for the linears that keep any."""
-    flags = torch.zeros(sum(sizes), dtype=torch.bool)
-    flags[order] = True
-    masks = {}
-    for name, part in zip(names, flags.split(sizes)):
-        if part.any():
-            shape = ctx.shapes[name]
-            masks[name] = (part.expand(shape) if ctx.scores.granularity == "channel" else part.reshape(shape)).numpy().copy()
-    return masks
-
-
-def _grid_plan(bits: int, budget: Budget) -> LayerPlan:
-    return LayerPlan(bits, budget.group_size, budget.scale_bits)
-
-
-def _total_bits(ctx: AllocContext) -> int:
-    return int(ctx.budget.avg_bits * sum(r * c for r, c in ctx.shapes.values()) + 1e-6)
-
+    def of_first(self, count: int) -> int:
+        """Bits of the first ``count`` of the ranking; per linear the cheaper of CSR and bitmap, or whole columns."""
+        linear, place, total = self.linear[:count], self.place[:count], 0
+        for index in np.unique(linear):
+            (rows, cols), inside = self.shapes[index], place[linear == index]
+            if self.columns:
+                keep = np.zeros(cols, dtype=bool)
+                keep[inside] = True
+                total += kept_bits(np.broadcast_to(keep, (rows, cols)))
+            else:
+                counts = np.bincount(inside // cols, minlength=rows)
+                total += 16 * len(inside) + min(whole_bytes(rows * cols), csr_bits(counts, cols))
+        return total

@@ -5,39 +5,50 @@
 ``flat``             every linear alike: bits, group size (none = one scale a row), and how it is stored.
 ``global_topk``      the same, and the best ``ratio`` of all weights, over the whole model, kept at 16 bits (TaCQ).
 ``balanced``         per linear, as many column groups at N+1 bits as at N−1 (the allocation rule of SliM-LLM).
+``bnb``              every linear as bitsandbytes stores it.
 ``none``             the model as it was loaded.
 """
 
+from __future__ import annotations
+
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
-import torch
 
 from core.errors import UserError
+from core.lazy import torch
 from core.registry import allocator
 from core.types import LayerPlan
-from quantization.allocators.common import AllocContext, first_k, masks_of, spread_order
+from quantization.allocators.common import AllocContext
+from quantization.allocators.ranking import first_k, keep_masks, spread_order
+from quantization.solvers.bnb import bnb_layer
 
-PUBLISHED_GROUP = 128  # the script's group size; scale and zero are float32 there, and counted here
+SCRIPT_GROUP = 128  # the TAQ script's group size; scale and zero are float32 there, and counted here
 
 
-def _published(bits: int) -> LayerPlan:
-    return LayerPlan(bits, PUBLISHED_GROUP, 32, 32)
+def _script(bits: int) -> LayerPlan:
+    return LayerPlan(bits=bits, group_size=SCRIPT_GROUP, scale_bits=32, zero_bits=32)
+
+
+def _scored(ctx: AllocContext, granularity: str, message: str) -> None:
+    """Raise ``message`` and what the scorer gives unless it gives scores of this granularity."""
+    given = "none" if ctx.scores is None else ctx.scores.granularity
+    if given != granularity:
+        raise UserError(f"{message}; this row's scores: {given}")
 
 
 def block_scores(ctx: AllocContext) -> np.ndarray:
     """The score of each block, read back from its linears: float64 [blocks]."""
-    if ctx.scores is None or ctx.scores.granularity != "layer":
-        raise UserError("this allocation ranks decoder blocks; combine it with a block scorer such as TAQ, TAQO or TAQoS")
-    out = np.zeros(max(ctx.block_of.values()) + 1)
+    _scored(ctx, "layer", "this allocation ranks decoder blocks; combine it with a block scorer such as TAQ, TAQO or TAQoS")
+    scores = np.zeros(max(ctx.block_of.values()) + 1)
     for fqn, block in ctx.block_of.items():
-        out[block] = float(ctx.scores.values[fqn])
-    return out
+        scores[block] = float(ctx.scores.values[fqn])
+    return scores
 
 
 def ranked(scores: np.ndarray) -> list[int]:
-    """Blocks from the highest score down; equal scores in spread order, so that ties do not pick the earliest."""
+    """Blocks from the highest score down; equal scores in spread order."""
     position = {block: i for i, block in enumerate(spread_order(len(scores)))}
     return sorted(range(len(scores)), key=lambda b: (-scores[b], position[b]))
 
@@ -50,7 +61,8 @@ def top_fraction(ctx: AllocContext):
     exact = fraction * len(scores)
     count = max(1, round(exact) if ctx.options.get("rounding") == "round" else math.ceil(exact))
     best = set(ranked(scores)[:count])
-    return {n: _published(high if ctx.block_of[n] in best else low) for n in ctx.shapes}, {"high_blocks": sorted(best)}
+    layers = {n: _script(high if ctx.block_of[n] in best else low) for n in ctx.shapes}
+    return layers, {"high_blocks": sorted(best)}
 
 
 @allocator("keep_edges_topk", options=("edges", "low", "total", "others"), exempt=True)
@@ -59,17 +71,18 @@ def keep_edges_topk(ctx: AllocContext):
     edges, low = ctx.options.get("edges", 2), ctx.options.get("low", 4)
     scores = block_scores(ctx)
     count = len(scores)
-    kept = {b for b in (*range(edges), *range(count - edges, count)) if 0 <= b < count}
-    more = ctx.options["others"] if "others" in ctx.options else max(0, ctx.options.get("total", 8) - len(kept))
-    kept |= set([b for b in ranked(scores) if b not in kept][:more])
-    return {n: LayerPlan(16, PUBLISHED_GROUP) if ctx.block_of[n] in kept else _published(low) for n in ctx.shapes}, {"kept_blocks": sorted(kept)}
+    whole = {b for b in (*range(edges), *range(count - edges, count)) if 0 <= b < count}
+    more = ctx.options["others"] if "others" in ctx.options else max(0, ctx.options.get("total", 8) - len(whole))
+    whole |= set([b for b in ranked(scores) if b not in whole][:more])
+    untouched = LayerPlan(bits=16, group_size=SCRIPT_GROUP)
+    layers = {n: untouched if ctx.block_of[n] in whole else _script(low) for n in ctx.shapes}
+    return layers, {"kept_blocks": sorted(whole)}
 
 
 @allocator("balanced", options=("bits", "pairs"), exempt=True)
 def balanced(ctx: AllocContext):
     """Per linear: ``pairs`` of column groups with the highest score at N+1 bits and as many of the lowest at N−1."""
-    if ctx.scores is None or ctx.scores.granularity != "group":
-        raise UserError("balanced allocation needs group scores; this scorer gives " + getattr(ctx.scores, "granularity", "none"))
+    _scored(ctx, "group", "balanced allocation needs group scores, such as those of SliM-LLM")
     base, share = ctx.options.get("bits", 3), ctx.options.get("pairs", 0.25)
     layers = {}
     for name in ctx.shapes:
@@ -78,7 +91,7 @@ def balanced(ctx: AllocContext):
         order = torch.sort(per_group, descending=True, stable=True).indices.numpy()
         bits = np.full(len(per_group), base, dtype=np.uint8)
         bits[order[:pairs]], bits[order[len(order) - pairs:]] = base + 1, base - 1
-        layers[name] = LayerPlan(base, ctx.budget.group_size, ctx.budget.scale_bits, group_bits=bits)
+        layers[name] = LayerPlan(bits=base, group_size=ctx.budget.group_size, scale_bits=ctx.budget.scale_bits, group_bits=bits)
     return layers, {}
 
 
@@ -95,18 +108,26 @@ def flat(ctx: AllocContext):
 
 
 def _flat(ctx: AllocContext, shape: tuple[int, int]) -> LayerPlan:
-    o = ctx.options
-    return LayerPlan(o["bits"], o.get("group") or shape[1], o.get("scale_bits", 16), o.get("zero_bits"), form=o.get("form", "grid"),
-                     ordered=o.get("ordered", False))
+    """The options that are fields of a plan; no group = one scale a row."""
+    named = {f.name: ctx.options[f.name] for f in fields(LayerPlan) if f.name in ctx.options}
+    return LayerPlan(group_size=ctx.options.get("group") or shape[1], **named)
 
 
-@allocator("global_topk", options=("bits", "group", "ratio"), exempt=True)
+@allocator("global_topk", 2, options=("bits", "group", "ratio"), exempt=True)
 def global_topk(ctx: AllocContext):
-    """int(ratio · weights) best weights of the model, whatever linear they are in, kept at 16 bits over a flat grid."""
-    if ctx.scores is None or ctx.scores.granularity != "element":
-        raise UserError("global_topk keeps single weights; combine it with an element scorer such as TaCQ or magnitude")
-    names = list(ctx.shapes)
-    sizes = [ctx.scores.values[n].numel() for n in names]
-    best = first_k(torch.cat([ctx.scores.values[n].float().flatten() for n in names]), int(ctx.options["ratio"] * sum(sizes)))
-    masks = masks_of(ctx, names, best, sizes)
+    """int(ratio · weights) best weights of the model, whatever linear they are in, kept at 16 bits over a flat grid.
+
+    Equal scores are taken in spread order.
+    """
+    _scored(ctx, "element", "global_topk keeps single weights; combine it with an element scorer such as TaCQ or magnitude")
+    scores = [ctx.scores.values[name].float().flatten() for name in ctx.shapes]
+    sizes = [len(one) for one in scores]
+    best = first_k(torch.cat(scores), int(ctx.options["ratio"] * sum(sizes)))
+    masks = keep_masks(ctx.shapes, best, sizes)
     return {n: replace(_flat(ctx, shape), keep=masks.get(n)) for n, shape in ctx.shapes.items()}, {"kept": len(best)}
+
+
+@allocator("bnb", options=("kind",), exempt=True)
+def bnb(ctx: AllocContext):
+    """Every linear as bitsandbytes stores ``kind``: "nf4" (the default), "fp4" or "int8"."""
+    return {name: bnb_layer(ctx.options.get("kind", "nf4"), shape) for name, shape in ctx.shapes.items()}, {}

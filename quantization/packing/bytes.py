@@ -1,8 +1,10 @@
 """Integers, 16-bit values and masks as bytes, and back.  Little-endian bit order, element-major."""
 
-import numpy as np
-import torch
+from __future__ import annotations
 
+import numpy as np
+
+from core.lazy import torch
 from quantization.bits import csr_widths, index_bits
 
 
@@ -29,29 +31,37 @@ def unpack_bits(packed: np.ndarray, bits, count: int) -> np.ndarray:
 
 
 def raw16(values: torch.Tensor) -> np.ndarray:
+    """The bytes of 16-bit values, uint8; of wider ones through bf16."""
     half = values if values.element_size() == 2 else values.bfloat16()
-    return half.contiguous().view(torch.uint8).numpy().ravel()
+    return raw(half)
 
 
-def from16(raw: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    stored = dtype if dtype.itemsize == 2 else torch.bfloat16
-    return torch.tensor(raw).view(stored).to(dtype)
+def raw(values: torch.Tensor) -> np.ndarray:
+    """The bytes of any values, uint8."""
+    return values.contiguous().view(torch.uint8).numpy().ravel()
 
 
-def pack_kept(weight: torch.Tensor, keep: np.ndarray) -> dict[str, np.ndarray]:
-    kept = {"kept": raw16(weight[torch.as_tensor(keep)])}
+def from16(stored: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """Undo :func:`raw16`: 16-bit values of ``dtype``, flat."""
+    return torch.tensor(stored).view(dtype)
+
+
+def pack_kept(kept: torch.Tensor, keep: np.ndarray) -> dict[str, np.ndarray]:
+    """The kept weights [nnz], row by row, and the cheapest index of the mask ``keep`` [out, in]."""
+    arrays = {"kept": raw16(kept)}
     kind = index_bits(keep)[1]
     if kind == "columns":
-        return kept | {"columns": np.packbits(keep[0], bitorder="little")}
+        return arrays | {"columns": np.packbits(keep[0], bitorder="little")}
     if kind == "bitmap":
-        return kept | {"bitmap": np.packbits(keep.ravel(), bitorder="little")}
+        return arrays | {"bitmap": np.packbits(keep.ravel(), bitorder="little")}
     counts = keep.sum(1)
     count_bits, column_bits = csr_widths(counts, keep.shape[1])
-    return kept | {"count_bits": np.array([count_bits], dtype=np.uint8), "row_counts": pack_bits(counts, count_bits),
-                   "column_numbers": pack_bits(np.nonzero(keep)[1], column_bits)}
+    return arrays | {"count_bits": np.array([count_bits], dtype=np.uint8), "row_counts": pack_bits(counts, count_bits),
+                     "column_numbers": pack_bits(np.nonzero(keep)[1], column_bits)}
 
 
-def unpack_mask(arrays: dict[str, np.ndarray], shape) -> np.ndarray:
+def unpack_mask(arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """Bool [out, in]: which weights :func:`pack_kept` kept."""
     rows, cols = shape
     if "columns" in arrays:
         return np.tile(np.unpackbits(arrays["columns"], bitorder="little")[:cols].astype(bool), (rows, 1))

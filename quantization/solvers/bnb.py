@@ -11,14 +11,14 @@ crossed a row: wrong wherever the width is no multiple of the block (576 at bloc
 the matrix goes through as one long row, for which both readings are the same.
 """
 
+from __future__ import annotations
+
 import logging
 
-import torch
-
 from core.errors import UserError
-from core.registry import allocator, quantizer
+from core.lazy import torch
+from core.registry import quantizer
 from core.types import LayerPlan
-from quantization.allocators.common import AllocContext
 
 BLOCK = 64  # what transformers uses
 FORM = {"nf4": "bnb4", "fp4": "bnb4", "int8": "bnb8"}
@@ -92,9 +92,3 @@ def bnb_int8(weight: torch.Tensor, layer: LayerPlan) -> torch.Tensor:
     """8-bit integers, one scale a row."""
     _check(weight, layer, "int8")
     return eight_bit(weight)[2]
-
-
-@allocator("bnb", options=("kind",), exempt=True)
-def bnb(ctx: AllocContext):
-    """Every linear as bitsandbytes stores ``kind``: "nf4" (the default), "fp4" or "int8"."""
-    return {name: bnb_layer(ctx.options.get("kind", "nf4"), shape) for name, shape in ctx.shapes.items()}, {}

@@ -1,8 +1,75 @@
-"""Columns of one linear: which of them share a grid."""
+"""The column loop under GPTQ, SliM-LLM and SpQR, and which columns share a grid.
 
+For one linear W [out, in] with inputs x, H = (2 / sequences) Σ x xᵀ [in, in]; the loss of ŵ is tr((W−Ŵ) H (W−Ŵ)ᵀ).
+Columns are quantized from the first to the last; what column j loses is pushed into the later columns:
+
+    U = upper Cholesky factor of (H + λI)⁻¹,   d_j = U_jj
+    e_j = (w_j − ŵ_j) / d_j,   w_k ← w_k − e_j U_jk   for k > j
+
+A span's later columns are updated after each of its columns, the rest of a block after each span, the rest of the matrix
+after each block.  How columns are cut into spans and blocks decides the cost and the last bit, not the formula.
+Paper: arXiv 2210.17323, Eq. 2–3 and Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from core.lazy import torch
 from core.types import LayerPlan
+from quantization.bits import code_bits
 
-BLOCK = 128
+BLOCK = 128  # columns whose errors are gathered before the rest of the matrix is touched
+
+
+def slices(stop: int, step: int, start: int = 0) -> list[slice]:
+    """The columns start..stop in runs of ``step``; the last may be shorter."""
+    return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
+
+
+def column_major(weight: torch.Tensor) -> torch.Tensor:
+    """A float32 copy of ``weight`` [out, in] as [in, out]: a column of W is one row there, contiguous."""
+    return weight.detach().float().t().clone(memory_format=torch.contiguous_format)
+
+
+def feed_back(columns: torch.Tensor, upper: torch.Tensor, blocks: Sequence[Sequence[slice]],
+              quantize: Callable[[int, torch.Tensor], torch.Tensor], *, pivots: Sequence | None = None,
+              fused: bool = False) -> torch.Tensor:
+    """Quantize ``columns``, float32 [in, out], in place, from the first to the last.
+
+    upper: U, float32 [in, in].  blocks: spans of columns, which together are all columns in order.
+    quantize: (number of the column, its weights as all earlier columns have updated them [out]) -> ŵ [out]; it is called
+    once a column.  pivots: d_j, floats or a tensor [in]; None = the diagonal of U.  fused: subtract updates of several
+    columns inside the matrix product, which rounds differently on some small matrices.
+    Returns Σ e² = tr((W−Ŵ)(H + λI)(W−Ŵ)ᵀ), a float64 scalar.
+    """
+    pivots = upper.diagonal().tolist() if pivots is None else pivots
+    loss = torch.zeros((), dtype=torch.float64, device=columns.device)
+    for block in blocks:
+        start, stop = block[0].start, block[-1].stop
+        errors = torch.empty_like(columns[start:stop])
+        for span in block:
+            inside = errors[span.start - start:span.stop - start]
+            for j, error in zip(range(span.start, span.stop), inside):
+                column = columns[j]
+                value = quantize(j, column)
+                torch.sub(column, value, out=error).div_(pivots[j])
+                column.copy_(value)
+                columns[j + 1:span.stop].addr_(upper[j, j + 1:span.stop], error, alpha=-1)
+            _subtract(columns[span.stop:stop], upper[span, span.stop:stop], inside, fused)
+        _subtract(columns[stop:], upper[start:stop, stop:], errors, fused)
+        loss += errors.square().sum(dtype=torch.float64)
+    return loss
+
+
+def _subtract(later: torch.Tensor, upper: torch.Tensor, errors: torch.Tensor, fused: bool) -> None:
+    """Push ``errors`` [g, out] into ``later`` columns [c, out] along ``upper`` [g, c]."""
+    if not len(later):
+        return
+    if fused:
+        later.addmm_(upper.t(), errors, alpha=-1)
+    else:
+        later -= upper.t() @ errors
 
 
 class Groups:
@@ -11,9 +78,10 @@ class Groups:
     def __init__(self, layer: LayerPlan, width: int):
         self.size, self.width = min(layer.group_size, width), width
         self.count = -(-width // self.size)
-        self.bits = [layer.bits] * self.count if layer.group_bits is None else [int(b) for b in layer.group_bits]
+        self.bits = code_bits(layer, width).tolist()
 
     def span(self, group: int) -> slice:
+        """The columns of a group."""
         return slice(group * self.size, min((group + 1) * self.size, self.width))
 
     def block(self) -> int:

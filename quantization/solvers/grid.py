@@ -1,31 +1,98 @@
+"""Grids: from a range of weights to scale and zero point, from there to codes and back to weights.
+
+With b bits a code q runs from 0 to top = 2^b − 1.  A range [min, max] gives s = (max − min) / top, and
+
+    Grid         z = clamp(round(−min / s), 0, top)   q = clamp(round(w / s) + z, 0, top)       ŵ = s (q − z)
+    FloatGrid    z = −min / s, not rounded            q = clamp(round(w / s + z), 0, top)       ŵ = s (q − z)
+    MinimumGrid  z = min                              q = clamp(round((w − z) / s), 0, top)     ŵ = s q + z
+    SignGrid     1 bit around z = mean                q says whether w lies below z             ŵ = z ± s
+
+Scales that are stored at 16 bits are fp16, rounded up, so that no end of the range is cut.  Scale, zero point and weights
+have one shape or shapes that broadcast: [out] for a column of a group, [out, G, 1] for all groups at once.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
-import torch
-
+from core.lazy import torch
 from core.types import LayerPlan
+from quantization.bits import code_bits
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A linear as it is stored: codes and what turns them back into weights."""
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The points that a weight can be rounded to: whole zero points."""
 
-    codes: torch.Tensor  # uint8 [out, in]
-    scale: torch.Tensor  # float32 [out, G], exactly representable in scale_bits
-    zero: torch.Tensor  # float32 [out, G]: integer zero point, or the minimum in the float-zero grid
-    group_size: int
-    float_zero: bool
+    scale: torch.Tensor  # float32
+    zero: torch.Tensor  # float32
+    top: int | torch.Tensor = 255  # the largest code; a tensor where groups have different bits
 
-    def decode(self) -> torch.Tensor:
-        """Return ŵ, float32 [out, in]."""
-        scale, zero = (spread_groups(t, self.group_size, self.codes.shape[1]) for t in (self.scale, self.zero))
-        codes = self.codes.float()
-        return codes * scale + zero if self.float_zero else (codes - zero) * scale
+    @cached_property
+    def divisor(self) -> torch.Tensor:
+        """The scale, or 1 where it is 0: in a group of zeros every divisor gives the zero point as code."""
+        return nonzero(self.scale)
+
+    def codes(self, weight: torch.Tensor) -> torch.Tensor:
+        """Codes of the nearest points, whole numbers in float32."""
+        return clip((weight / self.divisor).round_().add_(self.zero), self.top)
+
+    def values_(self, codes: torch.Tensor) -> torch.Tensor:
+        """The weights that float32 ``codes`` stand for, in their place."""
+        return codes.sub_(self.zero).mul_(self.scale)
 
 
-def spread_groups(values: torch.Tensor, group_size: int, width: int) -> torch.Tensor:
-    """Repeat per-group values [out, G] over their columns: [out, width]."""
-    return values.repeat_interleave(group_size, dim=1)[:, :width]
+class FloatGrid(Grid):
+    """Zero points that are not rounded, as in SpQR; its scales may come out as 0 or less after their own rounding."""
+
+    @cached_property
+    def divisor(self) -> torch.Tensor:
+        """The scale, at least 1e-9."""
+        return self.scale.clamp(min=1e-9)
+
+    def codes(self, weight: torch.Tensor) -> torch.Tensor:
+        """Codes of the nearest points, whole numbers in float32."""
+        return clip((weight / self.divisor + self.zero).round_(), self.top)
+
+
+class MinimumGrid(Grid):
+    """The smallest weight in place of a zero point, as in the published TAQ script."""
+
+    def codes(self, weight: torch.Tensor) -> torch.Tensor:
+        """Codes of the nearest points, whole numbers in float32."""
+        return clip(((weight - self.zero) / self.divisor).round_(), self.top)
+
+    def values_(self, codes: torch.Tensor) -> torch.Tensor:
+        """The weights that float32 ``codes`` stand for, in their place."""
+        return codes.mul_(self.scale).add_(self.zero)
+
+
+@dataclass(frozen=True, eq=False)
+class SignGrid(Grid):
+    """One bit: codes 0 and 1; published: 0, 1 and 2, where 1 stands for the mean itself."""
+
+    published: bool = False
+
+    def codes(self, weight: torch.Tensor) -> torch.Tensor:
+        """Codes of the nearest points, whole numbers in float32; a weight at the mean counts as above it."""
+        centred = weight - self.zero
+        return centred.sign() + 1 if self.published else torch.where(centred < 0, 0.0, 1.0)
+
+    def values_(self, codes: torch.Tensor) -> torch.Tensor:
+        """The weights that float32 ``codes`` stand for, in their place."""
+        signs = codes.sub_(1) if self.published else codes.mul_(2).sub_(1)
+        return signs.mul_(self.scale).add_(self.zero)
+
+
+def clip(codes: torch.Tensor, top: int | torch.Tensor) -> torch.Tensor:
+    """``codes``, changed in place, between 0 and ``top``."""
+    return codes.clamp_(0, top) if isinstance(top, int) else codes.clamp_(min=0).minimum(top)
+
+
+def nonzero(scale: torch.Tensor) -> torch.Tensor:
+    """The scale, 1 where it is 0."""
+    return torch.where(scale == 0, 1.0, scale)
 
 
 def fp16_up(value: torch.Tensor) -> torch.Tensor:
@@ -35,6 +102,92 @@ def fp16_up(value: torch.Tensor) -> torch.Tensor:
         raise ValueError("a group's scale exceeds 65504, the largest fp16 number; the weights are broken")
     low = half.float() < value
     return torch.where(low, (half.view(torch.int16) + 1).view(torch.float16), half).float()
+
+
+def ends(columns: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lowest and highest weight along ``dim``, which is kept, with 0 between them; −1 and 1 where all are 0."""
+    low, high = columns.amin(dim, keepdim=True).clamp(max=0), columns.amax(dim, keepdim=True).clamp(min=0)
+    zeros = low == high
+    return torch.where(zeros, -1.0, low), torch.where(zeros, 1.0, high)
+
+
+def integer_grid(low: torch.Tensor, high: torch.Tensor, top: int | torch.Tensor, *, stored: bool = True,
+                 symmetric: bool = False) -> Grid:
+    """The grid over [low, high], low ≤ 0 ≤ high.
+
+    stored: scales at fp16 and zero points among the codes; symmetric: the zero point in the middle whatever the range.
+    """
+    scale = (high - low) / top
+    scale = fp16_up(scale) if stored else scale
+    zero = torch.full_like(scale, (top + 1) / 2) if symmetric else (-low / nonzero(scale)).round_()
+    return Grid(scale, clip(zero, top) if stored else zero, top)
+
+
+def float_grid(low: torch.Tensor, high: torch.Tensor, top: int, *, stored: bool = False) -> FloatGrid:
+    """The grid with a float zero point over [low, high]; stored: scale and zero point at fp16.
+
+    All zeros (scale 0) decode to 0 whatever the zero point is: it takes the middle, which disturbs its tile least.
+    """
+    scale = (high - low) / top
+    scale = fp16_up(scale) if stored else scale
+    zero = torch.where(scale == 0, top / 2, -low / nonzero(scale))
+    return FloatGrid(scale, zero.half().float() if stored else zero, top)
+
+
+def sign_grid(weight: torch.Tensor, *, published: bool = False, stored: bool = True) -> SignGrid:
+    """The 1-bit grid of each row of ``weight`` [out, g]: mean ± mean|w − mean|, published mean ± mean|w|; [out, 1] each.
+
+    stored: mean and scale at fp16.
+    """
+    mean = weight.mean(1, keepdim=True)
+    mean = mean.half().float() if stored else mean
+    scale = (weight if published else weight - mean).abs().mean(1, keepdim=True)
+    scale = scale.half().float() if stored else scale
+    if stored and not torch.isfinite(mean + scale).all():
+        raise ValueError("a 1-bit group's mean or scale exceeds 65504, the largest fp16 number; the weights are broken")
+    return SignGrid(scale, mean, published=published)
+
+
+def best_range(columns: torch.Tensor, low: torch.Tensor, high: torch.Tensor, top: int, *, factors: tuple[float, ...],
+               power: float, weights: torch.Tensor | None = None, **how) -> Grid:
+    """The grid over ``factor`` · [low, high] of least Σ weights · |ŵ − w|^power, row by row; the first of equals.
+
+    columns: a group [g, out]; low, high: [1, out]; weights: [g, out] or None = 1; ``how`` as in :func:`integer_grid`.
+    Returns scale and zero point [out].
+    """
+    shares = torch.tensor(factors, device=low.device)[:, None]
+    every = integer_grid(low * shares, high * shares, top, **how)  # [factors, out]
+    if len(factors) == 1:
+        return Grid(every.scale[0], every.zero[0], top)
+    errors = []
+    for scale, zero in zip(every.scale, every.zero):
+        grid = Grid(scale, zero, top)
+        error = grid.values_(grid.codes(columns)).sub_(columns)
+        error = error.square_() if power == 2 else error.abs_().pow_(power)
+        errors.append((error if weights is None else error.mul_(weights)).sum(0))
+    best = torch.stack(errors).argmin(0, keepdim=True)  # the first of equals
+    return Grid(every.scale.gather(0, best)[0], every.zero.gather(0, best)[0], top)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A linear as round-to-nearest stores it: codes and what turns them back into weights."""
+
+    codes: torch.Tensor  # uint8 [out, in]
+    scale: torch.Tensor  # float32 [out, G], exactly representable in scale_bits
+    zero: torch.Tensor  # float32 [out, G]: integer zero point, or the minimum
+    group_size: int
+    float_zero: bool  # whether ``zero`` is the minimum
+
+    def decode(self) -> torch.Tensor:
+        """Return ŵ, float32 [out, in]."""
+        scale, zero = (spread_groups(t, self.group_size, self.codes.shape[1]) for t in (self.scale, self.zero))
+        return (MinimumGrid if self.float_zero else Grid)(scale, zero).values_(self.codes.float())
+
+
+def spread_groups(values: torch.Tensor, group_size: int, width: int) -> torch.Tensor:
+    """Repeat per-group values [out, G] over their columns: [out, width]."""
+    return values.repeat_interleave(group_size, dim=1)[:, :width]
 
 
 def grouped(weight: torch.Tensor, group_size: int, zero_pad: bool = False) -> torch.Tensor:
@@ -48,42 +201,50 @@ def grouped(weight: torch.Tensor, group_size: int, zero_pad: bool = False) -> to
 
 def encode(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False, zero_pad: bool = False) -> Encoded:
     """Quantize float32 ``weight`` [out, in] by round-to-nearest under ``plan`` (bits of 1..8, or group_bits)."""
-    blocks = grouped(weight, plan.group_size, zero_pad)
-    top = _top_code(plan, blocks.shape[1], weight.device)  # [1, G]
-    low, high = blocks.amin(2), blocks.amax(2)
-    if float_zero:
-        scale, zero = (high - low) / top, low
-        codes = ((blocks - low[..., None]) / _nonzero(scale)[..., None]).round()
-    else:
-        low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = fp16_up((high - low) / top)
-        zero = (-low / _nonzero(scale)).round().clamp(min=0).minimum(top)
-        codes = (blocks / _nonzero(scale)[..., None]).round() + zero[..., None]
-    codes = codes.clamp(min=0).minimum(top[..., None]).to(torch.uint8)
-    return Encoded(codes.reshape(weight.shape[0], -1)[:, : weight.shape[1]], scale, zero, plan.group_size, float_zero)
-
-
-def _nonzero(scale: torch.Tensor) -> torch.Tensor:
-    return torch.where(scale == 0, 1.0, scale)  # a group of zeros: any divisor gives code = zero point
-
-
-def _top_code(plan: LayerPlan, groups: int, device) -> torch.Tensor:
-    bits = torch.full((1, groups), plan.bits) if plan.group_bits is None else torch.as_tensor(plan.group_bits.astype("int64"))[None]
+    groups = grouped(weight, plan.group_size, zero_pad)
+    bits = torch.as_tensor(code_bits(plan, weight.shape[1]), device=weight.device)
     if not ((bits >= 1) & (bits <= 8)).all():
-        raise ValueError(f"round-to-nearest codes need 1 to 8 bits, got {sorted(set(bits.flatten().tolist()))}")
-    return (2**bits - 1).float().to(device)
+        raise ValueError(f"round-to-nearest codes need 1 to 8 bits, got {sorted(set(bits.tolist()))}")
+    top, low, high = (2**bits - 1).float()[:, None], groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    if float_zero:
+        grid = MinimumGrid((high - low) / top, low, top)
+    else:
+        grid = integer_grid(low.clamp(max=0), high.clamp(min=0), top)
+    codes = grid.codes(groups).to(torch.uint8).reshape(weight.shape[0], -1)[:, : weight.shape[1]]
+    return Encoded(codes, grid.scale[..., 0], grid.zero[..., 0], plan.group_size, float_zero)
 
 
 def dequantized(weight: torch.Tensor, plan: LayerPlan, **grid) -> torch.Tensor:
     """Return ŵ in the dtype of ``weight``, kept weights and 16-bit linears at 16 bits."""
     if plan.bits == 16 and plan.group_bits is None:
         return sixteen(weight)
-    out = encode(weight.float(), plan, **grid).decode().to(weight.dtype)
+    values = encode(weight.float(), plan, **grid).decode().to(weight.dtype)
     if plan.keep is not None:
-        out = torch.where(torch.as_tensor(plan.keep, device=weight.device), sixteen(weight), out)
-    return out
+        values = torch.where(torch.as_tensor(plan.keep, device=weight.device), sixteen(weight), values)
+    return values
+
+
+def sixteen_bit(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a model of ``dtype`` stores weights at 16 bits: its own, or bf16 if that has more."""
+    return dtype if dtype.itemsize == 2 else torch.bfloat16
+
+
+def through(weight: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """``weight`` in its own dtype, rounded to what ``dtype`` can hold; None = bf16."""
+    return weight.to(torch.bfloat16 if dtype is None else dtype).to(weight.dtype)
+
+
+def kept_part(values: torch.Tensor, keep, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """What is stored of the kept weights of ``values`` [out, in]: {"kept": 16-bit [nnz]}, or nothing where none is kept.
+
+    keep: bool [out, in] or None; dtype: its 16-bit dtype, None = bf16.
+    """
+    if keep is None or not keep.any():
+        return {}
+    kept = values[torch.as_tensor(keep, device=values.device)]
+    return {"kept": kept.to(torch.bfloat16 if dtype is None else dtype)}
 
 
 def sixteen(weight: torch.Tensor) -> torch.Tensor:
     """Return the weights as 16 bits store them: unchanged if already 16-bit, through bf16 otherwise."""
-    return weight if weight.element_size() == 2 else weight.bfloat16().to(weight.dtype)
+    return through(weight, sixteen_bit(weight.dtype))

@@ -1,7 +1,8 @@
 """Round-to-nearest as a quantizer: the common grid, and the grid of the published TAQ script (quantization/solvers/grid.py)."""
 
-import torch
+from __future__ import annotations
 
+from core.lazy import torch
 from core.registry import quantizer
 from core.types import LayerPlan
 from quantization.solvers.grid import dequantized

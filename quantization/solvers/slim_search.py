@@ -17,22 +17,19 @@ a linear with few groups is neither forced to mix nor fails; the KL is a mean ov
 sequence's; a 1-bit group is mean ± mean|w − mean| with sign(0) = +1, not mean ± mean|w| with sign(0) = 0.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import torch
 
 from core.errors import UserError
-from quantization.bits import group_widths
+from core.lazy import torch
+from quantization.solvers.columns import slices
+from quantization.solvers.grid import ends, integer_grid, sign_grid
 
 FLOOR = 1e-6  # the smallest probability that enters the KL
 LOWEST, HIGHEST = 2, 7  # N, so that N - 1 and N + 1 are bits that codes can have
-
-
-def group_slices(width: int, group_size: int) -> list[slice]:
-    """Columns of each group; the last may be ragged."""
-    ends = np.cumsum(group_widths(width, group_size)).tolist()
-    return [slice(a, b) for a, b in zip([0, *ends], ends)]
 
 
 def salience(weight: torch.Tensor, diagonal: torch.Tensor) -> torch.Tensor:
@@ -43,7 +40,7 @@ def salience(weight: torch.Tensor, diagonal: torch.Tensor) -> torch.Tensor:
 def group_salience(weight: torch.Tensor, diagonal: torch.Tensor, group_size: int) -> torch.Tensor:
     """Sum of the salience over the rows and columns of each group: float64 [G]."""
     columns = salience(weight, diagonal).sum(0, dtype=torch.float64)
-    return torch.stack([columns[s].sum() for s in group_slices(weight.shape[1], group_size)])
+    return torch.stack([columns[s].sum() for s in slices(weight.shape[1], group_size)])
 
 
 def assign_bits(group_sal: torch.Tensor, k: int, bits: int) -> np.ndarray:
@@ -55,72 +52,59 @@ def assign_bits(group_sal: torch.Tensor, k: int, bits: int) -> np.ndarray:
     return out
 
 
-def ends(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lowest and highest weight of each row, 0 between them; -1 and 1 for a row of zeros."""
-    low, high = weight.amin(1, keepdim=True).clamp(max=0), weight.amax(1, keepdim=True).clamp(min=0)
-    empty = low == high
-    return torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
-
-
-def binary(weight: torch.Tensor, published: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and scale of a 1-bit group, float32 [out, 1] each."""
-    mean = weight.mean(1, keepdim=True)
-    return mean, (weight if published else weight - mean).abs().mean(1, keepdim=True)
-
-
-def signs(centred: torch.Tensor, published: bool) -> torch.Tensor:
-    """Sign of w - mean; sign(0) is +1, or 0 as published."""
-    return centred.sign() if published else torch.where(centred < 0, -1.0, 1.0)
-
-
 def nearest(weight: torch.Tensor, bits: int, published: bool = False) -> torch.Tensor:
     """Round one group [out, g] to the nearest point of its grid."""
     if bits == 1:
-        mean, scale = binary(weight, published)
-        return mean + signs(weight - mean, published) * scale
-    low, high = ends(weight)
-    scale = (high - low) / (2**bits - 1)
-    zero = (-low / scale).round()
-    return scale * (((weight / scale).round() + zero).clamp(0, 2**bits - 1) - zero)
+        grid = sign_grid(weight, published=published, stored=False)
+    else:
+        grid = integer_grid(*ends(weight, dim=1), 2**bits - 1, stored=False)
+    return grid.values_(grid.codes(weight))
 
 
-def search_bits(weight: torch.Tensor, group_sal: torch.Tensor, inputs: Iterable[torch.Tensor], bits: int, group_size: int,
-                published: bool = False, max_tokens: int | None = None) -> tuple[np.ndarray, dict]:
+def search_bits(weight: torch.Tensor, group_sal: torch.Tensor, inputs: Iterable[torch.Tensor], *, bits: int,
+                group_size: int, published: bool = False, max_tokens: int | None = None) -> tuple[np.ndarray, dict]:
     """Choose the bits of each group: uint8 [G], and notes {k, kl: one number a candidate, candidates, tokens}.
 
-    ``inputs`` yields [T, in] a sequence; at most ``max_tokens`` tokens of them are read.  Nothing is read for one candidate.
+    ``inputs`` yields [T, in] a sequence; at most ``max_tokens`` tokens of them are read.  Nothing is read for one
+    candidate.  Raises UserError for bits out of range, too few groups, or inputs that are missing or not finite.
     """
-    if not LOWEST <= bits <= HIGHEST:
-        raise UserError(f"SliM-LLM at {bits} bits a weight: its groups take one bit less and one more, so bits must be "
-                        f"{LOWEST} to {HIGHEST}; change the method's bits")
-    groups = len(group_sal)
-    candidates = list(range(1 if published else 0, groups // 2)) or ([] if published else [0])
-    if not candidates:
-        raise UserError(f"the published SliM-LLM search has no candidate for {groups} groups, it needs 4; use a smaller group size "
-                        "or the corrected form")
+    candidates = _candidates(len(group_sal), bits, published)
     if len(candidates) == 1 and not published:
-        return assign_bits(group_sal, candidates[0], bits), {"k": candidates[0], "kl": [], "candidates": candidates, "tokens": 0}
-    steps = _steps(weight, group_sal, candidates[-1], bits, group_size, published)
+        notes = {"k": candidates[0], "kl": [], "candidates": candidates, "tokens": 0}
+        return assign_bits(group_sal, candidates[0], bits), notes
+    steps = _steps(weight, group_sal, bits=bits, group_size=group_size, last=candidates[-1], published=published)
     totals, sequences, tokens = np.zeros(len(candidates)), 0, 0
     for x in _limited(inputs, max_tokens):
-        found = list(_divergences(weight, steps, x.to(weight.device, torch.float32)))
-        totals += np.array(found[candidates[0]:])
+        divergences = list(_divergences(weight, steps, x.to(weight.device, torch.float32)))
+        totals += np.array(divergences[candidates[0]:])
         sequences, tokens = sequences + 1, tokens + len(x)
     if not tokens or not np.isfinite(totals).all():
-        raise UserError(f"the SliM-LLM search read {tokens} tokens and found divergences {totals.tolist()}; it needs finite inputs of the linear")
+        raise UserError(f"the SliM-LLM search read {tokens} tokens and got divergences {totals.tolist()}; it needs finite "
+                        "inputs of the linear")
     kl = totals / (sequences if published else tokens)
     k = candidates[int(kl.argmin())]
     return assign_bits(group_sal, k, bits), {"k": k, "kl": kl.tolist(), "candidates": candidates, "tokens": tokens}
 
 
-def _steps(weight: torch.Tensor, group_sal: torch.Tensor, last: int, bits: int, group_size: int, published: bool) -> list:
-    """Columns [c] and what is added to their weights [out, c] on the way to candidate 0 (all columns), 1, ..., ``last``."""
-    slices = group_slices(weight.shape[1], group_size)
-    base = torch.cat([nearest(weight[:, s], bits, published) for s in slices], dim=1)
+def _candidates(groups: int, bits: int, published: bool) -> list[int]:
+    if not LOWEST <= bits <= HIGHEST:
+        raise UserError(f"SliM-LLM at {bits} bits a weight: its groups take one bit less and one more, so bits must be "
+                        f"{LOWEST} to {HIGHEST}; change the method's bits")
+    candidates = list(range(1 if published else 0, groups // 2)) or ([] if published else [0])
+    if not candidates:
+        raise UserError(f"the published SliM-LLM search has no candidate for {groups} groups, it needs 4; use a smaller "
+                        "group size or the corrected form")
+    return candidates
+
+
+def _steps(weight: torch.Tensor, group_sal: torch.Tensor, *, bits: int, group_size: int, last: int, published: bool) -> list:
+    """Columns [c] and what is added to their weights [out, c] to reach candidate 0 (all columns), 1, ..., ``last``."""
+    groups = slices(weight.shape[1], group_size)
+    base = torch.cat([nearest(weight[:, s], bits, published) for s in groups], dim=1)
     steps = [(slice(None), base)]
     order = np.argsort(group_sal.cpu().numpy(), kind="stable").tolist()
     for k in range(1, last + 1):
-        moves = ((slices[order[k - 1]], bits - 1), (slices[order[-k]], bits + 1))
+        moves = ((groups[order[k - 1]], bits - 1), (groups[order[-k]], bits + 1))
         columns = torch.cat([torch.arange(s.start, s.stop) for s, _ in moves]).to(weight.device)
         change = torch.cat([nearest(weight[:, s], b, published) - base[:, s] for s, b in moves], dim=1)
         steps.append((columns, change))
@@ -130,10 +114,10 @@ def _steps(weight: torch.Tensor, group_sal: torch.Tensor, last: int, bits: int, 
 def _divergences(weight: torch.Tensor, steps: list, x: torch.Tensor) -> Iterator[float]:
     """KL(quantized || original), summed over the tokens of x [T, in], of candidate 0, 1, ..."""
     original = (x @ weight.T).softmax(1).clamp_(min=FLOOR).log_()
-    out = torch.zeros_like(original)
+    outputs = torch.zeros_like(original)
     for columns, change in steps:
-        out += x[:, columns] @ change.T
-        quantized = out.softmax(1).clamp_(min=FLOOR)
+        outputs += x[:, columns] @ change.T
+        quantized = outputs.softmax(1).clamp_(min=FLOOR)
         yield float((quantized * (quantized.log() - original)).sum(dtype=torch.float64))
 
 

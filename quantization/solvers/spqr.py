@@ -13,23 +13,25 @@ authors' kernel adds); inputs that are always 0 have no error, so their weights 
 weights' index and the second level's numbers are all counted.  ``published`` gives the arithmetic of the published quantizer.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
-
 from core.errors import BudgetError, UserError
+from core.lazy import torch
 from core.registry import quantizer
 from core.types import Aid, LayerPlan, Stored
 from quantization.bits import layer_bits
-from quantization.solvers.grid import dequantized
+from quantization.solvers.columns import column_major
+from quantization.solvers.grid import dequantized, kept_part
 from quantization.solvers.spqr_fit import Settings, Solved, solve_columns
 from streams.hessians import Factor, factorise, relative_error
 
 ORDERS = ("activation", "identity")
 
-BELOW, STEPS = 0.02, 28  # bisection: bits a weight under the target that are close enough, and how many solutions it may try
+BELOW, STEPS = 0.02, 28  # bisection: bits a weight under the target that are near enough, and solutions it may try
 
 
 @dataclass(frozen=True)
@@ -41,50 +43,61 @@ class Prepared:
     diagonal: torch.Tensor  # d_j, float32 [in]
 
 
-@torch.no_grad()
-def solve_spqr(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, *, threshold: float = 0.2, percdamp: float = 1.0,
-               order: str = "activation", published: bool = False, simplified: bool = False, cache: dict | None = None,
-               what: str = "a linear") -> Stored:
-    """Quantize float32 ``weight`` [out, in]; ``hessian`` is undamped, ``cache`` belongs to this very Hessian."""
-    _check(weight, hessian, layer, threshold, percdamp, order, what)
+def solve_spqr(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, *, threshold: float = 0.2,
+               percdamp: float = 1.0, order: str = "activation", published: bool = False, simplified: bool = False,
+               kept_dtype: torch.dtype | None = None, cache: dict | None = None, what: str = "a linear") -> Stored:
+    """Quantize float32 ``weight`` [out, in].
+
+    ``hessian`` [in, in] is undamped, ``cache`` belongs to this very Hessian; kept weights are stored as ``kept_dtype``
+    (16 bits; None = bf16).  Raises UserError for settings, plans, weights and Hessians that SpQR cannot use.
+    """
+    _check(weight, hessian, layer, threshold=threshold, percdamp=percdamp, order=order, what=what)
     cache = {} if cache is None else cache
     key = ("spqr", order, percdamp, published)
     if key not in cache:
-        cache[key] = _prepare(hessian, percdamp, order, published, what)
+        cache[key] = _prepare(hessian, percdamp=percdamp, order=order, published=published, what=what)
     ready = cache[key]
-    columns = weight.float()[:, ready.perm].T.contiguous()
+    columns = column_major(weight[:, ready.perm])
     columns[ready.factor.dead] = 0.0
     spread = columns.var(1) if len(weight) > 1 else columns.square().sum(1)
     unit = float((spread / ready.diagonal.square()).mean())
-    how = Settings(layer, threshold * unit if math.isfinite(threshold) else math.inf, published, simplified)
-    solved = solve_columns(columns, ready.factor.upper, ready.diagonal, how)
-    stored = _stored(solved, ready.perm, replace(layer, ordered=order != "identity"))
-    notes = {"damp": ready.factor.damp, "tries": ready.factor.tries, "threshold": threshold if math.isfinite(threshold) else None,
-             "outlier_share": len(stored.parts["outlier_values"]) / weight.numel(),
-             "relative_error": relative_error(weight, stored.values, hessian)}
-    return replace(stored, notes=notes)
+    how = Settings(layer, limit=threshold * unit if math.isfinite(threshold) else math.inf, published=published,
+                   simplified=simplified, kept_dtype=kept_dtype)
+    solved = solve_columns(columns, ready.factor.upper, ready.diagonal, how=how)
+    values, layer, parts = _stored(solved, ready.perm, replace(layer, ordered=order != "identity"), kept_dtype)
+    notes = {"damp": ready.factor.damp, "tries": ready.factor.tries,
+             "threshold": threshold if math.isfinite(threshold) else None,
+             "outlier_share": len(parts.get("kept", ())) / weight.numel(),
+             "relative_error": relative_error(weight, values, hessian)}
+    return Stored(values, layer, parts, notes=notes)
 
 
-def _check(weight, hessian, layer: LayerPlan, threshold: float, percdamp: float, order: str, what: str) -> None:
+def _check(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, *, threshold: float, percdamp: float, order: str,
+           what: str) -> None:
     widths = (layer.bits, layer.scale_bits, layer.zero_bits or 0)
     if layer.form != "bilevel" or layer.group_bits is not None or not all(1 <= bits <= 8 for bits in widths):
-        raise UserError(f"SpQR stores {what} in the bilevel form with 1 to 8 bits a code, scale and zero; got form {layer.form!r} "
-                        f"with {widths} bits; plan it with the method's own allocation")
+        raise UserError(f"SpQR stores {what} in the bilevel form with 1 to 8 bits a code, scale and zero; got form "
+                        f"{layer.form!r} with {widths} bits; plan it with the method's own allocation")
     if order not in ORDERS:
         raise UserError(f"SpQR column order {order!r} is unknown; use one of {', '.join(ORDERS)}")
     if not threshold >= 0 or not 0 <= percdamp < math.inf:
-        raise UserError(f"SpQR needs threshold >= 0 (inf keeps nothing) and a finite percdamp >= 0; got {threshold} and {percdamp}")
+        raise UserError("SpQR needs threshold >= 0 (inf keeps nothing) and a finite percdamp >= 0; got "
+                        f"{threshold} and {percdamp}")
     if tuple(hessian.shape) != (weight.shape[1],) * 2:
-        raise UserError(f"the Hessian of {what} is {tuple(hessian.shape)} for {weight.shape[1]} inputs; collect it at this linear's own input")
+        raise UserError(f"the Hessian of {what} is {tuple(hessian.shape)} for {weight.shape[1]} inputs; collect it at this "
+                        "linear's own input")
     if not torch.isfinite(weight).all():
         raise UserError(f"the weights of {what} are not finite; the model is broken")
 
 
-def _prepare(hessian: torch.Tensor, percdamp: float, order: str, published: bool, what: str) -> Prepared:
+def _prepare(hessian: torch.Tensor, *, percdamp: float, order: str, published: bool, what: str) -> Prepared:
     """Permute and factorise.  SpQR's λ is a share of the mean over all inputs, dead ones (0) among them."""
     alive = hessian.diagonal()
-    perm = torch.arange(len(alive), device=alive.device) if order == "identity" else torch.argsort(alive, descending=True, stable=True)
-    permuted = hessian.float()[perm][:, perm] if order != "identity" else hessian.float()
+    if order == "identity":
+        perm, permuted = torch.arange(len(alive), device=alive.device), hessian.float()
+    else:
+        perm = torch.argsort(alive, descending=True, stable=True)
+        permuted = hessian.float()[perm][:, perm]
     dead = alive == 0
     if dead.any():
         percdamp *= float(alive.mean() / torch.where(dead, 1.0, alive).mean())
@@ -92,34 +105,37 @@ def _prepare(hessian: torch.Tensor, percdamp: float, order: str, published: bool
     return Prepared(perm, factor, torch.where(factor.dead, 1.0 if published else math.inf, factor.diagonal))
 
 
-def _stored(solved: Solved, perm: torch.Tensor, layer: LayerPlan) -> Stored:
-    """Put the columns back in their own order and gather what is stored."""
+def _stored(solved: Solved, perm: torch.Tensor, layer: LayerPlan, kept_dtype: torch.dtype | None):
+    """(ŵ, what is really stored, its parts): the columns in their own order again."""
     back = torch.argsort(perm)
     values, kept = solved.values[back].T.contiguous(), solved.kept[back].T.contiguous()
-    parts = {"codes": solved.codes.T.contiguous(), "outlier_values": values[kept]}
+    parts = {"codes": solved.codes.T.contiguous()} | kept_part(values, kept, kept_dtype)
     for name, levels in (("scale", solved.scales), ("zero", solved.zeros)):
         parts[f"{name}_codes"] = torch.stack([level.codes for level in levels], dim=1)  # uint8 [out, G]
-        parts[f"{name}_s"] = torch.stack([level.step for level in levels], dim=1)
+        parts[f"{name}_s"] = torch.stack([level.scale for level in levels], dim=1)
         parts[f"{name}_z"] = torch.stack([level.zero for level in levels], dim=1)
     if layer.ordered:
         parts["perm"] = perm
-    return Stored(values, replace(layer, keep=kept.cpu().numpy() if kept.any() else None), parts)
+    return values, replace(layer, keep=kept.cpu().numpy() if kept.any() else None), parts
 
 
-def bisect_threshold(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, target_bits: float, **settings) -> tuple[float, Stored]:
+def bisect_threshold(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, target_bits: float,
+                     **settings) -> tuple[float, Stored]:
     """The threshold, and its solution, that stores at most ``target_bits`` a weight and at least 0.02 less, index and all.
 
-    Bisects the logarithm; where a linear is too small for steps of 0.02 bit, the nearest one below the target that was seen.
+    Bisects the logarithm; where a linear is too small for steps of 0.02 bit, the nearest one below the target that was
+    seen.  Raises BudgetError for a target below what is stored without any kept weight.
     """
     settings = {"order": "activation", "cache": {}} | settings
-    least = layer_bits(replace(layer, keep=None, ordered=settings["order"] != "identity"), tuple(weight.shape)) / weight.numel()
+    least = _bits_a_weight(replace(layer, keep=None, ordered=settings["order"] != "identity"), weight)
     if not target_bits >= least:
-        raise BudgetError(f"SpQR at {layer.bits} bits in groups of {layer.group_size} stores at least {least:.4f} bits a weight "
-                          f"of {settings.get('what', 'a linear')}, the target is {target_bits}; raise the target or lower the bits")
+        raise BudgetError(f"SpQR at {layer.bits} bits in groups of {layer.group_size} stores at least {least:.4f} bits a "
+                          f"weight of {settings.get('what', 'a linear')}, the target is {target_bits}; raise the target or "
+                          "lower the bits")
 
-    def solve(threshold):
+    def solve(threshold: float) -> tuple[float, Stored]:
         stored = solve_spqr(weight, hessian, layer, **settings | {"threshold": threshold})
-        return layer_bits(stored.layer, tuple(weight.shape)) / weight.numel(), stored
+        return _bits_a_weight(stored.layer, weight), stored
 
     best = (least, math.inf, None)
     if target_bits - least > BELOW:
@@ -127,14 +143,18 @@ def bisect_threshold(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPl
     return best[1], best[2] or solve(math.inf)[1]
 
 
-def _bisect(solve: Callable, target: float, best: tuple) -> tuple:
+def _bits_a_weight(layer: LayerPlan, weight: torch.Tensor) -> float:
+    return layer_bits(layer, tuple(weight.shape)) / weight.numel()
+
+
+def _bisect(solve: Callable[[float], tuple[float, Stored]], target: float, best: tuple) -> tuple:
     """(bits, threshold, Stored): bracket the target in steps of four, then halve the bracket."""
     fits = misses = None  # thresholds; more bits the lower
     threshold = 0.2
     for _ in range(STEPS):
         bits, stored = solve(threshold)
         if bits <= target:
-            fits, best = threshold, max(best, (bits, threshold, stored), key=lambda found: found[0])
+            fits, best = threshold, max(best, (bits, threshold, stored), key=lambda one: one[0])
         else:
             misses = threshold
         if target - BELOW <= best[0]:
@@ -143,13 +163,13 @@ def _bisect(solve: Callable, target: float, best: tuple) -> tuple:
     return best
 
 
-@torch.no_grad()
 def sensitivity(weight: torch.Tensor, factor_diagonal: torch.Tensor, layer_base: LayerPlan) -> torch.Tensor:
     """e² = (w − q(w))² / d_j², float32 [out, in], at round-to-nearest in the common grid; inf as d_j scores a dead input 0.
 
     ``factor_diagonal`` is d [in] in the weight's own column order.
     """
-    return ((weight.float() - dequantized(weight.float(), layer_base)) / factor_diagonal).square()
+    weight = weight.detach().float()
+    return ((weight - dequantized(weight, layer_base)) / factor_diagonal).square()
 
 
 @quantizer("spqr", needs=("hessian",), sequential=False, options=("threshold", "percdamp", "order", "target"))
@@ -158,7 +178,8 @@ def spqr(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     if aid.hessian is None:
         raise UserError(f"SpQR needs the inputs of {aid.fqn}; give it a calibration set")
     names = ("threshold", "percdamp", "order", "published")
-    settings = {name: aid.options[name] for name in names if name in aid.options} | {"cache": aid.shared, "what": aid.fqn}
+    settings = {name: aid.options[name] for name in names if name in aid.options}
+    settings |= {"kept_dtype": aid.kept_dtype, "cache": aid.shared, "what": aid.fqn}
     if aid.options.get("target") is None:
         return solve_spqr(weight, aid.hessian, layer, **settings)
     return bisect_threshold(weight, aid.hessian, layer, aid.options["target"], **settings)[1]

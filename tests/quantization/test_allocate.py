@@ -12,9 +12,10 @@ import quantization  # noqa: F401  (registers)
 from core.errors import BudgetError, UserError
 from core.registry import ALLOCATORS
 from core.types import Budget, Scores
-from quantization.allocators.common import AllocContext, positive_weights, spread_order
+from quantization.allocators.common import AllocContext, positive_weights
 from quantization.allocators.knapsack import lagrangian, solve
 from quantization.allocators.native import ranked
+from quantization.allocators.ranking import first_k, spread_key, spread_order
 from quantization.bits import achievable, check_budget, make_plan
 
 
@@ -150,6 +151,67 @@ def test_all_zero_scores_do_not_pick_the_earliest_blocks():
     """The script's oracle on 32 documents: Δ all zero, ties by index kept blocks 0 to 9."""
     assert ranked(np.zeros(32))[:4] == [0, 16, 8, 24]
     assert sorted(spread_order(30)) == list(range(30))
+
+
+def shares_off(positions: np.ndarray, starts: np.ndarray, total: int) -> float:
+    """By how many weights the parts of the model that begin at ``starts`` get more or less than their share."""
+    widths = np.diff([*starts, total])
+    return float(np.abs(np.bincount(np.searchsorted(starts, positions, "right") - 1, minlength=len(starts))
+                        - len(positions) * widths / total).max())
+
+
+@pytest.mark.parametrize("name", ("topk_keep", "global_topk"))
+def test_equal_weights_are_kept_all_over_the_model(name):
+    """A blind scorer: no block, no linear, no row and no column of a linear is preferred."""
+    ctx = problem(3.6, 1, granularity="element")
+    ctx.scores = Scores("element", {f: torch.zeros(s) for f, s in ctx.shapes.items()}, "nats")
+    ctx.options = {"bits": 3, "ratio": 0.02}
+    layers, notes = ALLOCATORS.get(name).fn(ctx)
+    assert ALLOCATORS.get(name).version == 2 and set(layers) == set(ctx.shapes)
+    share = notes["kept"] / sum(r * c for r, c in ctx.shapes.values())
+    for fqn, layer in layers.items():
+        assert abs(layer.keep.sum() - share * layer.keep.size) <= 3, fqn
+        rows, columns = layer.keep.sum(1), layer.keep.sum(0)
+        assert rows.max() <= share * layer.keep.shape[1] + 3 and columns.max() <= share * layer.keep.shape[0] + 3, fqn
+
+
+def test_equal_columns_are_kept_all_over_the_model():
+    ctx = problem(3.6, 1, granularity="channel", tolerance=0.05)
+    ctx.scores = Scores("channel", {f: torch.ones(s[1]) for f, s in ctx.shapes.items()}, "nats")
+    layers, notes = ALLOCATORS.get("topk_keep").fn(ctx)
+    kept = {f: 0 if layer.keep is None else int(layer.keep[0].sum()) for f, layer in layers.items()}
+    share = notes["kept"] / sum(cols for _, cols in ctx.shapes.values())
+    assert sum(kept.values()) == notes["kept"] > 0
+    assert all(abs(kept[f] - share * cols) <= 3 for f, (_, cols) in ctx.shapes.items())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 40), st.integers(0, 2**16), st.booleans())
+def test_a_ranking_is_by_score_and_each_prefix_is_a_ranking(count, different, seed, whole):
+    """Among equals as few different values as wanted; negative scores and both zeros among them."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(-1 if whole else 0, different, count).astype(np.float32) * rng.choice([-1.0, 1.0])
+    flat, order = torch.tensor(scores), first_k(torch.tensor(scores), count).numpy()
+    keys = spread_key(np.arange(count))
+    assert sorted(order) == list(range(count)) and len(set(keys.tolist())) == count
+    assert all((-scores[a], keys[a]) < (-scores[b], keys[b]) for a, b in itertools.pairwise(order))
+    for k in {0, 1, count // 3, count - 1}:
+        assert first_k(flat, k).tolist() == order[:k].tolist()
+
+
+@pytest.mark.parametrize("width", (576, 1000, 1024, 4096))
+def test_every_prefix_of_equal_scores_is_spread(width):
+    """Over twelve blocks, over rows and over columns, for all weights and for those of every third row alone."""
+    total = 96 * width
+    for ties in (np.arange(total), np.flatnonzero(np.arange(total) // width % 3 == 0)):
+        scores = np.zeros(total, dtype=np.float32)
+        scores[ties] = 1.0
+        order = first_k(torch.tensor(scores), len(ties)).numpy()
+        for k in (12, 100, len(ties) // 50, len(ties) // 3):
+            ranks = np.searchsorted(ties, order[:k])
+            assert shares_off(ranks, np.arange(12) * len(ties) // 12, len(ties)) <= 5
+            columns = np.bincount(order[:k] % width, minlength=width)
+            assert columns.max() <= 2.5 * k / width + 3
 
 
 def test_signed_scores_need_the_unit_z():

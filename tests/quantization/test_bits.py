@@ -10,7 +10,7 @@ from core.errors import BudgetError
 from core.types import Budget, LayerPlan
 from quantization.bits import check_budget, check_groups, fitting_groups, index_bits, layer_bits, make_plan
 from quantization.packing.bytes import pack_bits, unpack_bits
-from quantization.packing.forms import pack, unpack
+from quantization.packing.forms import pack_nearest, unpack_nearest
 from quantization.solvers.grid import dequantized, encode, fp16_up
 
 
@@ -40,9 +40,9 @@ def planned(draw):
 @given(planned())
 def test_counted_bits_are_packed_bytes_and_unpack_is_exact(case):
     weight, plan, float_zero = case
-    arrays = pack(weight, plan, float_zero=float_zero)
+    arrays = pack_nearest(weight, plan, float_zero=float_zero)
     assert 8 * sum(a.nbytes for a in arrays.values()) == layer_bits(plan, tuple(weight.shape))
-    back = unpack(arrays, plan, tuple(weight.shape), weight.dtype, float_zero=float_zero)
+    back = unpack_nearest(arrays, plan, tuple(weight.shape), dtype=weight.dtype, float_zero=float_zero)
     assert torch.equal(back, dequantized(weight, plan, float_zero=float_zero))
 
 

@@ -10,8 +10,9 @@ from core.errors import UserError
 from core.registry import ALLOCATORS, QUANTIZERS
 from core.types import Budget, LayerPlan
 from quantization.allocators.common import AllocContext
+from quantization.allocators.native import bnb
 from quantization.bits import layer_bits
-from quantization.solvers.bnb import bnb, bnb_layer, eight_bit, four_bit
+from quantization.solvers.bnb import bnb_layer, eight_bit, four_bit
 
 pytest.importorskip("bitsandbytes")
 SHAPES = ((8, 576), (6, 1536), (5, 96), (7, 32), (3, 35))  # 576 and 96: blocks of 128 or 64 cross rows; 32, 35: shorter than one

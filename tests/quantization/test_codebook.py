@@ -14,10 +14,11 @@ from core.errors import UserError
 from core.registry import QUANTIZERS
 from core.types import Aid, LayerPlan
 from quantization.bits import layer_bits
-from quantization.packing.forms import pack_codebook, unpack_codebook
-from quantization.solvers import codebook
-from quantization.solvers.codebook import kept_mask, nearest, solve_codebook, weighted_kmeans
+from quantization.packing.forms import packed, unpacked
+from quantization.solvers import kmeans
+from quantization.solvers.codebook import kept_mask, solve_codebook
 from quantization.solvers.grid import dequantized
+from quantization.solvers.kmeans import nearest, weighted_kmeans
 
 
 def book(bits: int, cols: int) -> LayerPlan:
@@ -61,7 +62,7 @@ def test_within_one_percent_of_the_optimum(levels, kind, monkeypatch):
     """The optimum: every position of the row may end an interval."""
     values, weights = rows_of(kind, 12, 576)
     ours = reached(values, weights, weighted_kmeans(values, weights, levels)[0])
-    monkeypatch.setattr(codebook, "_candidates", lambda x, *_: torch.arange(x.shape[1] + 1).repeat(len(x), 1))
+    monkeypatch.setattr(kmeans, "_candidates", lambda x, *_, offset: torch.arange(x.shape[1] + 1).repeat(len(x), 1))
     best = reached(values, weights, weighted_kmeans(values, weights, levels)[0])
     assert (ours <= 1.01 * best).all() and (best <= ours * (1 + 1e-6)).all(), ours / best
 
@@ -165,10 +166,10 @@ def linears(draw):
 def test_counted_bits_are_packed_bytes_and_unpack_is_exact(case):
     weight, fisher, bits, magnitude, sensitive = case
     stored = solve_codebook(weight, fisher, book(bits, weight.shape[1]), magnitude_share=magnitude, fisher_share=sensitive)
-    arrays = pack_codebook(stored)
+    arrays = packed(stored)
     assert all(a.dtype == np.uint8 for a in arrays.values())
     assert 8 * sum(a.nbytes for a in arrays.values()) == layer_bits(stored.layer, tuple(weight.shape))
-    assert torch.equal(unpack_codebook(arrays, replace(stored.layer, keep=None), tuple(weight.shape)), stored.values)
+    assert torch.equal(unpacked(arrays, replace(stored.layer, keep=None), tuple(weight.shape)), stored.values)
     if not magnitude and not sensitive:
         assert stored.layer.keep is None and all(len(row.unique()) <= 2**bits for row in stored.values)
 
@@ -252,7 +253,7 @@ def test_a_linear_of_the_real_model(real_model):
     with safe_open(real_model / "model.safetensors", "pt") as weights:
         weight = weights.get_tensor("model.layers.5.mlp.down_proj.weight").float()
     stored = solve_codebook(weight, made_up(tuple(weight.shape))[1], book(2, 1536))
-    arrays = pack_codebook(stored)
+    arrays = packed(stored)
     bits = 8 * sum(a.nbytes for a in arrays.values()) / weight.numel()
     assert bits == layer_bits(stored.layer, tuple(weight.shape)) / weight.numel()
     assert 2 + 64 / 1536 + 0.005 * 16 < bits < 2 + 64 / 1536 + 0.005 * 30  # the index costs less than 14 bits a kept weight

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from core.types import Aid, LayerPlan
 from quantization.bits import layer_bits
-from quantization.packing.forms import pack_stored, unpack
-from quantization.solvers.gptq import PLAIN, PUBLISHED, Solver, gptq, solve
+from quantization.packing.forms import packed, unpacked
+from quantization.solvers.gptq import PLAIN, PUBLISHED, Solver, fit, gptq, solve
 from streams.hessians import factorise
 from tests.goldens import LAYERS, golden
 
@@ -128,9 +128,9 @@ def test_what_is_stored_gives_the_weights_back(rows, cols, bits, group, share, a
     layer = LayerPlan(bits, min(group, cols), keep=keep if keep.any() else None,
                       group_bits=rng.integers(1, 9, groups).astype(np.uint8) if seed % 2 else None)
     found = solve(weight, hessian, layer, Solver(act_order=act_order, static_groups=static, symmetric=symmetric, stored=stored))
-    arrays = pack_stored(found)
+    arrays = packed(found)
     assert sum(a.nbytes for a in arrays.values()) * 8 == layer_bits(found.layer, weight.shape)
-    assert torch.equal(unpack(arrays, found.layer, weight.shape, torch.float32), found.values)
+    assert torch.equal(unpacked(arrays, found.layer, tuple(weight.shape)), found.values)
 
 
 def test_kept_weights_receive_updates_and_stretch_no_scale():
@@ -181,6 +181,15 @@ def test_damping_grows_from_the_original_matrix():
         factorise(torch.full((4, 4), float("nan")), what="q_proj")
 
 
+@pytest.mark.parametrize("shape", [(1, 12), (12, 1), (3, 12)])
+def test_weight_and_hessian_are_left_as_they_are(shape):
+    """A linear of one row or one column is contiguous either way round: the solver must still work on a copy."""
+    weight, hessian = random_case(*shape)
+    before = weight.clone(), hessian.clone()
+    solve(weight, hessian, LayerPlan(2, 4))
+    assert torch.equal(weight, before[0]) and torch.equal(hessian, before[1])
+
+
 def test_one_factor_serves_linears_with_the_same_input(monkeypatch):
     import quantization.solvers.gptq as module
 
@@ -205,8 +214,8 @@ def test_tacq_scales_and_masked_solution(bits, shared, real_model):
                 found = solve(case["weight"], case["hessian", kind], LayerPlan(bits, case["weight"].shape[1], keep=keep), how)
                 scale, zero = found.parts["scale"], found.parts["zero"]
             else:  # scales come from the original weights alone
-                from quantization.solvers.gptq import fit
-                scale, zero = (t[:, None] for t in fit(case["weight"].t(), None if keep is None else torch.tensor(keep).t(), bits, how))
+                grid = fit(case["weight"].t(), None if keep is None else torch.tensor(keep).t(), bits, how)
+                scale, zero = grid.scale[:, None], grid.zero[:, None]
             assert torch.equal(scale, case["scale", kind]) and torch.equal(zero, case["zero", kind]), (name, kind)
             if found is not None:
                 same = found.values.bfloat16() == case["values", kind]

@@ -12,10 +12,12 @@ from core.errors import UserError
 from core.registry import QUANTIZERS
 from core.types import Aid, LayerPlan
 from quantization.bits import layer_bits
-from quantization.packing.forms import pack_slim, unpack_slim
+from quantization.packing.forms import packed, unpacked
 from quantization.solvers import slim, slim_search
+from quantization.solvers.columns import slices
+from quantization.solvers.grid import Grid
 from quantization.solvers.slim import decode, fit, solve_slim
-from quantization.solvers.slim_search import assign_bits, group_salience, group_slices, nearest, search_bits
+from quantization.solvers.slim_search import assign_bits, group_salience, nearest, search_bits
 from streams.hessians import factorise, relative_error
 from tests.goldens import LAYERS, golden_io
 
@@ -122,9 +124,9 @@ def test_rounding_to_what_is_stored_costs_little(golden, case):
         weight, hessian, layer, want = problem(golden, case, name)
         stored = solve_slim(weight, hessian, layer, group_bits=np.array(want["group_bits"]))
         assert golden.err(name, stored.values) <= 1.02 * golden.extra[f"{case} {name}"]["saved_bits_path"]
-        arrays = pack_slim(stored)
+        arrays = packed(stored)
         assert 8 * sum(a.nbytes for a in arrays.values()) == layer_bits(stored.layer, tuple(weight.shape))
-        assert torch.equal(unpack_slim(arrays, stored.layer, tuple(weight.shape)), stored.values)
+        assert torch.equal(unpacked(arrays, stored.layer, tuple(weight.shape)), stored.values)
 
 
 @pytest.mark.slow
@@ -163,11 +165,11 @@ def test_shared_work_gives_the_divergence_of_each_candidate(bits, published):
     weight, inputs, hessian = random_linear(bits)
     weight[:, 90:] *= 3
     sal = group_salience(weight, factorise(hessian).diagonal, 10)  # 10 groups, the last of 6 columns
-    group_bits, notes = search_bits(weight, sal, iter(inputs), bits, 10, published)
+    group_bits, notes = search_bits(weight, sal, iter(inputs), bits=bits, group_size=10, published=published)
     assert notes["candidates"] == list(range(1 if published else 0, 5)) and notes["tokens"] == 200
     for k, kl in zip(notes["candidates"], notes["kl"]):
         mixed = assign_bits(sal, k, bits)
-        rounded = torch.cat([nearest(weight[:, s], int(b), published) for s, b in zip(group_slices(96, 10), mixed)], 1)
+        rounded = torch.cat([nearest(weight[:, s], int(b), published) for s, b in zip(slices(96, 10), mixed)], 1)
         total = 0.0
         for x in inputs:
             p, q = ((x @ w.T).softmax(1).clamp(min=1e-6) for w in (weight, rounded))
@@ -198,8 +200,8 @@ def test_only_as_many_tokens_as_asked_are_read():
         yield from inputs
         raise AssertionError("read on")
 
-    _, notes = search_bits(weight, sal, rows(), 3, 12, max_tokens=150)
-    _, same = search_bits(weight, sal, [torch.cat(inputs)[:150]], 3, 12)
+    _, notes = search_bits(weight, sal, rows(), bits=3, group_size=12, max_tokens=150)
+    _, same = search_bits(weight, sal, [torch.cat(inputs)[:150]], bits=3, group_size=12)
     assert notes["tokens"] == 150 and notes["kl"] == pytest.approx(same["kl"], rel=1e-5)
 
 
@@ -228,16 +230,18 @@ def test_errors_say_what_is_wrong():
 
 # ---- the solver ----------------------------------------------------------------------------------------------------------
 
+def lost(columns, grid) -> torch.Tensor:
+    """|ŵ − w|^2.4 of every weight of a group."""
+    return (grid.values_(grid.codes(columns)) - columns).abs().pow(2.4)
+
+
 def test_the_range_of_a_group_is_the_best_of_its_factors():
     columns = torch.randn(20, 7, generator=torch.Generator().manual_seed(0))
-    scale, zero = fit(columns, torch.ones(20), 2, published=True)
-
-    def lost(scale, zero):
-        return ((((columns / scale).round() + zero).clamp(0, 3) - zero) * scale - columns).abs().pow(2.4).sum(0)
-
     low, high = columns.amin(0), columns.amax(0)
-    every = torch.stack([lost(p * (high - low) / 3, (-low / ((high - low) / 3)).round()) for p in np.linspace(0.9, 1.1, 101)])
-    torch.testing.assert_close(lost(scale, zero), every.amin(0), rtol=1e-3, atol=1e-5)
+    scale, zero = (high - low) / 3, (-low / ((high - low) / 3)).round()
+    every = torch.stack([lost(columns, Grid(p * scale, zero, 3)).sum(0) for p in np.linspace(0.9, 1.1, 101)])
+    found = lost(columns, fit(columns, torch.ones(20), 2, published=True)).sum(0)
+    torch.testing.assert_close(found, every.amin(0), rtol=1e-3, atol=1e-5)
     assert (every.amin(0) < every[50] * 0.999).any()  # a factor other than 1 is better somewhere
 
 
@@ -246,20 +250,16 @@ def test_salient_weights_come_out_closer_when_they_weigh_more():
     diagonal = torch.ones(64)
     heavy = slim._weights(columns, diagonal, 10.0) > 1
     assert 0 < heavy.float().mean() < 0.15 and columns[heavy].abs().min() >= columns[~heavy].abs().max()
-    off = {}
-    for weighted in (1.0, 10.0):
-        scale, zero = fit(columns, diagonal, 2, weighted)
-        off[weighted] = (((((columns / scale).round() + zero).clamp(0, 3) - zero) * scale - columns).abs().pow(2.4) * heavy).sum()
+    off = {w: (lost(columns, fit(columns, diagonal, 2, lambda_salience=w)) * heavy).sum() for w in (1.0, 10.0)}
     assert off[10.0] < off[1.0]
     assert (slim._weights(torch.ones(8, 4), torch.ones(8), 10.0) == 1).all()  # nothing lies far out: nothing is salient
 
 
 def test_one_bit_groups_are_mean_and_mean_distance_with_no_third_value():
     columns = torch.tensor([[0.0, 1.0], [4.0, 1.0], [2.0, 1.0], [2.0, 1.0]])  # row 0 = (0, 4, 2, 2): mean 2, mean|w - 2| = 1
-    scale, mean = fit(columns, torch.ones(4), 1)
-    assert scale.tolist() == [1.0, 0.0] and mean.tolist() == [2.0, 1.0]
-    published, _ = fit(columns, torch.ones(4), 1, published=True)
-    assert published.tolist() == [2.0, 1.0]  # mean|w|
+    grid = fit(columns, torch.ones(4), 1)
+    assert grid.scale.tolist() == [1.0, 0.0] and grid.zero.tolist() == [2.0, 1.0]
+    assert fit(columns, torch.ones(4), 1, published=True).scale.tolist() == [2.0, 1.0]  # mean|w|
     one = np.ones(1, dtype=np.uint8)
     stored = solve_slim(columns.T.contiguous(), torch.eye(4), LayerPlan(2, 4), group_bits=one)
     assert stored.values[0].tolist() == [1.0, 3.0, 3.0, 3.0]
@@ -293,7 +293,7 @@ def test_a_group_is_fitted_to_the_minimiser_given_the_groups_before_it(monkeypat
 def test_updates_beat_plain_rounding():
     weight, inputs, hessian = random_linear(6, cols=128)
     stored = solve_slim(weight, hessian, LayerPlan(3, 32), inputs)
-    plain = torch.cat([nearest(weight[:, s], int(b)) for s, b in zip(group_slices(128, 32), stored.layer.group_bits)], 1)
+    plain = torch.cat([nearest(weight[:, s], int(b)) for s, b in zip(slices(128, 32), stored.layer.group_bits)], 1)
     assert stored.notes["relative_error"] < 0.9 * relative_error(weight, plain, hessian)
     assert stored.notes["damp"] == pytest.approx(0.01 * float(hessian.diagonal().mean()), rel=1e-5) and stored.notes["tries"] == 1
 
@@ -331,9 +331,9 @@ def test_counted_bits_are_packed_bytes_and_unpack_is_exact(rows, cols, size, bit
     weight, x = torch.randn(rows, cols, generator=rng) * 10.0**power, torch.randn(80, cols, generator=rng)
     mixed = torch.randint(bits - 1, bits + 2, (-(-cols // size),), generator=rng).numpy() if seed % 3 else None
     stored = solve_slim(weight, x.T @ x, LayerPlan(bits, size), [x], group_bits=mixed)
-    arrays = pack_slim(stored)
+    arrays = packed(stored)
     assert 8 * sum(a.nbytes for a in arrays.values()) == layer_bits(stored.layer, (rows, cols))
-    assert torch.equal(unpack_slim(arrays, stored.layer, (rows, cols)), stored.values)
+    assert torch.equal(unpacked(arrays, stored.layer, (rows, cols)), stored.values)
     assert torch.equal(decode(stored.parts, stored.layer), stored.values)
     single = np.repeat(stored.layer.group_bits == 1, size)[:cols]
     assert all(torch.equal(stored.parts[k], stored.parts[k].half().float()) for k in ("scale", "zero"))
@@ -345,7 +345,7 @@ def test_the_published_form_is_counted_at_32_bits_a_scale_and_not_packed():
     stored = solve_slim(weight, hessian, LayerPlan(2, 16), inputs, published=True)
     assert stored.layer.scale_bits == 32 and torch.equal(decode(stored.parts, stored.layer), stored.values)
     with pytest.raises(UserError, match="corrected form"):
-        pack_slim(stored)
+        packed(stored)
 
 
 def test_registered_quantizer_reads_its_options_and_shares_the_factor(monkeypatch):

@@ -15,10 +15,10 @@ from core.errors import BudgetError, UserError
 from core.registry import QUANTIZERS
 from core.types import Aid, LayerPlan
 from quantization.bits import layer_bits
-from quantization.packing.forms import pack_spqr, unpack_spqr
+from quantization.packing.forms import packed, unpacked
 from quantization.solvers.grid import dequantized
 from quantization.solvers.spqr import _prepare, bisect_threshold, sensitivity, solve_spqr
-from quantization.solvers.spqr_fit import leave_one_out, minmax, to_codes
+from quantization.solvers.spqr_fit import leave_one_out, minmax
 from streams.hessians import factorise
 from tests.goldens import LAYERS, golden_io
 
@@ -125,7 +125,7 @@ def test_golden_without_outliers_by_error(golden, name):
 def test_golden_intermediates(golden, case, name):
     weight, hessian = golden.layer(name)
     how = golden.settings(case)
-    ready = _prepare(hessian, how["percdamp"], how["order"], True, name)
+    ready = _prepare(hessian, percdamp=how["percdamp"], order=how["order"], published=True, what=name)
     torch.testing.assert_close(ready.diagonal, golden.tensor(case, f"{name}.U_diag"), rtol=1e-5 if how["percdamp"] == 1 else 1e-4, atol=0)
     columns = weight[:, ready.perm].T.contiguous()
     unit = float((columns.var(1) / ready.diagonal.square()).mean())
@@ -160,9 +160,9 @@ def test_sixteen_bit_storage_costs_next_to_nothing_and_packs_as_counted(golden, 
     got = solve_spqr(weight, hessian, PLAN, **golden.settings(case))
     facts = golden.cases[case]["layers"][name]
     assert golden.error(name, got.values) == pytest.approx(facts["err"], rel=0.04 if case == CHAOTIC else 0.01)
-    arrays = pack_spqr(got)
+    arrays = packed(got)
     assert packed_bits(arrays) == layer_bits(got.layer, tuple(weight.shape))
-    assert torch.equal(unpack_spqr(arrays, got.layer, tuple(weight.shape)), got.values)
+    assert torch.equal(unpacked(arrays, got.layer, tuple(weight.shape)), got.values)
 
 
 @st.composite
@@ -192,9 +192,9 @@ def test_counted_bits_are_packed_bytes_and_unpack_is_exact(case):
     assert torch.equal(weight, before[0]) and torch.equal(hessian, before[1])
     assert torch.isfinite(got.values).all()
     assert got.layer.ordered == (how["order"] != "identity") and (how["threshold"] < math.inf or got.layer.keep is None)
-    arrays = pack_spqr(got)
+    arrays = packed(got)
     assert packed_bits(arrays) == layer_bits(got.layer, shape)
-    assert torch.equal(unpack_spqr(arrays, got.layer, shape), got.values)
+    assert torch.equal(unpacked(arrays, got.layer, shape), got.values)
     assert json.loads(json.dumps(got.notes, allow_nan=False)) == got.notes
     assert got.notes["outlier_share"] == (0 if got.layer.keep is None else got.layer.keep.mean())
 
@@ -206,9 +206,8 @@ def test_three_grids_give_every_leave_one_out_error(published):
     group[:, 0], group[4, 1], group[5, 1] = 0.25, 4.0, 4.0  # a flat row, and a maximum that occurs twice
 
     def error(fitted, counted):
-        step, zero = minmax(fitted.amin(0), fitted.amax(0), 7, published)
-        back = step * (to_codes(group, step, zero, 7) - zero)
-        return ((group - back) / diagonal[:, None]).square()[counted].sum(0)
+        grid = minmax(fitted.amin(0), fitted.amax(0), 7, published)
+        return ((group - grid.values_(grid.codes(group))) / diagonal[:, None]).square()[counted].sum(0)
 
     everyone = list(range(9))
     for k, reduction in enumerate(leave_one_out(group, diagonal, 7, published)):
@@ -287,7 +286,7 @@ def test_registered_quantizer_reads_its_options_and_shares_one_factor():
     published = spec.fn(weight, PLAN, Aid("a.q", hessian, options={"published": True}))
     assert torch.equal(published.values, solve_spqr(weight, hessian, PLAN, published=True).values)
     with pytest.raises(UserError, match="float32"):
-        pack_spqr(published)
+        packed(published)
     aimed = spec.fn(weight, PLAN, Aid("a.q", hessian, options={"target": 5.0}))
     assert 4.98 <= layer_bits(aimed.layer, (32, 64)) / weight.numel() <= 5.0
 

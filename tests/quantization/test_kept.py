@@ -1,0 +1,76 @@
+"""Kept weights are stored in the model's own 16-bit dtype: fp16 models keep eleven digits, not bf16's eight."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import quantization  # noqa: F401  (registers)
+from core.architecture import find_blocks, find_linears
+from core.registry import QUANTIZERS
+from core.types import Aid, LayerPlan
+from quantization.apply import Originals
+from quantization.bits import layer_bits
+from quantization.packing.forms import packed, unpacked
+from quantization.solvers.grid import sixteen_bit
+from tests.tiny import calib_set, tiny_model
+
+ROWS, COLS = 24, 48
+PLANS = {"gptq": LayerPlan(bits=3, group_size=16, keep=np.random.default_rng(0).random((ROWS, COLS)) < 0.1),
+         "spqr": LayerPlan(bits=3, group_size=16, scale_bits=3, zero_bits=3, form="bilevel", ordered=True),
+         "squeezellm": LayerPlan(bits=2, group_size=COLS, form="codebook")}
+OPTIONS = {"gptq": {}, "spqr": {"threshold": 0.05}, "squeezellm": {"magnitude_share": 0.1}}
+
+
+def tiny_parts(dtype):
+    """A model of ``dtype``, its blocks, its linears and their blocks."""
+    model = tiny_model("llama").to(dtype)
+    return model, find_blocks(model)[1], *find_linears(model)
+
+
+def solved(name: str, kept_dtype):
+    """A linear of fp16 weights, as a solver left it."""
+    rng = torch.Generator().manual_seed(1)
+    weight, x = torch.randn(ROWS, COLS, generator=rng).half().float(), torch.randn(200, COLS, generator=rng)
+    aid = Aid("a", hessian=x.T @ x, fisher=torch.rand(ROWS, COLS, generator=rng), options=OPTIONS[name], kept_dtype=kept_dtype)
+    return weight, QUANTIZERS.get(name).fn(weight, PLANS[name], aid)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_kept_weights_take_the_dtype_that_is_named(name):
+    for kept_dtype in (torch.float16, torch.bfloat16):
+        weight, stored = solved(name, kept_dtype)
+        kept = stored.values[torch.tensor(stored.layer.keep)]
+        assert len(kept) > 20 and stored.parts["kept"].dtype == kept_dtype
+        assert torch.equal(kept.to(kept_dtype).float(), kept)
+        assert torch.equal(kept.bfloat16().float(), kept) == (kept_dtype == torch.bfloat16)
+        arrays = packed(stored)
+        assert 8 * sum(a.nbytes for a in arrays.values()) == layer_bits(stored.layer, tuple(weight.shape))
+        assert torch.equal(unpacked(arrays, stored.layer, tuple(weight.shape), kept_dtype=kept_dtype), stored.values)
+    assert torch.equal(solved(name, None)[1].values, stored.values)  # bf16 where nothing is said, as ever
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32))
+def test_a_solve_keeps_in_the_dtype_of_the_model(dtype):
+    model, blocks, linears, block_of = tiny_parts(dtype)
+    originals, kept = Originals(linears), {}
+    layers = {f: LayerPlan(bits=3, group_size=8, keep=np.arange(lin.weight.numel()).reshape(lin.weight.shape) % 7 == 0)
+              for f, lin in linears.items()}
+    originals.solve(layers, "gptq", model=model, blocks=blocks, block_of=block_of, calib=calib_set(),
+                    see=lambda fqn, stored: kept.update({fqn: stored.parts["kept"]}))
+    for fqn, layer in layers.items():
+        assert kept[fqn].dtype == sixteen_bit(dtype) == (torch.bfloat16 if dtype == torch.float32 else dtype)
+        assert torch.equal(linears[fqn].weight[torch.tensor(layer.keep)], kept[fqn].to(dtype)), fqn
+
+
+def test_an_fp16_model_keeps_the_weights_it_was_loaded_with():
+    """SqueezeLLM keeps weights as they are; the way through bf16 lost three digits of each."""
+    model, blocks, linears, block_of = tiny_parts(torch.float16)
+    originals, masks = Originals(linears), {}
+    layers = {f: replace(PLANS["squeezellm"], group_size=lin.in_features) for f, lin in linears.items()}
+    originals.solve(layers, "squeezellm", model=model, blocks=blocks, block_of=block_of,
+                    fisher={f: torch.ones(lin.weight.shape) for f, lin in linears.items()},
+                    see=lambda fqn, stored: masks.update({fqn: torch.tensor(stored.layer.keep)}))
+    for fqn, mask in masks.items():
+        assert torch.equal(linears[fqn].weight[mask], originals.weights[fqn][mask]), fqn
