@@ -1,4 +1,4 @@
-"""Hessians of linears' inputs: damping, factors, the layer error, and the scorers' pass over the full-precision model."""
+"""Hessians of linears' inputs: damping, factors, the layer error, and the scorers' pass over the model as loaded."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def factorise(hessian: torch.Tensor, percdamp: float = 0.01, what: str = "a line
     """
     diagonal = hessian.diagonal()
     if not torch.isfinite(diagonal).all():
-        raise UserError(f"the inputs of {what} are not finite on the calibration documents; the model or a block before it "
-                        "is broken")
+        raise UserError(f"the inputs of {what} are not finite on the calibration documents; the model or a block "
+                        "before it is broken")
     dead = diagonal == 0
     alive = hessian.clone()
     alive.diagonal()[dead] = 1.0
@@ -49,12 +49,12 @@ def factorise(hessian: torch.Tensor, percdamp: float = 0.01, what: str = "a line
         upper = _inverse_factor(damped)
         if upper is not None:
             return Factor(upper, dead, damp=damp, tries=tries)
-    raise UserError(f"the Hessian of {what} cannot be factorised even with {damp / mean:g} of its mean diagonal added; use "
-                    "more calibration tokens")
+    raise UserError(f"the Hessian of {what} cannot be factorised even with {damp / mean:g} of its mean diagonal added; "
+                    "use more calibration tokens")
 
 
 def _inverse_factor(damped: torch.Tensor) -> torch.Tensor | None:
-    """Upper Cholesky factor of the inverse, in the published order of operations; None if either factorisation fails."""
+    """Upper Cholesky factor of the inverse, in the published order of operations; None if a factorisation fails."""
     lower, failed = torch.linalg.cholesky_ex(damped)
     if failed:
         return None
@@ -83,6 +83,7 @@ def score_each(ctx: ScoreContext, score: Callable[[torch.Tensor, Factor], torch.
             aid.shared["factor"] = factorise(aid.hessian, what=fqn)
         values[fqn] = score(ctx.linears[fqn].weight.detach().float(), aid.shared["factor"]).cpu()
 
-    walk(BlockStream(ctx.model, ctx.blocks, ctx.solver_calib.tokens), ctx.linears, ctx.block_of, see, sequential=False,
+    stream = BlockStream(ctx.model, ctx.blocks, ctx.solver_calib.tokens)
+    walk(stream, ctx.linears, ctx.block_of, solve_one=see, sequential=False,
          progress=lambda done, total: ctx.progress(what, done, total))
     return values
