@@ -27,7 +27,7 @@ class Keeper:
     def load(self, block: int) -> dict[str, Stored] | None:
         """A solved block, or None: it must be solved."""
 
-    def save(self, block: int, found: dict[str, Stored]) -> None:
+    def save(self, block: int, solved: dict[str, Stored]) -> None:
         """Keep a solved block."""
 
 
@@ -68,17 +68,18 @@ class Originals:
               keeper: Keeper | None = None) -> dict[str, Stored]:
         """Quantize the linears named by a quantizer that reads data.
 
-        Returns what came out, without the weights (``see`` gets all of it).  Always from the weights as loaded; linears at
-        16 bits and those not named are as loaded.  Quantizers that need a Hessian see the inputs that the blocks before,
-        already quantized, give.  Blocks that ``keeper`` has are taken from it (``see`` hears nothing of them), all others
-        are handed to it.  Raises UserError where a quantizer gives weights that are not finite.
+        Returns what came out, without the weights (``see`` gets all of it).  Always from the weights as loaded; linears
+        at 16 bits and those not named are as loaded.  Quantizers that need a Hessian see the inputs that the blocks
+        before, already quantized, give.  Blocks that ``keeper`` has are taken from it (``see`` hears nothing of them),
+        all others are handed to it.  Raises UserError where a quantizer gives weights that are not finite.
         """
         spec, solved = QUANTIZERS.get(quantizer), {}
         self.restore()
-        todo = {fqn: self.linears[fqn] for fqn, layer in layers.items() if layer.bits < 16 or layer.group_bits is not None}
-        for fqn in (f for f in layers if f not in todo):
-            self.put(fqn, sixteen(self._on_device(fqn)))
-            solved[fqn] = Stored(torch.empty(0), layers[fqn])
+        for fqn, layer in layers.items():
+            if layer.bits == 16 and layer.group_bits is None:
+                self.put(fqn, sixteen(self._on_device(fqn)))
+                solved[fqn] = Stored(torch.empty(0), layer)
+        todo = {fqn: self.linears[fqn] for fqn in layers if fqn not in solved}
 
         def solve_one(fqn: str, aid: Aid) -> torch.Tensor:
             aid = replace(aid, options=options or {}, fisher=None if fisher is None else fisher[fqn],
@@ -92,13 +93,13 @@ class Originals:
             solved[fqn] = replace(stored, values=torch.empty(0), parts={})
             return stored.values.to(self.linears[fqn].weight.dtype)
 
-        in_blocks = _Blocks(self, todo, block_of, keeper=keeper or Keeper(), solved=solved)
+        in_blocks = _Blocks(self, todo, block_of=block_of, keeper=keeper or Keeper(), solved=solved)
         with torch.no_grad():
             if set(spec.needs) & {"hessian", "inputs"}:
                 from streams.blocks import BlockStream, walk
 
-                walk(BlockStream(model, blocks, calib.tokens), todo, block_of, solve_one, sequential=spec.sequential,
-                     progress=step, resume=in_blocks.resume, after=in_blocks.after)
+                walk(BlockStream(model, blocks, calib.tokens), todo, block_of, solve_one=solve_one, progress=step,
+                     sequential=spec.sequential, resume=in_blocks.resume, after=in_blocks.after)
             else:
                 in_blocks.each_alone(solve_one, step)
         return {fqn: solved[fqn] for fqn in layers}

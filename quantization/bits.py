@@ -151,7 +151,8 @@ def make_plan(layers: Mapping[str, LayerPlan], shapes: Mapping[str, tuple[int, i
     """Count a plan.  ``other`` = (bits, values) of everything that is not a quantized weight."""
     if set(layers) != set(shapes):
         missing = sorted(set(shapes) ^ set(layers))[:3]
-        raise ValueError(f"the plan and the model disagree about linears such as {missing}; an allocator must plan every one")
+        raise ValueError(f"the plan and the model disagree about linears such as {missing}; an allocator must plan "
+                         "every one")
     stored = sum(layer_bits(layers[fqn], shapes[fqn]) for fqn in shapes)
     return _counted(dict(layers), stored, shapes=shapes, other=other, notes=notes)
 
@@ -192,8 +193,8 @@ def check_budget(plan: Plan, budget: Budget, who: str) -> None:
     """Raise unless avg_bits - tolerance < plan.avg_bits <= avg_bits."""
     if not budget.avg_bits - budget.tolerance < plan.avg_bits <= budget.avg_bits + 1e-12:
         raise BudgetError(f"{who}: the plan stores {plan.avg_bits:.4f} bits a weight, the budget allows "
-                          f"({budget.avg_bits - budget.tolerance:.4f}, {budget.avg_bits:.4f}]; change --avg_bits, or widen "
-                          "--tolerance on a model with few linears")
+                          f"({budget.avg_bits - budget.tolerance:.4f}, {budget.avg_bits:.4f}]; change --avg_bits, or "
+                          "widen --tolerance on a model with few linears")
 
 
 def fitting_groups(widths, candidates=(128, 96, 64, 32)) -> list[int]:

@@ -1,4 +1,4 @@
-"""Hessians of linears' inputs: damping, factors, the layer error, and the scorers' pass over the full-precision model."""
+"""Hessians of linears' inputs: damping, factors, the layer error, and the scorers' pass over the model as loaded."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def factorise(hessian: torch.Tensor, percdamp: float = 0.01, what: str = "a line
 
 
 def _inverse_factor(damped: torch.Tensor) -> torch.Tensor | None:
-    """Upper Cholesky factor of the inverse, in the published order of operations; None if either factorisation fails."""
+    """Upper Cholesky factor of the inverse, in the published order of operations; None if a factorisation fails."""
     lower, failed = torch.linalg.cholesky_ex(damped)
     if failed:
         return None
@@ -83,6 +83,7 @@ def score_each(ctx: ScoreContext, score: Callable[[torch.Tensor, Factor], torch.
             aid.shared["factor"] = factorise(aid.hessian, what=fqn)
         values[fqn] = score(ctx.linears[fqn].weight.detach().float(), aid.shared["factor"]).cpu()
 
-    walk(BlockStream(ctx.model, ctx.blocks, ctx.solver_calib.tokens), ctx.linears, ctx.block_of, see, sequential=False,
+    stream = BlockStream(ctx.model, ctx.blocks, ctx.solver_calib.tokens)
+    walk(stream, ctx.linears, ctx.block_of, solve_one=see, sequential=False,
          progress=lambda done, total: ctx.progress(what, done, total))
     return values

@@ -4,7 +4,8 @@
 ``knapsack``   per linear, the level that minimises Σ s·‖W − Q_b(W)‖² (or Σ of level-aware losses) under the budget.
 ``topk_keep``  the highest uniform level that fits, the rest of the budget spent on 16-bit weights or columns.
 
-Where an order decides between equals it is the spread order (quantization/allocators/ranking.py), never the earliest first.
+Where an order decides between equals it is the spread order (quantization/allocators/ranking.py), never the earliest
+first.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def require_achievable(ctx: AllocContext) -> None:
     """Raise with the achievable range when even the lowest level exceeds the budget, or the highest misses it."""
     low, high = achievable(ctx.shapes, ctx.budget)
     if not low <= ctx.budget.avg_bits < high + ctx.budget.tolerance:
-        raise BudgetError(f"{ctx.budget.avg_bits} bits a weight cannot be met with levels {ctx.budget.levels} in groups of "
-                          f"{ctx.budget.group_size}; achievable here: {low:.4f} to {high:.4f} (--avg_bits)")
+        raise BudgetError(f"{ctx.budget.avg_bits} bits a weight cannot be met with levels {ctx.budget.levels} in "
+                          f"groups of {ctx.budget.group_size}; achievable here: {low:.4f} to {high:.4f} (--avg_bits)")
 
 
 @allocator("uniform")
@@ -86,8 +87,8 @@ def knapsack(ctx: AllocContext):
     cost = np.array([[layer_bits(grid_plan(b, budget), ctx.shapes[n]) for b in levels] for n in names], dtype=np.int64)
     if ctx.scores.levels is not None:
         if tuple(ctx.scores.levels) != tuple(levels):
-            raise UserError(f"the scores hold losses at levels {ctx.scores.levels}, the budget's are {tuple(levels)}; score "
-                            "with --levels alike")
+            raise UserError(f"the scores hold losses at levels {ctx.scores.levels}, the budget's are {tuple(levels)}; "
+                            "score with --levels alike")
         loss = np.array([_total(ctx.scores.values[n], len(levels)) for n in names])
     else:
         table = ctx.distortion()
@@ -103,7 +104,7 @@ def _total(value: torch.Tensor, levels: int) -> np.ndarray:
 
 
 def positive_weights(scores: Scores, names: list[str]) -> np.ndarray:
-    """One positive weight a linear: exp(z) of standardised scores, else the mean score, floored at FLOOR of the largest."""
+    """One positive weight a linear: exp(z) of standardised scores, else the mean, at least FLOOR of the largest."""
     raw = np.array([float(scores.values[n].double().mean()) for n in names])
     if not np.isfinite(raw).all():
         bad = names[int(np.flatnonzero(~np.isfinite(raw))[0])]
@@ -111,7 +112,8 @@ def positive_weights(scores: Scores, names: list[str]) -> np.ndarray:
     if scores.unit == "z":
         return np.exp(raw)
     if (raw < 0).any():
-        raise UserError(f"scores in {scores.unit!r} are negative at {names[int(raw.argmin())]}; only unit 'z' may be signed")
+        raise UserError(f"scores in {scores.unit!r} are negative at {names[int(raw.argmin())]}; only unit 'z' may be "
+                        "signed")
     return np.maximum(raw, FLOOR * raw.max()) if raw.max() > 0 else np.ones_like(raw)
 
 

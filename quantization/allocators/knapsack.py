@@ -21,7 +21,7 @@ def solve(loss: np.ndarray, cost: np.ndarray, capacity: int, slack: int) -> tupl
     """
     choice, bound = lagrangian(loss, cost, capacity)
     if loss.size <= SMALL:
-        exact, lower = _highs(loss, cost, capacity, slack)
+        exact, lower = _highs(loss, cost, capacity, slack=slack)
         if exact is not None:
             bound = max(bound, lower)
             used = _sum(cost, choice)
@@ -58,7 +58,7 @@ def lagrangian(loss: np.ndarray, cost: np.ndarray, capacity: int) -> tuple[np.nd
             choice[item], left = level, left - price
         else:
             skipped.add(item)
-    return _fill(loss, cost, choice, left), bound
+    return _fill(loss, cost, choice, left=left), bound
 
 
 def _hull(cost: np.ndarray, loss: np.ndarray) -> list[int]:
@@ -78,7 +78,7 @@ def _hull(cost: np.ndarray, loss: np.ndarray) -> list[int]:
 
 
 def _fill(loss, cost, choice, left) -> np.ndarray:
-    """Spend what is left: again and again the improving (or, failing that, any affordable larger) step with the best rate."""
+    """Spend what is left, each time on the affordable step that does not lose and saves the most loss a bit."""
     while True:
         price = cost - cost[np.arange(len(choice)), choice][:, None]
         saved = loss[np.arange(len(choice)), choice][:, None] - loss

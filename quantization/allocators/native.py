@@ -22,6 +22,7 @@ from core.registry import allocator
 from core.types import LayerPlan
 from quantization.allocators.common import AllocContext
 from quantization.allocators.ranking import first_k, keep_masks, spread_order
+from quantization.bits import grid_plan
 from quantization.solvers.bnb import bnb_layer
 
 SCRIPT_GROUP = 128  # the TAQ script's group size; scale and zero are float32 there, and counted here
@@ -40,7 +41,7 @@ def _scored(ctx: AllocContext, granularity: str, message: str) -> None:
 
 def block_scores(ctx: AllocContext) -> np.ndarray:
     """The score of each block, read back from its linears: float64 [blocks]."""
-    _scored(ctx, "layer", "this allocation ranks decoder blocks; combine it with a block scorer such as TAQ, TAQO or TAQoS")
+    _scored(ctx, "layer", "this allocation ranks decoder blocks; combine it with a block scorer such as TAQ or TAQO")
     scores = np.zeros(max(ctx.block_of.values()) + 1)
     for fqn, block in ctx.block_of.items():
         scores[block] = float(ctx.scores.values[fqn])
@@ -55,7 +56,7 @@ def ranked(scores: np.ndarray) -> list[int]:
 
 @allocator("top_fraction", options=("fraction", "high", "low", "rounding"), exempt=True)
 def top_fraction(ctx: AllocContext):
-    """ceil(fraction · blocks) best blocks, at least one, at ``high`` bits; the script's first version rounds instead."""
+    """ceil(fraction · blocks) best blocks, at least one, at ``high`` bits; the script's first version rounds."""
     fraction, high, low = (ctx.options.get(k, d) for k, d in (("fraction", 0.25), ("high", 8), ("low", 4)))
     scores = block_scores(ctx)
     exact = fraction * len(scores)
@@ -91,7 +92,7 @@ def balanced(ctx: AllocContext):
         order = torch.sort(per_group, descending=True, stable=True).indices.numpy()
         bits = np.full(len(per_group), base, dtype=np.uint8)
         bits[order[:pairs]], bits[order[len(order) - pairs:]] = base + 1, base - 1
-        layers[name] = LayerPlan(bits=base, group_size=ctx.budget.group_size, scale_bits=ctx.budget.scale_bits, group_bits=bits)
+        layers[name] = replace(grid_plan(base, ctx.budget), group_bits=bits)
     return layers, {}
 
 
@@ -119,7 +120,7 @@ def global_topk(ctx: AllocContext):
 
     Equal scores are taken in spread order.
     """
-    _scored(ctx, "element", "global_topk keeps single weights; combine it with an element scorer such as TaCQ or magnitude")
+    _scored(ctx, "element", "global_topk keeps single weights; combine it with an element scorer such as TaCQ")
     scores = [ctx.scores.values[name].float().flatten() for name in ctx.shapes]
     sizes = [len(one) for one in scores]
     best = first_k(torch.cat(scores), int(ctx.options["ratio"] * sum(sizes)))

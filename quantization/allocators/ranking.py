@@ -1,12 +1,12 @@
 """The order in which linears, columns and single weights are chosen; equal scores never go to the earliest.
 
-Whenever a scorer is blind, "the earliest wins" would protect the first blocks.  Instead equal scores fall in spread order,
-which knows no score and is the same each time; each of its prefixes is spread over the whole model:
+Whenever a scorer is blind, "the earliest wins" would protect the first blocks.  Instead equal scores fall in spread
+order, which knows no score and is the same each time; each of its prefixes is spread over the whole model:
 
     blocks, linears   by bit-reversed position
-    columns, weights  by the fractional part of position · √2: every prefix lies evenly over the model, over the rows and
-                      over the columns of each linear, also where widths are powers of two (bit-reversed positions would
-                      then keep whole columns)
+    columns, weights  by the fractional part of position · √2: every prefix lies evenly over the model, and over the
+                      rows and columns of each linear, also where widths are powers of two (bit-reversed positions
+                      would then keep whole columns)
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def spread_key(positions: np.ndarray) -> np.ndarray:
 
 
 def first_k(flat: torch.Tensor, k: int, key: Callable[[np.ndarray], np.ndarray] = spread_key) -> torch.Tensor:
-    """Positions of the k highest of ``flat`` float32 [n], best first; equal scores by the lowest ``key`` of their position.
+    """Positions of the k highest of ``flat`` float32 [n], best first; of equal scores the lowest ``key`` first.
 
-    The first j of them are those of ``first_k(flat, j)``.  Keys are computed for the tied and the chosen alone.
+    The first j of them are ``first_k(flat, j)``.  Keys are computed for the tied and the chosen positions alone.
     """
     if k == 0:
         return torch.zeros(0, dtype=torch.long)
     scores = flat.numpy()
-    threshold = np.partition(scores, len(scores) - k)[-k]  # torch.topk on a CPU takes 16 bytes a value, four times as many
+    threshold = np.partition(scores, len(scores) - k)[-k]  # torch.topk takes 16 bytes a value, four times as many
     above, tied = np.flatnonzero(scores > threshold), np.flatnonzero(scores == threshold)
     room = k - len(above)
     if room < len(tied):

@@ -17,7 +17,8 @@ from core.types import LayerPlan, Stored
 from quantization.bits import BILEVEL_ROWS, MAP_BITS, code_bits, column_bits, column_number_bits
 from quantization.packing.bytes import from16, pack_bits, pack_kept, raw, raw16, unpack_bits, unpack_mask
 from quantization.solvers import bnb, codebook, slim
-from quantization.solvers.grid import Grid, MinimumGrid, encode, sixteen_bit, spread_groups
+from quantization.solvers.grid import Grid, MinimumGrid, sixteen_bit, spread_groups
+from quantization.solvers.rtn import encode
 from quantization.solvers.spqr_fit import Level
 
 
@@ -27,17 +28,16 @@ def packed(stored: Stored) -> dict[str, np.ndarray]:
     Raises UserError where the published arithmetic holds numbers that no stored form has.
     """
     parts = {name: part.cpu() for name, part in stored.parts.items()}
-    arrays = {"grid": pack_grid, "bilevel": pack_spqr, "slim": pack_slim, "codebook": pack_codebook}[stored.layer.form](
-        stored.layer, parts)
+    pack = {"grid": pack_grid, "bilevel": pack_spqr, "slim": pack_slim, "codebook": pack_codebook}[stored.layer.form]
+    arrays = pack(stored.layer, parts)
     return arrays | pack_kept(parts["kept"], stored.layer.keep) if "kept" in parts else arrays
 
 
 def unpacked(arrays: dict[str, np.ndarray], layer: LayerPlan, shape: tuple[int, int],
              kept_dtype: torch.dtype | None = None) -> torch.Tensor:
     """Undo :func:`packed`: ŵ float32 [out, in]; ``kept_dtype`` is that of the kept weights, None = bf16."""
-    values = {"grid": unpack_grid, "bilevel": unpack_spqr, "slim": unpack_slim, "codebook": unpack_codebook}[layer.form](
-        arrays, layer, shape)
-    return _with_kept(values, arrays, torch.bfloat16 if kept_dtype is None else kept_dtype)
+    unpack = {"grid": unpack_grid, "bilevel": unpack_spqr, "slim": unpack_slim, "codebook": unpack_codebook}[layer.form]
+    return _with_kept(unpack(arrays, layer, shape), arrays, torch.bfloat16 if kept_dtype is None else kept_dtype)
 
 
 def packed_alone(weight: torch.Tensor, layer: LayerPlan, quantizer: str) -> dict[str, np.ndarray]:
@@ -56,7 +56,7 @@ def _with_kept(values: torch.Tensor, arrays: dict[str, np.ndarray], kept_dtype: 
     return values
 
 
-# ---- the grid: codes, scales, integer zero points or minima ---------------------------------------------------------------
+# ---- grid: GPTQ and round-to-nearest -----------------------------------------------------------------------------
 
 def pack_nearest(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False) -> dict[str, np.ndarray]:
     """Quantize ``weight`` [out, in] by round-to-nearest and return its stored arrays."""
@@ -99,8 +99,8 @@ def unpack_grid(arrays: dict[str, np.ndarray], plan: LayerPlan, shape: tuple[int
     order = torch.tensor(unpack_bits(arrays["order"], column_number_bits(cols), cols)) if plan.ordered else None
     codes = unpack_bits(arrays["codes"], _grid_bits(plan, rows, cols, order=order), rows * cols)
     zero_bits = _zero_bits(plan, rows, cols)
-    scale = arrays["scale"].view(np.float16 if plan.scale_bits == 16 else np.float32)
-    zero = arrays["zero"].view(np.float32) if plan.zero_bits == 32 else unpack_bits(arrays["zero"], zero_bits, len(zero_bits))
+    scale, zero = arrays["scale"].view(np.float16 if plan.scale_bits == 16 else np.float32), arrays["zero"]
+    zero = zero.view(np.float32) if plan.zero_bits == 32 else unpack_bits(zero, zero_bits, len(zero_bits))
     group = group_of_column(plan, cols, order)
     scale, zero = (torch.tensor(t.astype(np.float32)).reshape(rows, -1)[:, group] for t in (scale, zero))
     return (MinimumGrid if float_zero else Grid)(scale, zero).values_(torch.tensor(codes).reshape(shape).float())
@@ -123,7 +123,7 @@ def _zero_bits(plan: LayerPlan, rows: int, cols: int) -> np.ndarray:
     return np.tile(bits if plan.zero_bits is None else np.full_like(bits, plan.zero_bits), rows)
 
 
-# ---- bilevel: SpQR --------------------------------------------------------------------------------------------------------
+# ---- bilevel: SpQR -----------------------------------------------------------------------------------------------
 
 STATISTICS = ("scale_s", "scale_z", "zero_s", "zero_z")  # [tiles, G]: scale = scale_s (code − scale_z), zero likewise
 
@@ -133,8 +133,8 @@ def pack_spqr(layer: LayerPlan, parts: dict[str, torch.Tensor]) -> dict[str, np.
     if not all(torch.equal(parts[name].half().float(), parts[name]) for name in STATISTICS):
         raise UserError("the published SpQR arithmetic holds its second level in float32, which is not what is stored; "
                         "quantize without it to pack")
-    arrays = {name: pack_bits(parts[name].numpy(), bits)
-              for name, bits in (("codes", layer.bits), ("scale_codes", layer.scale_bits), ("zero_codes", layer.zero_bits))}
+    widths = {"codes": layer.bits, "scale_codes": layer.scale_bits, "zero_codes": layer.zero_bits}
+    arrays = {name: pack_bits(parts[name].numpy(), bits) for name, bits in widths.items()}
     arrays["statistics"] = raw(torch.stack([parts[name] for name in STATISTICS]).half())
     if layer.ordered:
         arrays["order"] = pack_bits(parts["perm"].numpy(), column_number_bits(parts["codes"].shape[1]))
@@ -163,13 +163,13 @@ def unpack_spqr(arrays: dict[str, np.ndarray], layer: LayerPlan, shape: tuple[in
     return values[:, torch.argsort(numbers("order", column_number_bits(cols), cols))]
 
 
-# ---- slim: SliM-LLM -------------------------------------------------------------------------------------------------------
+# ---- slim: SliM-LLM ----------------------------------------------------------------------------------------------
 
 def pack_slim(layer: LayerPlan, parts: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """Codes, fp16 scales, zero points (b bits), fp16 means of 1-bit groups, the map of the groups' bits."""
     if layer.scale_bits != 16:
-        raise UserError("the published form of SliM-LLM has float32 scales and three codes at 1 bit; only the corrected form "
-                        "can be packed")
+        raise UserError("the published form of SliM-LLM has float32 scales and three codes at 1 bit; only the "
+                        "corrected form can be packed")
     rows, width = parts["codes"].shape
     bits, zero = layer.group_bits.astype(np.int64), parts["zero"].numpy()
     return {"codes": pack_bits(parts["codes"].numpy(), np.tile(column_bits(layer, width), rows)),
@@ -193,7 +193,7 @@ def unpack_slim(arrays: dict[str, np.ndarray], layer: LayerPlan, shape: tuple[in
     return slim.decode({"codes": torch.tensor(codes), "scale": torch.tensor(scale), "zero": torch.tensor(zero)}, layer)
 
 
-# ---- codebook: SqueezeLLM -------------------------------------------------------------------------------------------------
+# ---- codebook: SqueezeLLM ----------------------------------------------------------------------------------------
 
 def pack_codebook(layer: LayerPlan, parts: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """Codes, and the fp16 values of each row that they stand for."""
@@ -204,4 +204,5 @@ def unpack_codebook(arrays: dict[str, np.ndarray], layer: LayerPlan, shape: tupl
     """Undo :func:`pack_codebook`: ŵ float32 [out, in]; of ``layer`` only the bits are read."""
     rows, cols = shape
     codes = torch.tensor(unpack_bits(arrays["codes"], layer.bits, rows * cols).reshape(shape))
-    return codebook.decode({"codes": codes, "centers": torch.tensor(arrays["centers"].view(np.float16)).reshape(rows, -1)})
+    centers = torch.tensor(arrays["centers"].view(np.float16)).reshape(rows, -1)
+    return codebook.decode({"codes": codes, "centers": centers})

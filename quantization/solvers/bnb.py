@@ -6,9 +6,9 @@
 Codes: the 16 NormalFloat values (arXiv 2305.14314, appendix E), or ± {0, 1/192, 1/6, 1/4, 1/3, 1/2, 2/3, 1} for FP4.
 bnb8 is the weight half of LLM.int8 (arXiv 2208.07339); its activations stay in full precision here.
 
-Deviation: none in the stored bytes.  bitsandbytes 0.50 reads the maxima of a matrix on a CPU row by row, as if a block never
-crossed a row: wrong wherever the width is no multiple of the block (576 at blocks of 128, 96 at 64).  So blocks are 64, and
-the matrix goes through as one long row, for which both readings are the same.
+Deviation: none in the stored bytes.  bitsandbytes 0.50 reads the maxima of a matrix on a CPU row by row, as if a block
+never crossed a row: wrong wherever the width is no multiple of the block (576 at blocks of 128, 96 at 64).  So blocks
+are 64, and the matrix goes through as one long row, for which both readings are the same.
 """
 
 from __future__ import annotations
@@ -30,47 +30,50 @@ def functional():
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        import bitsandbytes.functional as found
+        import bitsandbytes.functional as library
     except ImportError as error:
         raise UserError(f"the bnb rows need bitsandbytes, which does not import ({error}); pip install bitsandbytes, "
                         "or leave the bnb methods out") from error
     finally:
         logger.setLevel(level)
-    return found
+    return library
 
 
 def bnb_layer(kind: str, shape: tuple[int, int]) -> LayerPlan:
     """How bitsandbytes stores a linear of ``shape`` [out, in]; ``kind`` is "nf4", "fp4" or "int8"."""
     if kind not in FORM:
         raise UserError(f"bitsandbytes kind {kind!r} is not one of {', '.join(FORM)}")
-    return LayerPlan(4, BLOCK, 32, form="bnb4") if FORM[kind] == "bnb4" else LayerPlan(8, shape[1], 32, form="bnb8")
+    bits, group_size = (8, shape[1]) if kind == "int8" else (4, BLOCK)
+    return LayerPlan(bits=bits, group_size=group_size, scale_bits=32, form=FORM[kind])
 
 
 def _check(weight: torch.Tensor, layer: LayerPlan, kind: str) -> None:
     want = bnb_layer(kind, tuple(weight.shape))
     if (layer.form, layer.bits, layer.group_size) != (want.form, want.bits, want.group_size) or layer.keep is not None:
-        raise UserError(f"bnb-{kind} stores {want.bits} bits a weight and one maximum per {want.group_size}, the plan says form {layer.form!r}, "
-                        f"{layer.bits} bits in groups of {layer.group_size}; use allocator bnb with kind={kind!r}")
+        raise UserError(f"bnb-{kind} stores {want.bits} bits a weight and one maximum per {want.group_size}, the plan "
+                        f"says form {layer.form!r}, {layer.bits} bits in groups of {layer.group_size}; use allocator "
+                        f"bnb with kind={kind!r}")
     if not torch.isfinite(weight).all():
         raise UserError(f"the weights for bnb-{kind} hold NaN or infinity; the model is broken, load it again")
 
 
 def four_bit(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Packed codes uint8 [numel/2, 1], block maxima float32 [numel/64] and ŵ in the dtype of ``weight``."""
-    lib = functional()
-    packed, state = lib.quantize_4bit(weight.reshape(-1), blocksize=BLOCK, quant_type=kind)
-    return packed, state.absmax, lib.dequantize_4bit(packed, state).reshape(weight.shape)
+    library = functional()
+    codes, state = library.quantize_4bit(weight.reshape(-1), blocksize=BLOCK, quant_type=kind)
+    return codes, state.absmax, library.dequantize_4bit(codes, state).reshape(weight.shape)
 
 
 def eight_bit(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes int8 [out, in], row maxima float32 [out] and ŵ in the dtype of ``weight``, as Linear8bitLt stores them."""
-    lib = functional()
+    library = functional()
     half = weight.half()
     if torch.isinf(half).any():
-        raise UserError("a weight exceeds 65504, the largest fp16 number, through which bnb-int8 goes; use bnb-nf4 for this model")
-    codes, stats, _ = lib.int8_vectorwise_quant(half)
+        raise UserError("a weight exceeds 65504, the largest fp16 number, through which bnb-int8 goes; use bnb-nf4 for "
+                        "this model")
+    codes, stats, _ = library.int8_vectorwise_quant(half)
     codes[stats == 0] = 0  # a row of zeros is divided by its maximum; the cast of 0 · inf is undefined
-    return codes, stats, lib.int8_vectorwise_dequant(codes, stats).to(weight.dtype)
+    return codes, stats, library.int8_vectorwise_dequant(codes, stats).to(weight.dtype)
 
 
 @quantizer("bnb-nf4")

@@ -9,8 +9,8 @@ Stored: b-bit codes, K fp16 values a row, kept weights at 16 bits with their ind
 
 The clusters are found by quantization/solvers/kmeans.py.
 
-Paper: arXiv 2306.07629, with the settings of arXiv 2504.07389 (appendix).  Deviations: that solver instead of
-k-means++ with ten restarts (same objective); the kept weights' index is packed by the accountant's cheapest form instead of
+Paper: arXiv 2306.07629, with the settings of arXiv 2504.07389 (appendix).  Deviations: that solver instead of k-means++
+with ten restarts (same objective); the kept weights' index is packed by the accountant's cheapest form instead of
 32-bit CSR; a row without Fisher among its clustered weights uses equal weights.
 """
 
@@ -25,7 +25,7 @@ from core.lazy import torch
 from core.registry import quantizer
 from core.types import Aid, LayerPlan, Stored
 from quantization.allocators.ranking import first_k
-from quantization.solvers.grid import kept_part
+from quantization.solvers.grid import kept_values
 from quantization.solvers.kmeans import check, nearest, weighted_kmeans
 
 
@@ -56,8 +56,8 @@ def solve_codebook(weight: torch.Tensor, fisher: torch.Tensor, layer: LayerPlan,
     UserError for another plan, shares out of range, and numbers that are not finite or too large.
     """
     if layer.form != "codebook" or not 1 <= layer.bits <= 8:
-        raise UserError(f"SqueezeLLM stores a codebook of 1 to 8 bits, the plan says form {layer.form!r} at {layer.bits} "
-                        "bits; use an allocator that plans codebooks")
+        raise UserError(f"SqueezeLLM stores a codebook of 1 to 8 bits, the plan says form {layer.form!r} at "
+                        f"{layer.bits} bits; use an allocator that plans codebooks")
     check(weight, fisher, 2**layer.bits)
     keep = kept_mask(weight, fisher, magnitude_share=magnitude_share, fisher_share=fisher_share)
     kept = torch.as_tensor(keep)
@@ -66,12 +66,13 @@ def solve_codebook(weight: torch.Tensor, fisher: torch.Tensor, layer: LayerPlan,
     weights = torch.where(blind, (~kept).float(), weights)
     centers = weighted_kmeans(weight.float(), weights, 2**layer.bits, seed=seed)[0].half()
     if torch.isinf(centers).any():
-        raise UserError("a codebook value exceeds 65504, the largest fp16 number; the weights are broken, load the model "
-                        "again")
-    parts = {"codes": nearest(weight.float(), centers.float()), "centers": centers} | kept_part(weight, keep, kept_dtype)
+        raise UserError("a codebook value exceeds 65504, the largest fp16 number; the weights are broken, load the "
+                        "model again")
+    parts = {"codes": nearest(weight.float(), centers.float()), "centers": centers}
+    parts |= kept_values(weight, keep, kept_dtype)
     values = decode(parts, keep)
-    notes = {"kept_share": float(kept.double().mean()), "relative_fisher_error": _relative_error(weight, values, fisher),
-             "rows_without_fisher": int(blind.sum())}
+    notes = {"kept_share": float(kept.double().mean()), "rows_without_fisher": int(blind.sum()),
+             "relative_fisher_error": _relative_error(weight, values, fisher)}
     return Stored(values, replace(layer, keep=keep if keep.any() else None), parts, notes=notes)
 
 

@@ -6,8 +6,8 @@ Columns are quantized from the first to the last; what column j loses is pushed 
     U = upper Cholesky factor of (H + λI)⁻¹,   d_j = U_jj
     e_j = (w_j − ŵ_j) / d_j,   w_k ← w_k − e_j U_jk   for k > j
 
-A span's later columns are updated after each of its columns, the rest of a block after each span, the rest of the matrix
-after each block.  How columns are cut into spans and blocks decides the cost and the last bit, not the formula.
+A span's later columns are updated after each of its columns, the rest of a block after each span, the rest of the
+matrix after each block.  How columns are cut into spans and blocks decides the cost and the last bit, not the formula.
 Paper: arXiv 2210.17323, Eq. 2–3 and Algorithm 1.
 """
 
@@ -38,9 +38,10 @@ def feed_back(columns: torch.Tensor, upper: torch.Tensor, blocks: Sequence[Seque
     """Quantize ``columns``, float32 [in, out], in place, from the first to the last.
 
     upper: U, float32 [in, in].  blocks: spans of columns, which together are all columns in order.
-    quantize: (number of the column, its weights as all earlier columns have updated them [out]) -> ŵ [out]; it is called
-    once a column.  pivots: d_j, floats or a tensor [in]; None = the diagonal of U.  fused: subtract updates of several
-    columns inside the matrix product, which rounds differently on some small matrices.
+    quantize: (number of the column, its weights as all earlier columns have updated them [out]) -> ŵ [out], called once
+    a column.  pivots: d_j, floats or a tensor [in]; None = the diagonal of U.
+    fused: subtract updates of several columns inside the matrix product, which rounds differently on some matrices.
+
     Returns Σ e² = tr((W−Ŵ)(H + λI)(W−Ŵ)ᵀ), a float64 scalar.
     """
     pivots = upper.diagonal().tolist() if pivots is None else pivots
@@ -56,8 +57,8 @@ def feed_back(columns: torch.Tensor, upper: torch.Tensor, blocks: Sequence[Seque
                 torch.sub(column, value, out=error).div_(pivots[j])
                 column.copy_(value)
                 columns[j + 1:span.stop].addr_(upper[j, j + 1:span.stop], error, alpha=-1)
-            _subtract(columns[span.stop:stop], upper[span, span.stop:stop], inside, fused)
-        _subtract(columns[stop:], upper[start:stop, stop:], errors, fused)
+            _subtract(columns[span.stop:stop], upper[span, span.stop:stop], inside, fused=fused)
+        _subtract(columns[stop:], upper[start:stop, stop:], errors, fused=fused)
         loss += errors.square().sum(dtype=torch.float64)
     return loss
 

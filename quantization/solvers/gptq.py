@@ -1,7 +1,8 @@
 """GPTQ: one solver for every grid, as pure functions of a weight and a Hessian.
 
-The column loop of quantization/solvers/columns.py over the grid of quantization/solvers/grid.py, λ = percdamp · mean(diag H).
-A group's range is the best of several factors on its [min, max].
+The column loop of quantization/solvers/columns.py with λ = percdamp · mean(diag H), over the integer grid of
+quantization/solvers/grid.py; a group's range is the best of several factors on its [min, max].
+
 Paper: arXiv 2210.17323, Eq. 2–3 and Algorithm 1.  One factor serves every linear that reads the same input.
 """
 
@@ -13,7 +14,7 @@ from core.lazy import torch
 from core.registry import quantizer
 from core.types import Aid, LayerPlan, Stored
 from quantization.solvers.columns import BLOCK, Groups, column_major, feed_back, slices
-from quantization.solvers.grid import Grid, best_range, ends, kept_part, through
+from quantization.solvers.grid import Grid, best_range, ends, kept_values, through
 from streams.hessians import factorise
 
 PLAIN = (1.0,)
@@ -33,7 +34,7 @@ class Solver:
     norm: float = 2.4
     act_order: bool = False  # columns by falling diag H instead of as they stand
     static_groups: bool = False  # scales from the weights before any update, groups over the columns as they stand
-    stored: bool = True  # scales at fp16 and kept weights at 16 bits, as they are counted; False = float32, as published
+    stored: bool = True  # scales at fp16 and kept weights at 16 bits, as counted; False = float32, as published
     kept_dtype: torch.dtype | None = None  # the 16-bit dtype of kept weights; None = bfloat16
     stale: bool = False  # published: groups that begin inside a block of 128 columns are fitted before its updates
 
@@ -42,8 +43,8 @@ class Solver:
         return through(weight, self.kept_dtype) if self.stored else weight
 
 
-def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: Solver = Solver(), shared: dict | None = None,
-          what: str = "a linear") -> Stored:
+def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: Solver = Solver(), *,
+          shared: dict | None = None, what: str = "a linear") -> Stored:
     """Quantize one linear.
 
     weight: float32 [out, in]; hessian: float32 [in, in], undamped; layer: bits of 1..8 or ``group_bits``, group size
@@ -51,17 +52,17 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: So
     linears that read the same input.  Kept weights stretch no scale, receive the updates of earlier columns, and
     pass nothing on.  Raises UserError when the Hessian is not finite or cannot be factorised.
     """
-    order, factor = _ordered_factor(hessian, how, {} if shared is None else shared, what)
+    order, factor = _ordered_factor(hessian, how, {} if shared is None else shared, what=what)
     columns, groups = column_major(weight), Groups(layer, weight.shape[1])
     keep = None if layer.keep is None else torch.as_tensor(layer.keep, device=weight.device).t().contiguous()
-    loop = _Columns(columns, keep, groups, how)
+    loop = _Columns(columns, keep, groups, how=how)
     if how.static_groups or (how.stale and groups.count == 1):  # before dead columns are cleared, as published
         loop.fit_groups(range(groups.count))
     if order is not None:
         loop.permute(order)
     loop.columns[factor.dead] = 0.0
-    step = BLOCK if how.stale else groups.block()
-    loss = feed_back(loop.columns, factor.upper, [[block] for block in slices(len(columns), step)], loop.quantize)
+    blocks = [[block] for block in slices(len(columns), BLOCK if how.stale else groups.block())]
+    loss = feed_back(loop.columns, factor.upper, blocks, quantize=loop.quantize)
     return loop.stored(layer, order, {"damp": factor.damp, "tries": factor.tries, "loss": float(loss)})
 
 
@@ -100,7 +101,7 @@ class _Columns:
             if number not in self.grids:
                 span = self.groups.span(number)
                 kept = None if self.keep is None else self.keep[span]
-                self.grids[number] = fit(self.columns[span], kept, self.groups.bits[number], self.how)
+                self.grids[number] = fit(self.columns[span], kept, self.groups.bits[number], how=self.how)
 
     def quantize(self, j: int, column: torch.Tensor) -> torch.Tensor:
         """ŵ of column ``j``; its group is fitted when its first column comes up, stale ones when their block does."""
@@ -124,7 +125,7 @@ class _Columns:
         values, codes = (t[back].t().contiguous() for t in (self.columns, self.codes))
         parts = {"codes": codes, "scale": scale, "zero": zero} | ({"order": order} if regrouped else {})
         layer = replace(layer, ordered=regrouped, scale_bits=16 if self.how.stored else 32)
-        return Stored(values, layer, parts | kept_part(values, layer.keep, self.how.kept_dtype), notes)
+        return Stored(values, layer, parts | kept_values(values, layer.keep, self.how.kept_dtype), notes=notes)
 
 
 def fit(columns: torch.Tensor, keep: torch.Tensor | None, bits: int, how: Solver) -> Grid:
@@ -140,7 +141,7 @@ def fit(columns: torch.Tensor, keep: torch.Tensor | None, bits: int, how: Solver
     if how.symmetric:
         high = torch.maximum(-low, high)
         low = torch.where(low < 0, -high, low)
-    return best_range(columns, low, high, 2**bits - 1, factors=how.shrinks, power=how.norm, stored=how.stored,
+    return best_range(columns, low, high, top=2**bits - 1, factors=how.shrinks, power=how.norm, stored=how.stored,
                       symmetric=how.symmetric)
 
 
@@ -157,4 +158,4 @@ def gptq(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     published = bool(aid.options.get("published"))
     how = Solver(shrinks=SEARCHES[aid.options.get("search", "coarse")], stored=not published, stale=published,
                  kept_dtype=aid.kept_dtype, **named)
-    return solve(weight, aid.hessian, layer, how, shared=aid.shared, what=aid.fqn)
+    return solve(weight, aid.hessian, layer, how=how, shared=aid.shared, what=aid.fqn)

@@ -7,8 +7,8 @@ With b bits a code q runs from 0 to top = 2^b − 1.  A range [min, max] gives s
     MinimumGrid  z = min                              q = clamp(round((w − z) / s), 0, top)     ŵ = s q + z
     SignGrid     1 bit around z = mean                q says whether w lies below z             ŵ = z ± s
 
-Scales that are stored at 16 bits are fp16, rounded up, so that no end of the range is cut.  Scale, zero point and weights
-have one shape or shapes that broadcast: [out] for a column of a group, [out, G, 1] for all groups at once.
+Scales that are stored at 16 bits are fp16, rounded up, so that no end of the range is cut.  Scale, zero point and
+weights have one shape or shapes that broadcast: [out] for a column of a group, [out, G, 1] for all groups at once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from core.lazy import torch
-from core.types import LayerPlan
-from quantization.bits import code_bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +133,7 @@ def float_grid(low: torch.Tensor, high: torch.Tensor, top: int, *, stored: bool 
 
 
 def sign_grid(weight: torch.Tensor, *, published: bool = False, stored: bool = True) -> SignGrid:
-    """The 1-bit grid of each row of ``weight`` [out, g]: mean ± mean|w − mean|, published mean ± mean|w|; [out, 1] each.
+    """The 1-bit grid of each row of ``weight`` [out, g], [out, 1]: mean ± mean|w − mean|, published mean ± mean|w|.
 
     stored: mean and scale at fp16.
     """
@@ -169,59 +167,9 @@ def best_range(columns: torch.Tensor, low: torch.Tensor, high: torch.Tensor, top
     return Grid(every.scale.gather(0, best)[0], every.zero.gather(0, best)[0], top)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A linear as round-to-nearest stores it: codes and what turns them back into weights."""
-
-    codes: torch.Tensor  # uint8 [out, in]
-    scale: torch.Tensor  # float32 [out, G], exactly representable in scale_bits
-    zero: torch.Tensor  # float32 [out, G]: integer zero point, or the minimum
-    group_size: int
-    float_zero: bool  # whether ``zero`` is the minimum
-
-    def decode(self) -> torch.Tensor:
-        """Return ŵ, float32 [out, in]."""
-        scale, zero = (spread_groups(t, self.group_size, self.codes.shape[1]) for t in (self.scale, self.zero))
-        return (MinimumGrid if self.float_zero else Grid)(scale, zero).values_(self.codes.float())
-
-
 def spread_groups(values: torch.Tensor, group_size: int, width: int) -> torch.Tensor:
     """Repeat per-group values [out, G] over their columns: [out, width]."""
     return values.repeat_interleave(group_size, dim=1)[:, :width]
-
-
-def grouped(weight: torch.Tensor, group_size: int, zero_pad: bool = False) -> torch.Tensor:
-    """View [out, in] as [out, G, g]; a ragged last group is filled with its own last column, or zeros if asked."""
-    rest = -weight.shape[1] % group_size
-    if rest:
-        tail = torch.zeros_like(weight[:, :1]) if zero_pad else weight[:, -1:]
-        weight = torch.cat([weight, tail.expand(-1, rest)], dim=1)
-    return weight.reshape(weight.shape[0], -1, group_size)
-
-
-def encode(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False, zero_pad: bool = False) -> Encoded:
-    """Quantize float32 ``weight`` [out, in] by round-to-nearest under ``plan`` (bits of 1..8, or group_bits)."""
-    groups = grouped(weight, plan.group_size, zero_pad)
-    bits = torch.as_tensor(code_bits(plan, weight.shape[1]), device=weight.device)
-    if not ((bits >= 1) & (bits <= 8)).all():
-        raise ValueError(f"round-to-nearest codes need 1 to 8 bits, got {sorted(set(bits.tolist()))}")
-    top, low, high = (2**bits - 1).float()[:, None], groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
-    if float_zero:
-        grid = MinimumGrid((high - low) / top, low, top)
-    else:
-        grid = integer_grid(low.clamp(max=0), high.clamp(min=0), top)
-    codes = grid.codes(groups).to(torch.uint8).reshape(weight.shape[0], -1)[:, : weight.shape[1]]
-    return Encoded(codes, grid.scale[..., 0], grid.zero[..., 0], plan.group_size, float_zero)
-
-
-def dequantized(weight: torch.Tensor, plan: LayerPlan, **grid) -> torch.Tensor:
-    """Return ŵ in the dtype of ``weight``, kept weights and 16-bit linears at 16 bits."""
-    if plan.bits == 16 and plan.group_bits is None:
-        return sixteen(weight)
-    values = encode(weight.float(), plan, **grid).decode().to(weight.dtype)
-    if plan.keep is not None:
-        values = torch.where(torch.as_tensor(plan.keep, device=weight.device), sixteen(weight), values)
-    return values
 
 
 def sixteen_bit(dtype: torch.dtype) -> torch.dtype:
@@ -234,10 +182,10 @@ def through(weight: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     return weight.to(torch.bfloat16 if dtype is None else dtype).to(weight.dtype)
 
 
-def kept_part(values: torch.Tensor, keep, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """What is stored of the kept weights of ``values`` [out, in]: {"kept": 16-bit [nnz]}, or nothing where none is kept.
+def kept_values(values: torch.Tensor, keep, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """What is stored of the kept weights of ``values`` [out, in]: {"kept": 16-bit [nnz]}, or nothing if none is kept.
 
-    keep: bool [out, in] or None; dtype: its 16-bit dtype, None = bf16.
+    keep: bool [out, in] or None; dtype: their 16-bit dtype, None = bf16.
     """
     if keep is None or not keep.any():
         return {}

@@ -2,12 +2,12 @@
 
     min over c_1..c_K and codes q of   Σ_j F_j (w_j − c_q(j))²
 
-Optimal clusters of numbers on a line are intervals of the sorted row, so with W0, W1 = cumulative Σ F and Σ F·w the cost
-of an interval is a difference: Σ F w² − (ΔW1)²/ΔW0, and the best K intervals with ends among M candidates are found
-exactly by dynamic programming, K·M²/2 steps.  A row of at most M values is solved exactly.  Otherwise the M ends follow
-the optimal point density of a scalar quantizer, F^(1/3)·dw^(2/3), mixed half and half with equal counts; Lloyd's iteration
-then moves the ends over all values, and two more passes repeat both with shifted candidates and the ends so far, so no
-pass can do worse than the one before.
+Optimal clusters of numbers on a line are intervals of the sorted row, so with W0, W1 = cumulative Σ F and Σ F·w the
+cost of an interval is a difference: Σ F w² − (ΔW1)²/ΔW0, and the best K intervals with ends among M candidates are
+found exactly by dynamic programming, K·M²/2 steps.  A row of at most M values is solved exactly.  Otherwise the M ends
+follow the optimal point density of a scalar quantizer, F^(1/3)·dw^(2/3), mixed half and half with equal counts; Lloyd's
+iteration then moves the ends over all values, and two more passes repeat both with shifted candidates and the ends so
+far, so no pass can do worse than the one before.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def weighted_kmeans(values: torch.Tensor, weights: torch.Tensor, levels: int, it
                     seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Cluster each row of ``values`` float32 [rows, n] under ``weights`` >= 0.
 
-    Returns centers float32 [rows, levels], ascending, and each value's nearest center, uint8 [rows, n].  ``seed`` shifts
-    the candidate ends.  A row whose weights are all zero counts every value alike.
+    Returns centers float32 [rows, levels], ascending, and each value's nearest center, uint8 [rows, n].  ``seed``
+    shifts the candidate ends.  A row whose weights are all zero counts every value alike.
     """
     check(values, weights, levels)
     rows = max(1, BLOCK_VALUES // values.shape[1])
@@ -51,15 +51,15 @@ def check(values: torch.Tensor, weights: torch.Tensor, levels: int) -> None:
     if not torch.isfinite(values).all():
         raise UserError("the weights to cluster hold NaN or infinity; the model is broken, load it again")
     if not (torch.isfinite(weights).all() and (weights >= 0).all()):
-        raise UserError("the Fisher information holds NaN, infinity or negative numbers where squared gradients (>= 0) are "
-                        "needed; compute the gradients in float32 or bfloat16")
+        raise UserError("the Fisher information holds NaN, infinity or negative numbers where squared gradients (>= 0) "
+                        "are needed; compute the gradients in float32 or bfloat16")
 
 
 def _cluster(values: torch.Tensor, weights: torch.Tensor, levels: int, *, iterations: int, seed: int) -> torch.Tensor:
     """Centers float32 [rows, levels] of one block of rows."""
     weights = weights.double()
     peak = weights.amax(1, keepdim=True)
-    weights = torch.where(peak > 0, weights / torch.where(peak > 0, peak, 1.0), 1.0)  # scale-free; uniform where all zero
+    weights = torch.where(peak > 0, weights / torch.where(peak > 0, peak, 1.0), 1.0)  # scale-free; all zero = uniform
     values = values.double()
     x, order = values.masked_fill(weights == 0, torch.inf).sort(dim=1, stable=True)
     x = x.minimum(x.masked_fill(x == torch.inf, -torch.inf).amax(1, keepdim=True))  # values without weight: at the end
@@ -113,7 +113,7 @@ def _best_intervals(total: torch.Tensor, moment: torch.Tensor, levels: int) -> t
 def _intervals(total: torch.Tensor, moment: torch.Tensor, levels: int) -> torch.Tensor:
     rows, count = total.shape
     width = total[:, :, None] - total[:, None, :]  # [rows, end, start]
-    cost = (moment[:, :, None] - moment[:, None, :]).square_().div_(width.clamp(min=1e-300)).neg_()  # Σ w x² is a constant
+    cost = (moment[:, :, None] - moment[:, None, :]).square_().div_(width.clamp(min=1e-300)).neg_()  # Σ F w² is fixed
     cost.masked_fill_(width <= 0, 0.0)
     cost.masked_fill_(torch.ones(count, count, dtype=torch.bool).triu(1), torch.inf)
     best = [cost[:, :, 0]]  # best[k][end]: the first k + 1 intervals reach ``end``
@@ -144,7 +144,7 @@ def _lloyd(x: torch.Tensor, total: torch.Tensor, moment: torch.Tensor, *, ends: 
 
 
 def _exact_means(values: torch.Tensor, weights: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
-    """Each cluster's mean summed again: differences of cumulative sums lose the digits of a cluster of little weight."""
+    """Each cluster's mean summed again: differences of cumulative sums lose the digits of a light cluster."""
     codes = nearest(values, centers).long()
     mass, first = (torch.zeros_like(centers).scatter_add_(1, codes, t) for t in (weights, weights * values))
     return torch.where(mass > 0, first / mass.clamp(min=1e-300), centers).sort(1).values.float()

@@ -1,11 +1,64 @@
-"""Round-to-nearest as a quantizer: the common grid, and the grid of the published TAQ script (quantization/solvers/grid.py)."""
+"""Round-to-nearest: the common grid, and the grid of the published TAQ script (quantization/solvers/grid.py)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from core.lazy import torch
 from core.registry import quantizer
 from core.types import LayerPlan
-from quantization.solvers.grid import dequantized
+from quantization.bits import code_bits
+from quantization.solvers.grid import Grid, MinimumGrid, integer_grid, sixteen, spread_groups
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A linear as round-to-nearest stores it: codes and what turns them back into weights."""
+
+    codes: torch.Tensor  # uint8 [out, in]
+    scale: torch.Tensor  # float32 [out, G], exactly representable in scale_bits
+    zero: torch.Tensor  # float32 [out, G]: integer zero point, or the minimum
+    group_size: int
+    float_zero: bool  # whether ``zero`` is the minimum
+
+    def decode(self) -> torch.Tensor:
+        """Return ŵ, float32 [out, in]."""
+        scale, zero = (spread_groups(t, self.group_size, self.codes.shape[1]) for t in (self.scale, self.zero))
+        return (MinimumGrid if self.float_zero else Grid)(scale, zero).values_(self.codes.float())
+
+
+def grouped(weight: torch.Tensor, group_size: int, zero_pad: bool = False) -> torch.Tensor:
+    """View [out, in] as [out, G, g]; a ragged last group is filled with its own last column, or zeros if asked."""
+    rest = -weight.shape[1] % group_size
+    if rest:
+        tail = torch.zeros_like(weight[:, :1]) if zero_pad else weight[:, -1:]
+        weight = torch.cat([weight, tail.expand(-1, rest)], dim=1)
+    return weight.reshape(weight.shape[0], -1, group_size)
+
+
+def encode(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False, zero_pad: bool = False) -> Encoded:
+    """Quantize float32 ``weight`` [out, in] by round-to-nearest under ``plan`` (bits of 1..8, or group_bits)."""
+    groups = grouped(weight, plan.group_size, zero_pad)
+    bits = torch.as_tensor(code_bits(plan, weight.shape[1]), device=weight.device)
+    if not ((bits >= 1) & (bits <= 8)).all():
+        raise ValueError(f"round-to-nearest codes need 1 to 8 bits, got {sorted(set(bits.tolist()))}")
+    top, low, high = (2**bits - 1).float()[:, None], groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    if float_zero:
+        grid = MinimumGrid((high - low) / top, low, top)
+    else:
+        grid = integer_grid(low.clamp(max=0), high.clamp(min=0), top)
+    codes = grid.codes(groups).to(torch.uint8).reshape(weight.shape[0], -1)[:, : weight.shape[1]]
+    return Encoded(codes, grid.scale[..., 0], grid.zero[..., 0], group_size=plan.group_size, float_zero=float_zero)
+
+
+def dequantized(weight: torch.Tensor, plan: LayerPlan, **grid) -> torch.Tensor:
+    """Return ŵ in the dtype of ``weight``, kept weights and 16-bit linears at 16 bits."""
+    if plan.bits == 16 and plan.group_bits is None:
+        return sixteen(weight)
+    values = encode(weight.float(), plan, **grid).decode().to(weight.dtype)
+    if plan.keep is not None:
+        values = torch.where(torch.as_tensor(plan.keep, device=weight.device), sixteen(weight), values)
+    return values
 
 
 @quantizer("rtn")

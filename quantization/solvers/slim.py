@@ -4,7 +4,8 @@ For one linear W [out, in] at N bits, groups of g input columns, U and d = diag 
 
     bits of the groups   N − 1, N or N + 1, the same for all rows of a group (quantization/solvers/slim_search.py)
     range (b >= 2 bits)  per row and group the factor p of {1, 1.002, ..., 1.1, 0.998, ..., 0.9} of least
-                         Σ_others |ŵ − w|^2.4 + λ Σ_salient |ŵ − w|^2.4,   s = p (max − min) / (2^b − 1), z = round(−p min / s)
+                         Σ_others |ŵ − w|^2.4 + λ Σ_salient |ŵ − w|^2.4,
+                         s = p (max − min) / (2^b − 1),   z = round(−p min / s)
     1-bit groups         ŵ = m ± s, m = mean w, s = mean|w − m|, sign(0) = +1
     columns              one block a group; a group's range is fitted to its updated weights
 
@@ -12,8 +13,8 @@ Salient = the weights of the group (over all rows) whose salience w²/d² is at 
 standard deviations from its mean.  At λ = 1, the published default, salience does not enter the range.
 
 Paper: arXiv 2405.14917.  Deviations, of the published code as well: two standard deviations and the power 2.4 where the
-paper writes three and the square.  Ours: scales and 1-bit means are fp16 as stored and the range is chosen with them so;
-s = mean|w − m| (the published code takes mean|w|); one damping ranks the groups in the search and in the result.
+paper writes three and the square.  Ours: scales and 1-bit means are fp16 as stored and the range is chosen with them
+so; s = mean|w − m| (the published code takes mean|w|); one damping ranks the groups in the search and in the result.
 
 ``published=True`` gives back what the code gives: float32 scales, mean|w|, sign(0) = 0 (codes of 1-bit groups are then
 sign + 1), 0.01 added to the Hessian's diagonal before anything else (so inputs that are always 0 keep their weights),
@@ -52,10 +53,10 @@ def factors() -> tuple[float, ...]:
     return (1.0, *torch.linspace(1, 1.1, 51)[1:].tolist(), *torch.linspace(1, 0.9, 51)[1:].tolist())
 
 
-def solve_slim(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, inputs: Iterable[torch.Tensor] | None = None,
-               *, percdamp: float = 0.01, lambda_salience: float = 1.0, published: bool = False,
-               group_bits: np.ndarray | None = None, max_tokens: int | None = None, shared: dict | None = None,
-               what: str = "a linear") -> Stored:
+def solve_slim(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan,
+               inputs: Iterable[torch.Tensor] | None = None, *, percdamp: float = 0.01, lambda_salience: float = 1.0,
+               published: bool = False, group_bits: np.ndarray | None = None, max_tokens: int | None = None,
+               shared: dict | None = None, what: str = "a linear") -> Stored:
     """Quantize one linear.
 
     weight: float32 [out, in]; hessian: float32 [in, in], undamped, left as it is; layer: N bits and the group size.
@@ -65,29 +66,30 @@ def solve_slim(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, in
     """
     original, searched, size = weight.float(), group_bits is None, layer.group_size
     leftover = published and searched
-    first, final = _factors(hessian, percdamp, leftover, {} if shared is None else shared, what)
+    first, final = _factors(hessian, percdamp, leftover, shared={} if shared is None else shared, what=what)
     weight = torch.where(final.dead, 0.0, original)
     notes = {"damp": final.damp, "tries": final.tries, "percdamp": percdamp, "lambda_salience": lambda_salience}
     if searched:
         if inputs is None:
-            raise UserError(f"{what}: SliM-LLM's search reads the linear's inputs; hand over inputs or the bits of its groups")
+            raise UserError(f"{what}: SliM-LLM's search reads the linear's inputs; hand over inputs or the bits of its "
+                            "groups")
         ranking = group_salience(weight, first.diagonal, size)
         group_bits, search = search_bits(weight, ranking, inputs, bits=layer.bits, group_size=size, published=published,
                                          max_tokens=max_tokens)
         if published:
             group_bits = assign_bits(group_salience(weight, final.diagonal, size), search["k"], layer.bits)
         notes |= search
-    group_bits = _checked(group_bits, layer, weight.shape[1], what)
+    group_bits = _checked(group_bits, layer, weight.shape[1], what=what)
     leaked = _leaked(group_bits, layer.bits) if leftover else 0
 
     def fit_group(number: int, columns: torch.Tensor, diagonal: torch.Tensor) -> Grid:
         return fit(columns, diagonal, int(group_bits[number]), lambda_salience=lambda_salience, published=published,
                    fixed_zero=number < leaked)
 
-    parts = _columns(weight, final, size, fit_group)
+    parts = _columns(weight, final, size, fit_group=fit_group)
     layer = replace(layer, form="slim", group_bits=group_bits, scale_bits=32 if published else 16, zero_bits=None)
     values = decode(parts, layer)
-    return Stored(values, layer, parts, notes | {"relative_error": relative_error(original, values, hessian)})
+    return Stored(values, layer, parts, notes=notes | {"relative_error": relative_error(original, values, hessian)})
 
 
 def decode(parts: dict[str, torch.Tensor], layer: LayerPlan) -> torch.Tensor:
@@ -115,8 +117,8 @@ def _factors(hessian: torch.Tensor, percdamp: float, leftover: bool, shared: dic
 def _checked(group_bits, layer: LayerPlan, width: int, what: str) -> np.ndarray:
     bits, groups = np.asarray(group_bits, dtype=np.uint8), len(group_widths(width, layer.group_size))
     if len(bits) != groups or not ((bits >= 1) & (bits <= 8)).all():
-        raise UserError(f"{what}: group bits {sorted(set(bits.tolist()))} for {len(bits)} groups; give 1 to 8 for each of "
-                        f"its {groups} groups")
+        raise UserError(f"{what}: group bits {sorted(set(bits.tolist()))} for {len(bits)} groups; give 1 to 8 for each "
+                        f"of its {groups} groups")
     return bits
 
 
@@ -139,19 +141,19 @@ def _columns(weight: torch.Tensor, factor: Factor, group_size: int,
         codes[j] = column_codes
         return grids[-1].values_(column_codes)
 
-    feed_back(columns, factor.upper, [[span] for span in spans], quantize)
+    feed_back(columns, factor.upper, [[span] for span in spans], quantize=quantize)
     scale, zero = (torch.stack(numbers, 1) for numbers in zip(*((grid.scale, grid.zero) for grid in grids)))
     return {"codes": codes.t().contiguous(), "scale": scale, "zero": zero}
 
 
-def fit(columns: torch.Tensor, diagonal: torch.Tensor, bits: int, *, lambda_salience: float = 1.0, published: bool = False,
-        fixed_zero: bool = False) -> Grid:
+def fit(columns: torch.Tensor, diagonal: torch.Tensor, bits: int, *, lambda_salience: float = 1.0,
+        published: bool = False, fixed_zero: bool = False) -> Grid:
     """The grid of each row, [out], for a group's ``columns`` [g, out]; ``diagonal`` d [g]."""
     if bits == 1:
         grid = sign_grid(columns.t(), published=published, stored=not published)
         return SignGrid(grid.scale[:, 0].contiguous(), grid.zero[:, 0].contiguous(), published=published)
     weights = None if lambda_salience == 1 else _weights(columns, diagonal, lambda_salience)
-    return best_range(columns, *ends(columns), 2**bits - 1, factors=factors(), power=POWER, weights=weights,
+    return best_range(columns, *ends(columns), top=2**bits - 1, factors=factors(), power=POWER, weights=weights,
                       stored=not published, symmetric=fixed_zero)
 
 
@@ -167,5 +169,6 @@ def _weights(columns: torch.Tensor, diagonal: torch.Tensor, lambda_salience: flo
 def slim(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     """SliM-LLM with its own bits; a plan that already has the bits of its groups is not searched."""
     settings = {name: aid.options[name] for name in ("lambda_salience", "percdamp", "published") if name in aid.options}
-    return solve_slim(weight, aid.hessian, layer, None if aid.replay is None else aid.replay(), group_bits=layer.group_bits,
-                      shared=aid.shared, what=aid.fqn, **settings)
+    inputs = None if aid.replay is None else aid.replay()
+    return solve_slim(weight, aid.hessian, layer, inputs=inputs, group_bits=layer.group_bits, shared=aid.shared,
+                      what=aid.fqn, **settings)

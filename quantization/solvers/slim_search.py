@@ -1,6 +1,6 @@
 """SliM-LLM's search for the bits of each column group (salience-determined bit allocation).
 
-For one linear W [out, in] with inputs x, groups of g consecutive input columns, d = diag U of the damped Hessian's factor:
+For one linear W [out, in] with inputs x, groups of g consecutive input columns, d = diag U of the damped factor:
 
     salience of a weight   s_ij = w_ij² / d_j²
     salience of a group    S_g  = Σ over the rows and columns of the group
@@ -10,10 +10,10 @@ For one linear W [out, in] with inputs x, groups of g consecutive input columns,
 Ŵ_k is plain round-to-nearest (one pair of ends a row and group, no compensation); probabilities are floored at 1e-6.
 The candidates share work: from k − 1 to k only two groups change, so Y_k = Y_{k−1} + x_g (Ŵ_g^new − Ŵ_g^old)ᵀ.
 
-Paper: arXiv 2405.14917, Section 3.2 and Algorithm 1.  Deviations, all of the published code as well unless marked (ours):
-the sum over a group where the paper averages (a ragged last group weighs less); KL(quantized ‖ original) where the
-paper writes KL(original ‖ quantized); (ours, unless ``published``) k = 0, all groups at N bits, is a candidate, so that
-a linear with few groups is neither forced to mix nor fails; the KL is a mean over tokens, not a sum over a
+Paper: arXiv 2405.14917, Section 3.2 and Algorithm 1.  Deviations, all of the published code as well unless marked
+(ours): the sum over a group where the paper averages (a ragged last group weighs less); KL(quantized ‖ original) where
+the paper writes KL(original ‖ quantized); (ours, unless ``published``) k = 0, all groups at N bits, is a candidate, so
+that a linear with few groups is neither forced to mix nor fails; the KL is a mean over tokens, not a sum over a
 sequence's; a 1-bit group is mean ± mean|w − mean| with sign(0) = +1, not mean ± mean|w| with sign(0) = 0.
 """
 
@@ -44,12 +44,12 @@ def group_salience(weight: torch.Tensor, diagonal: torch.Tensor, group_size: int
 
 
 def assign_bits(group_sal: torch.Tensor, k: int, bits: int) -> np.ndarray:
-    """Bits of each group, uint8 [G]: the k lowest at bits - 1, the k highest at bits + 1; equal saliences in column order."""
+    """Bits of each group, uint8 [G]: the k lowest at bits - 1, the k highest at bits + 1; equals in column order."""
     order = np.argsort(group_sal.cpu().numpy(), kind="stable")
-    out = np.full(len(order), bits, dtype=np.uint8)
+    group_bits = np.full(len(order), bits, dtype=np.uint8)
     if k:
-        out[order[:k]], out[order[-k:]] = bits - 1, bits + 1
-    return out
+        group_bits[order[:k]], group_bits[order[-k:]] = bits - 1, bits + 1
+    return group_bits
 
 
 def nearest(weight: torch.Tensor, bits: int, published: bool = False) -> torch.Tensor:
@@ -79,8 +79,8 @@ def search_bits(weight: torch.Tensor, group_sal: torch.Tensor, inputs: Iterable[
         totals += np.array(divergences[candidates[0]:])
         sequences, tokens = sequences + 1, tokens + len(x)
     if not tokens or not np.isfinite(totals).all():
-        raise UserError(f"the SliM-LLM search read {tokens} tokens and got divergences {totals.tolist()}; it needs finite "
-                        "inputs of the linear")
+        raise UserError(f"the SliM-LLM search read {tokens} tokens and got divergences {totals.tolist()}; it needs "
+                        "finite inputs of the linear")
     kl = totals / (sequences if published else tokens)
     k = candidates[int(kl.argmin())]
     return assign_bits(group_sal, k, bits), {"k": k, "kl": kl.tolist(), "candidates": candidates, "tokens": tokens}
@@ -92,12 +92,13 @@ def _candidates(groups: int, bits: int, published: bool) -> list[int]:
                         f"{LOWEST} to {HIGHEST}; change the method's bits")
     candidates = list(range(1 if published else 0, groups // 2)) or ([] if published else [0])
     if not candidates:
-        raise UserError(f"the published SliM-LLM search has no candidate for {groups} groups, it needs 4; use a smaller "
-                        "group size or the corrected form")
+        raise UserError(f"the published SliM-LLM search has no candidate for {groups} groups, it needs 4; use a "
+                        "smaller group size or the corrected form")
     return candidates
 
 
-def _steps(weight: torch.Tensor, group_sal: torch.Tensor, *, bits: int, group_size: int, last: int, published: bool) -> list:
+def _steps(weight: torch.Tensor, group_sal: torch.Tensor, *, bits: int, group_size: int, last: int,
+           published: bool) -> list:
     """Columns [c] and what is added to their weights [out, c] to reach candidate 0 (all columns), 1, ..., ``last``."""
     groups = slices(weight.shape[1], group_size)
     base = torch.cat([nearest(weight[:, s], bits, published) for s in groups], dim=1)

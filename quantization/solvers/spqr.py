@@ -8,9 +8,10 @@ For one linear W [out, in] with H = (2 / sequences) Σ x xᵀ [in, in], both in 
 
 ``sensitivity`` is the paper's Eq. 2 as an element score for the common table: (w − q(w))² / d_j² at round-to-nearest.
 
-Paper: arXiv 2306.03078.  Deviations: those of spqr_fit.py; kept weights replace the grid's value, they are not added to it (the
-authors' kernel adds); inputs that are always 0 have no error, so their weights are never kept; the permutation, the kept
-weights' index and the second level's numbers are all counted.  ``published`` gives the arithmetic of the published quantizer.
+Paper: arXiv 2306.03078.  Deviations: those of spqr_fit.py; kept weights replace the grid's value, they are not added to
+it (the authors' kernel adds); inputs that are always 0 have no error, so their weights are never kept; the permutation,
+the kept weights' index and the second level's numbers are all counted.  ``published`` gives the arithmetic of the
+published quantizer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from core.registry import quantizer
 from core.types import Aid, LayerPlan, Stored
 from quantization.bits import layer_bits
 from quantization.solvers.columns import column_major
-from quantization.solvers.grid import dequantized, kept_part
+from quantization.solvers.grid import kept_values
+from quantization.solvers.rtn import dequantized
 from quantization.solvers.spqr_fit import Settings, Solved, solve_columns
 from streams.hessians import Factor, factorise, relative_error
 
@@ -64,7 +66,8 @@ def solve_spqr(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, *,
     how = Settings(layer, limit=threshold * unit if math.isfinite(threshold) else math.inf, published=published,
                    simplified=simplified, kept_dtype=kept_dtype)
     solved = solve_columns(columns, ready.factor.upper, ready.diagonal, how=how)
-    values, layer, parts = _stored(solved, ready.perm, replace(layer, ordered=order != "identity"), kept_dtype)
+    layer = replace(layer, ordered=order != "identity")
+    values, layer, parts = _stored(solved, ready.perm, layer, kept_dtype=kept_dtype)
     notes = {"damp": ready.factor.damp, "tries": ready.factor.tries,
              "threshold": threshold if math.isfinite(threshold) else None,
              "outlier_share": len(parts.get("kept", ())) / weight.numel(),
@@ -72,8 +75,8 @@ def solve_spqr(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, *,
     return Stored(values, layer, parts, notes=notes)
 
 
-def _check(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, *, threshold: float, percdamp: float, order: str,
-           what: str) -> None:
+def _check(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, *, threshold: float, percdamp: float,
+           order: str, what: str) -> None:
     widths = (layer.bits, layer.scale_bits, layer.zero_bits or 0)
     if layer.form != "bilevel" or layer.group_bits is not None or not all(1 <= bits <= 8 for bits in widths):
         raise UserError(f"SpQR stores {what} in the bilevel form with 1 to 8 bits a code, scale and zero; got form "
@@ -84,8 +87,8 @@ def _check(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, *, thr
         raise UserError("SpQR needs threshold >= 0 (inf keeps nothing) and a finite percdamp >= 0; got "
                         f"{threshold} and {percdamp}")
     if tuple(hessian.shape) != (weight.shape[1],) * 2:
-        raise UserError(f"the Hessian of {what} is {tuple(hessian.shape)} for {weight.shape[1]} inputs; collect it at this "
-                        "linear's own input")
+        raise UserError(f"the Hessian of {what} is {tuple(hessian.shape)} for {weight.shape[1]} inputs; collect it at "
+                        "this linear's own input")
     if not torch.isfinite(weight).all():
         raise UserError(f"the weights of {what} are not finite; the model is broken")
 
@@ -109,7 +112,7 @@ def _stored(solved: Solved, perm: torch.Tensor, layer: LayerPlan, kept_dtype: to
     """(ŵ, what is really stored, its parts): the columns in their own order again."""
     back = torch.argsort(perm)
     values, kept = solved.values[back].T.contiguous(), solved.kept[back].T.contiguous()
-    parts = {"codes": solved.codes.T.contiguous()} | kept_part(values, kept, kept_dtype)
+    parts = {"codes": solved.codes.T.contiguous()} | kept_values(values, kept, kept_dtype)
     for name, levels in (("scale", solved.scales), ("zero", solved.zeros)):
         parts[f"{name}_codes"] = torch.stack([level.codes for level in levels], dim=1)  # uint8 [out, G]
         parts[f"{name}_s"] = torch.stack([level.scale for level in levels], dim=1)
@@ -121,7 +124,7 @@ def _stored(solved: Solved, perm: torch.Tensor, layer: LayerPlan, kept_dtype: to
 
 def bisect_threshold(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, target_bits: float,
                      **settings) -> tuple[float, Stored]:
-    """The threshold, and its solution, that stores at most ``target_bits`` a weight and at least 0.02 less, index and all.
+    """The threshold, and its solution, that stores ``target_bits`` a weight or up to 0.02 less, index and all.
 
     Bisects the logarithm; where a linear is too small for steps of 0.02 bit, the nearest one below the target that was
     seen.  Raises BudgetError for a target below what is stored without any kept weight.
@@ -129,9 +132,9 @@ def bisect_threshold(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPl
     settings = {"order": "activation", "cache": {}} | settings
     least = _bits_a_weight(replace(layer, keep=None, ordered=settings["order"] != "identity"), weight)
     if not target_bits >= least:
-        raise BudgetError(f"SpQR at {layer.bits} bits in groups of {layer.group_size} stores at least {least:.4f} bits a "
-                          f"weight of {settings.get('what', 'a linear')}, the target is {target_bits}; raise the target or "
-                          "lower the bits")
+        raise BudgetError(f"SpQR at {layer.bits} bits in groups of {layer.group_size} stores at least {least:.4f} bits "
+                          f"a weight of {settings.get('what', 'a linear')}, the target is {target_bits}; raise the "
+                          "target or lower the bits")
 
     def solve(threshold: float) -> tuple[float, Stored]:
         stored = solve_spqr(weight, hessian, layer, **settings | {"threshold": threshold})
@@ -164,9 +167,9 @@ def _bisect(solve: Callable[[float], tuple[float, Stored]], target: float, best:
 
 
 def sensitivity(weight: torch.Tensor, factor_diagonal: torch.Tensor, layer_base: LayerPlan) -> torch.Tensor:
-    """e² = (w − q(w))² / d_j², float32 [out, in], at round-to-nearest in the common grid; inf as d_j scores a dead input 0.
+    """e² = (w − q(w))² / d_j², float32 [out, in], at round-to-nearest in the common grid.
 
-    ``factor_diagonal`` is d [in] in the weight's own column order.
+    ``factor_diagonal`` is d [in] in the weight's own column order; infinity there scores a dead input 0.
     """
     weight = weight.detach().float()
     return ((weight - dequantized(weight, layer_base)) / factor_diagonal).square()
@@ -182,4 +185,4 @@ def spqr(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     settings |= {"kept_dtype": aid.kept_dtype, "cache": aid.shared, "what": aid.fqn}
     if aid.options.get("target") is None:
         return solve_spqr(weight, aid.hessian, layer, **settings)
-    return bisect_threshold(weight, aid.hessian, layer, aid.options["target"], **settings)[1]
+    return bisect_threshold(weight, aid.hessian, layer, target_bits=aid.options["target"], **settings)[1]

@@ -2,7 +2,8 @@
 
 Everything here is column-major: W is [in, out], so a group is [g, out] and a column of the paper is one contiguous row.
 
-    fit     s = (max − min) / (2^b − 1),  z = −min / s (a float),  q = clamp(round(w / s + z), 0, 2^b − 1),  ŵ = s (q − z)
+    fit     s = (max − min) / (2^b − 1),  z = −min / s (a float),  q = clamp(round(w / s + z), 0, 2^b − 1),
+            ŵ = s (q − z)
     second  the scales of 16 consecutive output rows are quantized by the same rule to ``scale_bits``, the zeros to
             ``zero_bits``
     loo     r_k = Σ_m ((w_m − q(w_m)) / d_m)² − Σ_{m≠k} ((w_m − q_{−k}(w_m)) / d_m)²;  q_{−k} is fitted without weight k
@@ -10,10 +11,11 @@ Everything here is column-major: W is [in, out], so a group is [g, out] and a co
 
 r_k > T marks likely outliers, which take no part in the group's fit; what is kept is decided again at e_j² > T.
 
-Paper: arXiv 2306.03078, Algorithm 1 (which keeps the likely outliers themselves; the authors' code does as above, and so
-do we).  Deviations, all off under ``published``: second-level numbers are rounded to fp16 and kept weights to 16 bits before
-they are used, so the error that is fed back is that of what is stored; a group of (nearly) equal weights gets a range that
-reaches 0, where the published code takes (−1, 1), whose step would coarsen the scales of 15 other rows.
+Paper: arXiv 2306.03078, Algorithm 1 (which keeps the likely outliers themselves; the authors' code does as above, and
+so do we).  Deviations, all off under ``published``: second-level numbers are rounded to fp16 and kept weights to 16
+bits before they are used, so the error that is fed back is that of what is stored; a group of (nearly) equal weights
+gets a range that reaches 0, where the published code takes (−1, 1), whose step would coarsen the scales of 15 other
+rows.
 """
 
 from __future__ import annotations
@@ -86,14 +88,14 @@ def widened(low: torch.Tensor, high: torch.Tensor, top: int, published: bool) ->
 
 def minmax(low: torch.Tensor, high: torch.Tensor, top: int, published: bool) -> FloatGrid:
     """The asymmetric grid over [low, high]."""
-    return float_grid(*widened(low, high, top, published), top)
+    return float_grid(*widened(low, high, top, published=published), top)
 
 
 def second_level(values: torch.Tensor, bits: int, published: bool) -> Level:
     """Quantize float32 [out] in tiles of 16 consecutive rows; a ragged last tile is measured on its own rows."""
     top, rest = 2**bits - 1, -len(values) % BILEVEL_ROWS
     tiles = torch.cat([values, values[-1:].expand(rest)]).reshape(-1, BILEVEL_ROWS)
-    low, high = widened(tiles.amin(1, keepdim=True), tiles.amax(1, keepdim=True), top, published)
+    low, high = widened(tiles.amin(1, keepdim=True), tiles.amax(1, keepdim=True), top, published=published)
     grid = float_grid(low, high, top, stored=not published)
     codes = grid.codes(tiles).flatten()[: len(values)].to(torch.uint8)
     return Level(codes, grid.scale[:, 0], grid.zero[:, 0])
@@ -105,7 +107,7 @@ def leave_one_out(group: torch.Tensor, diagonal: torch.Tensor, top: int, publish
     Only without its smallest or its largest weight does a group get another grid: three grids serve all g fits.
     """
     def errors(low, high):
-        grid = minmax(low, high, top, published)
+        grid = minmax(low, high, top, published=published)
         return ((group - grid.values_(grid.codes(group))) / diagonal[:, None]).square_()
 
     ends = torch.sort(group, dim=0).values
@@ -120,11 +122,11 @@ def leave_one_out(group: torch.Tensor, diagonal: torch.Tensor, top: int, publish
 def fit_group(group: torch.Tensor, diagonal: torch.Tensor, how: Settings) -> tuple[Level, Level]:
     """Scales and zero points of one column group [g, out] from its weights as they are now."""
     if how.keeps and not how.simplified and len(group) > 1:
-        likely = leave_one_out(group, diagonal, how.top, how.published) > how.limit
+        likely = leave_one_out(group, diagonal, how.top, published=how.published) > how.limit
         inside = (~likely).sum(0)
         mean = torch.where(likely, 0.0, group).sum(0) / inside.clamp(min=1)
         group = torch.where(likely, mean, group)
-    grid = minmax(group.amin(0), group.amax(0), how.top, how.published)
+    grid = minmax(group.amin(0), group.amax(0), how.top, published=how.published)
     return (second_level(grid.scale, how.layer.scale_bits, how.published),
             second_level(grid.zero, how.layer.zero_bits, how.published))
 
@@ -133,7 +135,7 @@ def solve_columns(weight: torch.Tensor, upper: torch.Tensor, diagonal: torch.Ten
     """Quantize ``weight`` [in, out] (changed in place) from the first column to the last."""
     loop, size = _Columns(weight, diagonal, how), how.layer.group_size
     blocks = [slices(block.stop, size, block.start) for block in slices(len(weight), max(1, BLOCK // size) * size)]
-    feed_back(weight, upper, blocks, loop.quantize, pivots=diagonal, fused=True)
+    feed_back(weight, upper, blocks, quantize=loop.quantize, pivots=diagonal, fused=True)
     return loop.solved
 
 

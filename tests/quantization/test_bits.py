@@ -11,7 +11,8 @@ from core.types import Budget, LayerPlan
 from quantization.bits import check_budget, check_groups, fitting_groups, index_bits, layer_bits, make_plan
 from quantization.packing.bytes import pack_bits, unpack_bits
 from quantization.packing.forms import pack_nearest, unpack_nearest
-from quantization.solvers.grid import dequantized, encode, fp16_up
+from quantization.solvers.grid import fp16_up
+from quantization.solvers.rtn import dequantized, encode
 
 
 @st.composite
@@ -32,7 +33,8 @@ def planned(draw):
         keep = rng.random((rows, cols)) < {"few": 0.02, "many": 0.5, "columns": 0.3}[kind]
         keep = np.repeat(keep[:1], rows, axis=0) if kind == "columns" else keep
     dtype = draw(st.sampled_from((torch.bfloat16, torch.float32)))
-    plan = LayerPlan(bits, size, *((32, 32) if float_zero else (16, None)), group_bits=group_bits, keep=keep)
+    widths = {"scale_bits": 32, "zero_bits": 32} if float_zero else {}
+    plan = LayerPlan(bits=bits, group_size=size, **widths, group_bits=group_bits, keep=keep)
     return weight.to(dtype), plan, float_zero
 
 
@@ -74,13 +76,13 @@ def test_closed_form_of_a_small_group():
 
 def test_float_zero_grid_hits_both_ends():
     weight = torch.tensor([[0.3, 0.5, 0.9, 1.3]])
-    out = encode(weight, LayerPlan(2, 4, 32, 32), float_zero=True).decode()
+    out = encode(weight, LayerPlan(2, 4, scale_bits=32, zero_bits=32), float_zero=True).decode()
     torch.testing.assert_close(out[0, [0, 3]], weight[0, [0, 3]])
 
 
 def test_zero_padding_of_a_ragged_group_is_a_quirk_not_the_default():
     weight = torch.tensor([[5.0, 5.5, 6.0, 5.0, 5.5, 6.0]])
-    plan = LayerPlan(4, 4, 32, 32)
+    plan = LayerPlan(4, 4, scale_bits=32, zero_bits=32)
     clean = (encode(weight, plan, float_zero=True).decode() - weight)[:, 4:].abs().max()
     padded = (encode(weight, plan, float_zero=True, zero_pad=True).decode() - weight)[:, 4:].abs().max()
     assert clean < 1e-6 < 0.05 < padded  # padding drags the minimum to 0 and widens the step
@@ -103,7 +105,8 @@ def test_scales_are_fp16_rounded_up():
 def test_known_costs():
     shape = (4, 128)
     assert layer_bits(LayerPlan(4, 128), shape) == 4 * 128 * 4 + 4 * (16 + 4)  # 4.15625 bits a weight
-    assert layer_bits(LayerPlan(4, 128, 32, 32), shape) == 4 * 128 * 4 + 4 * 64  # the script's grid: +0.5 bit, counted
+    script = LayerPlan(4, 128, scale_bits=32, zero_bits=32)
+    assert layer_bits(script, shape) == 4 * 128 * 4 + 4 * 64  # the TAQ script's grid: +0.5 bit, counted
     assert layer_bits(LayerPlan(16, 128), shape) == 16 * 512
     keep = np.zeros(shape, dtype=bool)
     keep[1, 5] = True
@@ -113,17 +116,18 @@ def test_known_costs():
 
 
 def test_groups_that_do_not_divide_name_layer_and_what_fits():
-    with pytest.raises(BudgetError, match=r"group size 128 does not divide the input width of a\.b \(576\).*fit this model: 192, 96, 64"):
+    message = r"group size 128 does not divide the input width of a\.b \(576\).*fit this model: 192, 96, 64"
+    with pytest.raises(BudgetError, match=message):
         check_groups({"a.b": (8, 576), "c": (8, 1536)}, 128)
     assert fitting_groups([576, 1536]) == [96, 64, 32]
 
 
 def test_a_plan_that_misses_its_budget_raises():
     shapes = {"a": (4, 128)}
-    plan = make_plan({"a": LayerPlan(4, 128)}, shapes, (0, 0), {})
+    plan = make_plan({"a": LayerPlan(4, 128)}, shapes, (0, 0), notes={})
     check_budget(plan, Budget(4.16), "x")
     for bits in (4.15, 4.17):
         with pytest.raises(BudgetError, match=r"stores 4\.1562 bits a weight"):
             check_budget(plan, Budget(bits), "x")
     with pytest.raises(ValueError, match="must plan every one"):
-        make_plan({}, shapes, (0, 0), {})
+        make_plan({}, shapes, (0, 0), notes={})

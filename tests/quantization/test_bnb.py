@@ -15,7 +15,8 @@ from quantization.bits import layer_bits
 from quantization.solvers.bnb import bnb_layer, eight_bit, four_bit
 
 pytest.importorskip("bitsandbytes")
-SHAPES = ((8, 576), (6, 1536), (5, 96), (7, 32), (3, 35))  # 576 and 96: blocks of 128 or 64 cross rows; 32, 35: shorter than one
+# 576 and 96: blocks of 128 or 64 cross rows; 32, 35: shorter than one
+SHAPES = ((8, 576), (6, 1536), (5, 96), (7, 32), (3, 35))
 NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
        -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0)
@@ -26,7 +27,8 @@ TABLES = {"nf4": np.array(NF4), "fp4": np.array(sorted(FP4))}
 def weights(shape, dtype=torch.float32, seed=0) -> torch.Tensor:
     """Rows of very different size, so that a wrong block maximum cannot pass."""
     rng = np.random.default_rng(seed)
-    return torch.tensor(rng.normal(size=shape) * 10.0 ** rng.uniform(-2, 1, (shape[0], 1)), dtype=torch.float32).to(dtype)
+    rows = rng.normal(size=shape) * 10.0 ** rng.uniform(-2, 1, (shape[0], 1))
+    return torch.tensor(rows, dtype=torch.float32).to(dtype)
 
 
 def blockwise(weight: torch.Tensor, kind: str, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,10 +84,12 @@ def test_int8_is_rows_rounded_to_127_steps(dtype):
     largest = np.abs(half).max(1, keepdims=True)
     steps = 127 * half / np.where(largest == 0, 1, largest)
     codes = eight_bit(weight)[0].numpy()
-    assert (np.abs(codes - steps) <= 0.5 + 1e-5).all() and set(np.abs(codes).max(1)) == {0, 127}  # halves go either way in float32
+    assert (np.abs(codes - steps) <= 0.5 + 1e-5).all()  # halves go either way in float32
+    assert set(np.abs(codes).max(1)) == {0, 127}
     assert ours.dtype == dtype and not ours[4].any()
     exact = torch.tensor(codes * largest / 127)
-    torch.testing.assert_close(ours, exact.to(dtype), rtol={torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype], atol=0)  # at most one bf16 step
+    within = {torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype]  # at most one bf16 step
+    torch.testing.assert_close(ours, exact.to(dtype), rtol=within, atol=0)
 
 
 @pytest.mark.parametrize("kind", ("nf4", "fp4", "int8"))
@@ -94,14 +98,15 @@ def test_zeros_stay_zeros_and_the_input_is_left_alone(kind):
     before = weight.clone()
     fn = QUANTIZERS.get(f"bnb-{kind}").fn
     assert torch.equal(fn(zeros, bnb_layer(kind, (4, 64))), zeros)
-    assert torch.equal(fn(weight, bnb_layer(kind, (4, 64))), fn(weight, bnb_layer(kind, (4, 64)))) and torch.equal(weight, before)
+    once, twice = (fn(weight, bnb_layer(kind, (4, 64))) for _ in range(2))
+    assert torch.equal(once, twice) and torch.equal(weight, before)
 
 
 def test_plans_and_their_refusals():
     shapes = {"a": (8, 576), "b": (4, 64)}
     assert ALLOCATORS.get("bnb").exempt
     for kind, bits in (("nf4", 4.5), ("fp4", 4.5), ("int8", 8 + 32 / 576)):
-        layers, _ = bnb(AllocContext(shapes, {"a": 0, "b": 0}, Budget(4.0), options={"kind": kind}))
+        layers, _ = bnb(AllocContext(shapes, {"a": 0, "b": 0}, budget=Budget(4.0), options={"kind": kind}))
         assert layer_bits(layers["a"], shapes["a"]) == bits * 8 * 576 and set(layers) == set(shapes)
     with pytest.raises(UserError, match="kind 'int4' is not one of nf4, fp4, int8"):
         bnb_layer("int4", (4, 64))
@@ -127,12 +132,13 @@ def test_transformers_makes_the_same_weights(kind, tmp_path):
     from core.architecture import find_linears
     from tests.tiny import tiny_model
 
-    # every width a multiple of 64: elsewhere bitsandbytes itself is wrong on a CPU, and ours is right (the oracle above)
+    # every width a multiple of 64: elsewhere bitsandbytes itself is wrong on a CPU, and ours is right (see above)
     plain = tiny_model("llama", hidden_size=64, intermediate_size=192, head_dim=16).bfloat16()
     plain.save_pretrained(tmp_path)
     four = dict(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=torch.bfloat16)
     config = BitsAndBytesConfig(load_in_8bit=True) if kind == "int8" else BitsAndBytesConfig(**four)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map="cpu", dtype=torch.bfloat16)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map="cpu",
+                                                  dtype=torch.bfloat16)
     theirs = find_linears(loaded.dequantize())[0]
     linears = find_linears(plain)[0]
     assert len(linears) == 21 and set(theirs) == set(linears)

@@ -38,7 +38,12 @@ def test_every_cut_gives_the_formula(cut, fused):
     columns, upper = linear()
     want, want_loss = one_by_one(columns, upper)
     visited = []
-    loss = feed_back(columns, upper, CUTS[cut], lambda j, column: visited.append(j) or column.round(), fused=fused)
+
+    def quantize(j, column):
+        visited.append(j)
+        return column.round()
+
+    loss = feed_back(columns, upper, CUTS[cut], quantize=quantize, fused=fused)
     assert visited == list(range(COLUMNS)) and torch.equal(columns, want.float())
     assert loss.dtype == torch.float64 and float(loss) == pytest.approx(want_loss, rel=1e-5)
 
@@ -46,7 +51,7 @@ def test_every_cut_gives_the_formula(cut, fused):
 def test_an_endless_pivot_passes_nothing_on():
     columns, upper = linear()
     pivots, before = torch.full((COLUMNS,), torch.inf), columns.clone()
-    feed_back(columns, upper, CUTS["blocks"], lambda j, column: column.round(), pivots=pivots)
+    feed_back(columns, upper, CUTS["blocks"], quantize=lambda j, column: column.round(), pivots=pivots)
     assert torch.equal(columns, before.round())
 
 
@@ -60,19 +65,21 @@ def test_columns_are_a_copy(shape):
 
 def test_codes_and_values_of_each_grid_by_hand():
     weight = torch.tensor([-1.0, 0.3, 0.8, 9.0])
-    cases = {Grid: (0.5, 2.0, [0, 3, 4, 7], [-1.0, 0.5, 1.0, 2.5]), FloatGrid: (0.5, 1.6, [0, 2, 3, 7], [-0.8, 0.2, 0.7, 2.7]),
-             MinimumGrid: (0.5, -1.0, [0, 3, 4, 7], [-1.0, 0.5, 1.0, 2.5]), SignGrid: (0.5, 0.3, [0, 1, 1, 1], [-0.2, 0.8, 0.8, 0.8])}
-    for kind, (scale, zero, codes, values) in cases.items():
-        grid = kind(torch.tensor(scale), torch.tensor(zero), 7)
+    cases = {Grid: (2.0, [0, 3, 4, 7], [-1.0, 0.5, 1.0, 2.5]), FloatGrid: (1.6, [0, 2, 3, 7], [-0.8, 0.2, 0.7, 2.7]),
+             MinimumGrid: (-1.0, [0, 3, 4, 7], [-1.0, 0.5, 1.0, 2.5]),
+             SignGrid: (0.3, [0, 1, 1, 1], [-0.2, 0.8, 0.8, 0.8])}
+    for kind, (zero, codes, values) in cases.items():
+        grid = kind(torch.tensor(0.5), torch.tensor(zero), 7)
         assert grid.codes(weight).tolist() == codes, kind
         torch.testing.assert_close(grid.values_(grid.codes(weight)), torch.tensor(values))
     published = SignGrid(torch.tensor(0.5), torch.tensor(0.3), published=True)
-    assert published.codes(weight).tolist() == [0, 1, 2, 2] and published.values_(torch.ones(1)).item() == pytest.approx(0.3)
+    assert published.codes(weight).tolist() == [0, 1, 2, 2]
+    assert published.values_(torch.ones(1)).item() == pytest.approx(0.3)
 
 
 def test_the_first_of_equal_factors_wins():
     columns = torch.zeros(4, 3)
     low, high = ends(columns)
     assert low.tolist() == [[-1.0] * 3] and high.tolist() == [[1.0] * 3]
-    best = best_range(columns, low, high, 3, factors=(0.5, 1.0, 0.5), power=2.4)
+    best = best_range(columns, low, high, top=3, factors=(0.5, 1.0, 0.5), power=2.4)
     assert torch.equal(best.scale, integer_grid(low[0] * 0.5, high[0] * 0.5, 3).scale)

@@ -33,7 +33,8 @@ def solved(name: str, kept_dtype):
     """A linear of fp16 weights, as a solver left it."""
     rng = torch.Generator().manual_seed(1)
     weight, x = torch.randn(ROWS, COLS, generator=rng).half().float(), torch.randn(200, COLS, generator=rng)
-    aid = Aid("a", hessian=x.T @ x, fisher=torch.rand(ROWS, COLS, generator=rng), options=OPTIONS[name], kept_dtype=kept_dtype)
+    fisher = torch.rand(ROWS, COLS, generator=rng)
+    aid = Aid("a", hessian=x.T @ x, fisher=fisher, options=OPTIONS[name], kept_dtype=kept_dtype)
     return weight, QUANTIZERS.get(name).fn(weight, PLANS[name], aid)
 
 

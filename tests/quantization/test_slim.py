@@ -25,7 +25,7 @@ CASES = tuple(f"slim_b{bits}_g{size}" for bits in (2, 3) for size in (128, 64))
 NEAR, FAR = LAYERS[:2], LAYERS[2:]  # the inputs of the first two need one block only
 
 
-# ---- golden numbers ------------------------------------------------------------------------------------------------------
+# ---- golden numbers ------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def golden(shared, real_model):
@@ -36,15 +36,17 @@ def golden(shared, real_model):
 
 
 def captured(golden, real_model, layers: tuple[str, ...]) -> dict[str, list[torch.Tensor]]:
-    """Inputs of ``layers`` in the float32 model on the golden tokens, [512, in] a sequence; only the blocks that are needed run."""
+    """Inputs of ``layers`` in the float32 model on the golden tokens, [512, in] a sequence; only blocks needed run."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(str(real_model), dtype=torch.float32, attn_implementation="eager").model
+    how = dict(dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(str(real_model), **how).model
     model.layers = model.layers[: 1 + max(int(name.split(".")[2]) for name in layers)]
     out = {name: [] for name in layers}
     for name in layers:
-        model.get_submodule(name.removeprefix("model.")).register_forward_pre_hook(lambda _m, args, name=name: out[name].append(args[0][0].clone()))
+        linear = model.get_submodule(name.removeprefix("model."))
+        linear.register_forward_pre_hook(lambda _m, args, name=name: out[name].append(args[0][0].clone()))
     ids = load_file(f"{golden.ROOT}/common/token_ids.safetensors")["calib_ids"].long()
     with torch.no_grad():
         for row in ids:
@@ -65,12 +67,13 @@ def far_inputs(golden, real_model):
 def problem(golden, case, name):
     """Weight, Hessian, plan and what the published code gave."""
     record = golden.cfg("slim_llm")["cases"][case]
-    return golden.weight(name), golden.hessian(name), LayerPlan(record["bits"], record["groupsize"], form="slim"), record["layers"][name]
+    layer = LayerPlan(record["bits"], record["groupsize"], form="slim")
+    return golden.weight(name), golden.hessian(name), layer, record["layers"][name]
 
 
 def check_parity(golden, case, name, inputs):
     weight, hessian, layer, want = problem(golden, case, name)
-    stored = solve_slim(weight, hessian, layer, inputs, published=True)
+    stored = solve_slim(weight, hessian, layer, inputs=inputs, published=True)
     reference = golden.load("slim_llm", case, name)
     assert stored.layer.group_bits.tolist() == want["group_bits"] and stored.notes["k"] == want["k"]
     np.testing.assert_allclose(stored.notes["kl"], want["kl_mean"], rtol=1e-4)
@@ -93,7 +96,7 @@ def test_captured_inputs_are_those_of_the_golden_hessians(golden, near_inputs):
 @pytest.mark.parametrize("name", NEAR)
 @pytest.mark.parametrize("case", CASES)
 def test_golden(golden, near_inputs, case, name):
-    check_parity(golden, case, name, near_inputs[name])
+    check_parity(golden, case, name, inputs=near_inputs[name])
 
 
 @pytest.mark.slow
@@ -101,7 +104,7 @@ def test_golden(golden, near_inputs, case, name):
 def test_golden_of_later_blocks(golden, far_inputs):
     for case in CASES:
         for name in FAR:
-            check_parity(golden, case, name, far_inputs[name])
+            check_parity(golden, case, name, inputs=far_inputs[name])
 
 
 @pytest.mark.real
@@ -110,16 +113,18 @@ def test_golden_of_later_blocks(golden, far_inputs):
 def test_given_bits_uniform_bits_and_weighted_range_by_error(golden, case, name):
     weight, hessian, layer, want = problem(golden, case, name)
     extra, shared, saved = golden.extra[f"{case} {name}"], {}, np.array(want["group_bits"])
-    ways = {"saved_bits_path": (saved, 1.0), "lambda10": (saved, 10.0), "uniform_bits_same_quantizer": (np.full(len(saved), layer.bits), 1.0)}
+    ways = {"saved_bits_path": (saved, 1.0), "lambda10": (saved, 10.0),
+            "uniform_bits_same_quantizer": (np.full(len(saved), layer.bits), 1.0)}
     for key, (bits, weighted) in ways.items():
-        stored = solve_slim(weight, hessian, layer, published=True, group_bits=bits, lambda_salience=weighted, shared=shared)
+        stored = solve_slim(weight, hessian, layer, published=True, group_bits=bits, lambda_salience=weighted,
+                            shared=shared)
         assert golden.err(name, stored.values) == pytest.approx(extra[key], rel=1e-3), key
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("case", CASES)
 def test_rounding_to_what_is_stored_costs_little(golden, case):
-    """At the same bits the corrected form, with 16 instead of 32 bits a scale, loses at most 2 % more than the published one."""
+    """At the same bits the corrected form, with 16 instead of 32 bits a scale, loses at most 2 % more."""
     for name in NEAR + FAR:
         weight, hessian, layer, want = problem(golden, case, name)
         stored = solve_slim(weight, hessian, layer, group_bits=np.array(want["group_bits"]))
@@ -135,12 +140,12 @@ def test_forced_mixing_is_undone_where_it_hurts(golden, far_inputs):
     """gate_proj at 3 bits: the published search must mix and loses to uniform bits; the corrected one stays uniform."""
     for case in ("slim_b3_g128", "slim_b3_g64"):
         weight, hessian, layer, want = problem(golden, case, FAR[0])
-        stored = solve_slim(weight, hessian, layer, far_inputs[FAR[0]])
+        stored = solve_slim(weight, hessian, layer, inputs=far_inputs[FAR[0]])
         assert stored.notes["k"] == 0 and (stored.layer.group_bits == 3).all()
         assert golden.err(FAR[0], stored.values) < 0.9 * want["err"]
 
 
-# ---- the search ----------------------------------------------------------------------------------------------------------
+# ---- the search ----------------------------------------------------------------------------------------------------
 
 def random_linear(seed: int, rows: int = 24, cols: int = 96, tokens: int = 200):
     """Weight [rows, cols], inputs (two sequences) and their Hessian."""
@@ -181,14 +186,14 @@ def test_shared_work_gives_the_divergence_of_each_candidate(bits, published):
 
 def test_search_stays_uniform_when_groups_are_alike_and_mixes_when_they_are_not():
     weight, inputs, hessian = random_linear(1, cols=128)
-    stored = solve_slim(weight, hessian, LayerPlan(3, 16), inputs)
+    stored = solve_slim(weight, hessian, LayerPlan(3, 16), inputs=inputs)
     assert stored.notes["k"] == 0 and (stored.layer.group_bits == 3).all() and stored.layer.form == "slim"
-    assert solve_slim(weight, hessian, LayerPlan(3, 16), inputs, published=True).notes["k"] >= 1
+    assert solve_slim(weight, hessian, LayerPlan(3, 16), inputs=inputs, published=True).notes["k"] >= 1
     for x in inputs:
         x[:, 32:48] *= 10  # one group carries nearly all of the output
         x[:, 80:96] /= 10
     uneven = sum(x.T @ x for x in inputs)
-    stored = solve_slim(weight, uneven, LayerPlan(3, 16), inputs)
+    stored = solve_slim(weight, uneven, LayerPlan(3, 16), inputs=inputs)
     assert stored.notes["k"] >= 1 and stored.layer.group_bits[2] == 4 and stored.layer.group_bits[5] == 2
 
 
@@ -208,27 +213,27 @@ def test_only_as_many_tokens_as_asked_are_read():
 @pytest.mark.parametrize("cols", (16, 32, 40))
 def test_fewer_than_four_groups_are_uniform_and_the_published_code_refuses(cols):
     weight, inputs, hessian = random_linear(3, cols=cols)
-    stored = solve_slim(weight, hessian, LayerPlan(2, 16), inputs)
-    assert stored.notes["k"] == 0 and (stored.layer.group_bits == 2).all() and len(stored.layer.group_bits) == -(-cols // 16)
+    stored = solve_slim(weight, hessian, LayerPlan(2, 16), inputs=inputs)
+    assert stored.notes["k"] == 0 and stored.layer.group_bits.tolist() == [2] * -(-cols // 16)
     with pytest.raises(UserError, match="needs 4"):
-        solve_slim(weight, hessian, LayerPlan(2, 16), inputs, published=True)
+        solve_slim(weight, hessian, LayerPlan(2, 16), inputs=inputs, published=True)
 
 
 def test_errors_say_what_is_wrong():
     weight, inputs, hessian = random_linear(4)
     with pytest.raises(UserError, match="2 to 7"):
-        solve_slim(weight, hessian, LayerPlan(1, 16), inputs)
+        solve_slim(weight, hessian, LayerPlan(1, 16), inputs=inputs)
     with pytest.raises(UserError, match="reads the linear's inputs"):
         solve_slim(weight, hessian, LayerPlan(2, 16))
     with pytest.raises(UserError, match="finite inputs"):
-        solve_slim(weight, hessian, LayerPlan(2, 16), [])
+        solve_slim(weight, hessian, LayerPlan(2, 16), inputs=[])
     with pytest.raises(UserError, match="finite inputs"):
-        solve_slim(weight, hessian, LayerPlan(2, 16), [inputs[0] * torch.nan])
+        solve_slim(weight, hessian, LayerPlan(2, 16), inputs=[inputs[0] * torch.nan])
     with pytest.raises(UserError, match="each of its 6 groups"):
         solve_slim(weight, hessian, LayerPlan(2, 16), group_bits=np.array([2, 2]))
 
 
-# ---- the solver ----------------------------------------------------------------------------------------------------------
+# ---- the solver ----------------------------------------------------------------------------------------------------
 
 def lost(columns, grid) -> torch.Tensor:
     """|ŵ − w|^2.4 of every weight of a group."""
@@ -256,7 +261,8 @@ def test_salient_weights_come_out_closer_when_they_weigh_more():
 
 
 def test_one_bit_groups_are_mean_and_mean_distance_with_no_third_value():
-    columns = torch.tensor([[0.0, 1.0], [4.0, 1.0], [2.0, 1.0], [2.0, 1.0]])  # row 0 = (0, 4, 2, 2): mean 2, mean|w - 2| = 1
+    # row 0 = (0, 4, 2, 2): mean 2, mean|w - 2| = 1
+    columns = torch.tensor([[0.0, 1.0], [4.0, 1.0], [2.0, 1.0], [2.0, 1.0]])
     grid = fit(columns, torch.ones(4), 1)
     assert grid.scale.tolist() == [1.0, 0.0] and grid.zero.tolist() == [2.0, 1.0]
     assert fit(columns, torch.ones(4), 1, published=True).scale.tolist() == [2.0, 1.0]  # mean|w|
@@ -271,10 +277,13 @@ def test_leading_low_groups_leak_only_when_published_and_searched():
     assert slim._leaked(np.array([2, 2, 3, 4, 2]), 3) == 2 and slim._leaked(np.array([4, 2, 3]), 3) == 0
     weight, inputs, hessian = random_linear(5, cols=128)
     weight[:, :16] = weight[:, :16].abs() * 0.1  # the least salient group stands first and is one-sided
-    leaked = solve_slim(weight, hessian, LayerPlan(3, 16), inputs, published=True)
+    leaked = solve_slim(weight, hessian, LayerPlan(3, 16), inputs=inputs, published=True)
     assert leaked.layer.group_bits[0] == 2 and (leaked.parts["zero"][:, 0] == 2).all()
-    for stored in (solve_slim(weight, hessian, LayerPlan(3, 16), published=published, group_bits=leaked.layer.group_bits) for published in (0, 1)):
-        assert (stored.parts["zero"][:, 0] < 2).any() and stored.notes["relative_error"] < leaked.notes["relative_error"]
+    for published in (False, True):
+        given = leaked.layer.group_bits
+        stored = solve_slim(weight, hessian, LayerPlan(3, 16), published=published, group_bits=given)
+        assert (stored.parts["zero"][:, 0] < 2).any()
+        assert stored.notes["relative_error"] < leaked.notes["relative_error"]
 
 
 def test_a_group_is_fitted_to_the_minimiser_given_the_groups_before_it(monkeypatch):
@@ -292,10 +301,11 @@ def test_a_group_is_fitted_to_the_minimiser_given_the_groups_before_it(monkeypat
 
 def test_updates_beat_plain_rounding():
     weight, inputs, hessian = random_linear(6, cols=128)
-    stored = solve_slim(weight, hessian, LayerPlan(3, 32), inputs)
+    stored = solve_slim(weight, hessian, LayerPlan(3, 32), inputs=inputs)
     plain = torch.cat([nearest(weight[:, s], int(b)) for s, b in zip(slices(128, 32), stored.layer.group_bits)], 1)
     assert stored.notes["relative_error"] < 0.9 * relative_error(weight, plain, hessian)
-    assert stored.notes["damp"] == pytest.approx(0.01 * float(hessian.diagonal().mean()), rel=1e-5) and stored.notes["tries"] == 1
+    assert stored.notes["damp"] == pytest.approx(0.01 * float(hessian.diagonal().mean()), rel=1e-5)
+    assert stored.notes["tries"] == 1
 
 
 def test_dead_inputs_do_not_matter():
@@ -307,8 +317,9 @@ def test_dead_inputs_do_not_matter():
     before = hessian.clone()
     big, none = weight.clone(), weight.clone()
     big[:, dead], none[:, dead] = 1e3, 0
-    one, other = (solve_slim(w, hessian, LayerPlan(2, 16), inputs) for w in (big, none))
-    assert torch.equal(one.values, other.values) and one.notes["relative_error"] == pytest.approx(other.notes["relative_error"])
+    one, other = (solve_slim(w, hessian, LayerPlan(2, 16), inputs=inputs) for w in (big, none))
+    assert torch.equal(one.values, other.values)
+    assert one.notes["relative_error"] == pytest.approx(other.notes["relative_error"])
     assert torch.equal(hessian, before) and torch.isfinite(one.values).all()
     plain = solve_slim(big, hessian, LayerPlan(3, 16), group_bits=np.full(6, 3))
     assert (plain.values[:, dead] == 0).all()
@@ -322,15 +333,16 @@ def test_rows_of_zeros_and_constant_rows():
     torch.testing.assert_close(stored.values, weight, rtol=2e-3, atol=1e-3)
 
 
-# ---- what is stored ------------------------------------------------------------------------------------------------------
+# ---- what is stored ------------------------------------------------------------------------------------------------
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 70), st.sampled_from((8, 16, 20)), st.sampled_from((2, 3)), st.integers(0, 10**6), st.integers(-4, 2))
+@given(st.integers(1, 9), st.integers(1, 70), st.sampled_from((8, 16, 20)), st.sampled_from((2, 3)),
+       st.integers(0, 10**6), st.integers(-4, 2))
 def test_counted_bits_are_packed_bytes_and_unpack_is_exact(rows, cols, size, bits, seed, power):
     rng = torch.Generator().manual_seed(seed)
     weight, x = torch.randn(rows, cols, generator=rng) * 10.0**power, torch.randn(80, cols, generator=rng)
     mixed = torch.randint(bits - 1, bits + 2, (-(-cols // size),), generator=rng).numpy() if seed % 3 else None
-    stored = solve_slim(weight, x.T @ x, LayerPlan(bits, size), [x], group_bits=mixed)
+    stored = solve_slim(weight, x.T @ x, LayerPlan(bits, size), inputs=[x], group_bits=mixed)
     arrays = packed(stored)
     assert 8 * sum(a.nbytes for a in arrays.values()) == layer_bits(stored.layer, (rows, cols))
     assert torch.equal(unpacked(arrays, stored.layer, (rows, cols)), stored.values)
@@ -342,7 +354,7 @@ def test_counted_bits_are_packed_bytes_and_unpack_is_exact(rows, cols, size, bit
 
 def test_the_published_form_is_counted_at_32_bits_a_scale_and_not_packed():
     weight, inputs, hessian = random_linear(9)
-    stored = solve_slim(weight, hessian, LayerPlan(2, 16), inputs, published=True)
+    stored = solve_slim(weight, hessian, LayerPlan(2, 16), inputs=inputs, published=True)
     assert stored.layer.scale_bits == 32 and torch.equal(decode(stored.parts, stored.layer), stored.values)
     with pytest.raises(UserError, match="corrected form"):
         packed(stored)
@@ -355,11 +367,13 @@ def test_registered_quantizer_reads_its_options_and_shares_the_factor(monkeypatc
     calls = []
     monkeypatch.setattr(slim, "factorise", lambda *a: calls.append(a) or factorise(*a))
     shared = {}
-    aid = Aid("a.q_proj", hessian, shared, lambda: iter(inputs), options={"lambda_salience": 5.0, "percdamp": 0.1, "published": False})
+    options = {"lambda_salience": 5.0, "percdamp": 0.1, "published": False}
+    aid = Aid("a.q_proj", hessian=hessian, shared=shared, replay=lambda: iter(inputs), options=options)
     first, second = (spec.fn(weight, LayerPlan(2, 16), aid) for _ in range(2))
     assert len(calls) == 1 and torch.equal(first.values, second.values)
-    want = solve_slim(weight, hessian, LayerPlan(2, 16), inputs, lambda_salience=5.0, percdamp=0.1)
+    want = solve_slim(weight, hessian, LayerPlan(2, 16), inputs=inputs, lambda_salience=5.0, percdamp=0.1)
     assert torch.equal(first.values, want.values)
     given_bits = np.array([1, 2, 2, 2, 2, 3], dtype=np.uint8)
     fixed = spec.fn(weight, LayerPlan(2, 16, group_bits=given_bits), Aid("a.q_proj", hessian))
-    assert fixed.layer.group_bits.tolist() == given_bits.tolist() and json.dumps(fixed.notes) and json.dumps(first.notes)
+    assert fixed.layer.group_bits.tolist() == given_bits.tolist()
+    assert json.dumps(fixed.notes) and json.dumps(first.notes)
