@@ -11,8 +11,6 @@ from dataclasses import replace
 
 import pandas as pd
 
-import evaluation.tasks  # noqa: F401  (registers the data sets)
-import methods  # noqa: F401  (registers the methods)
 from harness.grid import cells_of
 from harness.jobs.launch import run_local
 from harness.presets import build_grid

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-import evaluation.tasks  # noqa: F401  (registers the data sets)
-import methods  # noqa: F401  (registers the methods)
 from core.errors import UserError
 from core.sample import Interval, Sample
 from core.types import Plan, Scores

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
+import evaluation.tasks  # noqa: F401  (registers the data sets)
+import methods  # noqa: F401  (registers scorers, allocators, quantizers and methods)
 from core.calibration import GENERAL
 from core.errors import UserError
 from core.registry import QUANTIZERS, SCORERS, MethodSpec, readable, resolve_method, variants
@@ -233,6 +235,6 @@ def table_settings(grid: Grid) -> dict:
     return plain | {name: grid.value(name) for name in ALWAYS} | given
 
 
-def with_methods(grid: Grid, methods: tuple[str, ...]) -> Grid:
+def with_methods(grid: Grid, names: tuple[str, ...]) -> Grid:
     """The same grid of other methods, their names in canonical form, without repetitions."""
-    return replace(grid, methods=tuple(dict.fromkeys(checked_method(name, grid.quantizer).name for name in methods)))
+    return replace(grid, methods=tuple(dict.fromkeys(checked_method(name, grid.quantizer).name for name in names)))

@@ -25,7 +25,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    import evaluation.tasks  # noqa: F401  (registers the data sets)
     import methods
     from harness.cli.flags import build_parser, listing
 

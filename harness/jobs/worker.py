@@ -41,7 +41,6 @@ def job_number() -> str | None:
 
 def work(board: Board, part: str) -> int:
     """Do a part, or everything that nobody else does; returns how many cells failed."""
-    import evaluation.tasks  # noqa: F401  (registers the data sets)
     import methods
     from harness.progress import Progress
 

@@ -4,8 +4,6 @@ import io
 
 from rich.console import Console
 
-import evaluation.tasks  # noqa: F401  (registers the data sets)
-import methods  # noqa: F401  (registers the methods)
 from harness.presets import build_grid
 from harness.progress import Progress
 from harness.stages.case import Case, Cases, open_cases

@@ -7,7 +7,6 @@ import pytest
 
 import harness.stages.gradients
 import harness.stages.samples
-import methods  # noqa: F401  (registers)
 from core.registry import METHODS, QUANTIZERS
 from harness.cli.main import main
 from harness.stages.gradients import gradients

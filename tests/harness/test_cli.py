@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from core import demo_model
 from core.errors import UserError
 from harness.cli.flags import build_parser
 from harness.cli.main import main
+from harness.jobs.board import Board
 from harness.presets import build_grid
 
 REPO = Path(__file__).resolve().parents[2]
@@ -65,3 +67,22 @@ def test_both_commands_start_from_the_shell(tmp_path):
     command = [sys.executable, "print_results.py", "--results_dir", str(tmp_path)]
     empty = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=120)
     assert empty.returncode == 2 and "no data" in empty.stderr and "Traceback" not in empty.stderr
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--list"], ["--status"], ["--collect"], ["--cancel"]])
+def test_asking_imports_no_tensor_library(flags, tmp_path):
+    """Importing torch and transformers takes seconds, and none of these computes; a plugin is read as well."""
+    plugin = tmp_path / "plug.py"
+    plugin.write_text("from core.registry import method\nmethod('plugged', allocator='uniform')\n")
+    grid = replace(build_grid("demo"), results_dir=str(tmp_path / "results"))
+    Board.new(grid, "process", [[0]], [])
+    code = f"""import sys
+from harness.cli.main import main
+try:
+    status = main({["--plugin", str(plugin), "--results_dir", str(tmp_path / "results"), *flags]!r})
+except SystemExit as done:
+    status = done.code
+print(sorted({{"torch", "transformers", "datasets", "pandas", "scipy.stats"}} & set(sys.modules)), status)"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    *shown, last = done.stdout.splitlines()
+    assert last == f"[] {1 if flags == ['--collect'] else 0}" and shown, done.stderr

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import evaluation.tasks  # noqa: F401  (registers the data sets)
 import harness.stages.gradients
 import harness.stages.plan
 import harness.stages.samples

@@ -14,11 +14,9 @@ import pytest
 import torch
 from rich.console import Console
 
-import evaluation.tasks  # noqa: F401  (registers the data sets)
 import harness.forecast.limits
 import harness.forecast.probe
 import harness.stages.model
-import methods  # noqa: F401  (registers the methods)
 from core.architecture import find_blocks
 from core.errors import UserError
 from core.model import empty_model
