@@ -217,9 +217,8 @@ def forget_like(grid: Grid) -> None:
     """Take down what earlier runs of the same grid left on this machine, once nobody works on them: a new run takes
     over.
     """
-    asked = json.loads(json.dumps(asdict(grid)))
     for board in runs(grid.results_dir):
-        same = board.run["executor"] != "slurm" and board.run["grid"] == asked
+        same = board.run["executor"] != "slurm" and board.grid() == grid
         if same and not any(map(board.alive, board.workers())):
             board.remove()
     # a kill between making and writing, or in taking down

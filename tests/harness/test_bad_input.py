@@ -99,8 +99,8 @@ def weights(change):
     return model(rewrite)
 
 
-def nan(found):
-    found["model.layers.3.mlp.up_proj.weight"][0, 0] = float("nan")
+def broken(name: str, value: float = float("nan")):
+    return weights(lambda tensors: tensors[name].view(-1)[:1].fill_(value))
 
 
 def pickled(folder):
@@ -325,8 +325,17 @@ MODELS = {
     "missing weight": Row(weights(lambda w: w.pop("model.layers.3.mlp.up_proj.weight")), MODEL,
                           ("'{at}/model'", "lack model.layers.3.mlp.up_proj.weight (1 missing)",
                            "the whole checkpoint"), KNOWN),
-    "NaN in the weights": Row(weights(nan), MODEL, ("weights of model.layers.3.mlp.up_proj in model hold NaN",
-                                                    "repair the checkpoint"), KNOWN),
+    "NaN in a linear": Row(broken("model.layers.3.mlp.up_proj.weight"), MODEL,
+                           ("weights of model.layers.3.mlp.up_proj in model hold NaN", "repair the checkpoint")),
+    "NaN in a norm": Row(broken("model.layers.2.input_layernorm.weight"), MODEL,
+                         ("weights of model.layers.2.input_layernorm in model hold NaN", "repair the checkpoint")),
+    "infinity in the embedding": Row(broken("model.embed_tokens.weight", float("inf")), MODEL,
+                                     ("weights of model.embed_tokens in model hold NaN or infinity (1 tensors)",)),
+    "too few positions": Row(config(max_position_embeddings=64), MODEL,
+                             ("the longest question of mmlu_pro with its answer is", "model has 64 positions",
+                              "lower --max_length")),
+    "quantized already": Row(config(quantization_config={"quant_method": "gptq", "bits": 4}), MODEL,
+                             ("model is quantized already (gptq)", "use the checkpoint in full precision")),
     "no tokenizer": Row(model(lambda f: [p.unlink() for p in f.glob("token*")]), MODEL,
                         ("the tokenizer of '{at}/model'", "copy or download its tokenizer files"), KNOWN),
     "tokenizer cut short": Row(cut("tokenizer.json", 200), MODEL,

@@ -15,7 +15,7 @@ from core.errors import UserError
 from harness.jobs.board import Board, Post, find_run, forget_like, process_number, runs
 from harness.jobs.executors import visible_gpus
 from harness.jobs.options import Options, parse_bytes, parse_minutes
-from harness.jobs.queue import job_states
+from harness.jobs.queue import cancel, job_states
 from harness.jobs.status import parts
 from tests.harness.test_grid import files, run
 
@@ -235,6 +235,22 @@ def test_a_run_that_is_being_launched_is_not_taken_down_and_a_dead_one_is(tmp_pa
     assert "the worker's own words" in parts(board)[0].reason
     forget_like(grid)
     assert runs(grid.results_dir) == []
+
+
+@pytest.mark.parametrize("host", ["node", "node-7", "gpu-7-cell-3"])
+@pytest.mark.parametrize("worker", ["cell-3", "scores-0", "all"])
+def test_a_worker_is_stopped_by_its_process_number(tmp_path, monkeypatch, host, worker):
+    """The worker of a debug run is named after its part, whose name has a dash of its own."""
+    from harness.presets import build_grid
+
+    killed = []
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    monkeypatch.setattr("os.kill", lambda number, by: killed.append((number, by)) if by else None)  # 0 asks
+    board = Board.new(build_grid("demo", results_dir=str(tmp_path / "results")), "debug", [], [])
+    board.close()
+    post = Post(board, worker)
+    assert cancel(board) == [f"{host}-{os.getpid()}-{worker}"] and killed == [(os.getpid(), signal.SIGINT)]
+    post.close()
 
 
 def test_a_board_that_cannot_be_read_hides_no_other(tiny_grid_board):

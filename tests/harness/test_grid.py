@@ -178,6 +178,18 @@ def test_out_of_memory_halves_the_batches_under_a_new_digest(tiny_folder, tmp_pa
     assert result.cell == cell_key(case_of(result.method.name, **small(tiny_folder, tmp_path)))
 
 
+def test_out_of_memory_in_a_scorer_is_one_sentence(tiny_folder, tmp_path, monkeypatch):
+    """Smaller batches of questions would not help it; the other rows go on."""
+    def full(ctx):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 8.00 GiB")
+
+    monkeypatch.setitem(SCORERS._items, "TAQ", replace(SCORERS.get("TAQ"), fn=full))
+    assert run(tiny_folder, tmp_path, "--method", "TAQ", datasets=("mmlu_pro",)) == 1
+    errors = {r.name: r.error for r in load_results(tmp_path / "results")}
+    assert errors["TAQ"].startswith("out of memory on cpu while TAQ scores; lower --batch_tokens, --score_docs")
+    assert not errors["uniform"] and not list((tmp_path / "cache").glob("*/batch_tokens.json"))
+
+
 def small(tiny: Path, root: Path) -> dict:
     """The grid of ``run`` for one data set, without its command line."""
     return dict(models=(str(tiny),), datasets=("mmlu_pro",), eval_size=12, calib_size=6, avg_bits=(4.75,), device="cpu",
