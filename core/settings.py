@@ -56,6 +56,10 @@ class Setting:
             self.check(value)
         return value
 
+    def of(self, options: dict):
+        """The value among a row's options, or the default."""
+        return options.get(self.name, self.default)
+
     def _in_range(self, value) -> bool:
         above = self.low is None or value >= self.low
         return above and (self.high is None or value <= self.high) and math.isfinite(value)

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 from core.errors import UserError
 from core.lazy import torch
+from core.settings import Setting
 from core.types import Aid, ScoreContext
+
+PERCDAMP = Setting("percdamp", float, None, "share of the Hessian's mean diagonal that is added to it (default: the "
+                   "solver's own)", low=0, flag=False)
 
 DAMPING_TRIES = 8
 LEAST_DAMPING = 1e-6  # of the mean diagonal, from the second try on, when none was asked for

@@ -19,6 +19,7 @@ import numpy as np
 from core.errors import UserError
 from core.lazy import torch
 from core.registry import allocator
+from core.settings import Setting
 from core.types import LayerPlan
 from quantization.allocators.common import AllocContext
 from quantization.allocators.ranking import first_k, keep_masks, spread_order
@@ -26,6 +27,20 @@ from quantization.bits import grid_plan
 from quantization.solvers.bnb import bnb_layer
 
 SCRIPT_GROUP = 128  # the TAQ script's group size; scale and zero are float32 there, and counted here
+BITS = Setting("bits", int, 3, "bits of every weight", low=2, high=8, flag=False)
+GROUP = Setting("group", int, None, "input columns that share a scale (default: the whole row)", low=1, flag=False)
+RATIO = Setting("ratio", float, 0.0035, "share of all weights that is kept at 16 bits", low=0, high=0.5, flag=False)
+FRACTION = Setting("fraction", float, 0.25, "share of the blocks that gets high bits", low=0, high=1, flag=False)
+HIGH = Setting("high", int, 8, "bits of the best blocks", low=2, high=8, flag=False)
+LOW = Setting("low", int, 4, "bits of the other blocks", low=2, high=8, flag=False)
+ROUNDING = Setting("rounding", str, "up", "how a share of the blocks becomes a number of them; round is the script's "
+                   "first version", choices=("up", "round"), flag=False)
+EDGES = Setting("edges", int, 2, "first and last blocks that stay at 16 bits", low=0, flag=False)
+TOTAL = Setting("total", int, 8, "blocks that stay at 16 bits in all", low=0, flag=False)
+OTHERS = Setting("others", int, None, "blocks besides the edges that stay at 16 bits, instead of total", low=0,
+                 flag=False)
+PAIRS = Setting("pairs", float, 0.25, "share of a linear's column groups that gets a bit more, and a bit less", low=0,
+                high=0.5, flag=False)
 
 
 def _script(bits: int) -> LayerPlan:
@@ -54,37 +69,36 @@ def ranked(scores: np.ndarray) -> list[int]:
     return sorted(range(len(scores)), key=lambda b: (-scores[b], position[b]))
 
 
-@allocator("top_fraction", options=("fraction", "high", "low", "rounding"), exempt=True)
+@allocator("top_fraction", options=(FRACTION, HIGH, LOW, ROUNDING), exempt=True)
 def top_fraction(ctx: AllocContext):
     """ceil(fraction · blocks) best blocks, at least one, at ``high`` bits; the script's first version rounds."""
-    fraction, high, low = (ctx.options.get(k, d) for k, d in (("fraction", 0.25), ("high", 8), ("low", 4)))
     scores = block_scores(ctx)
-    exact = fraction * len(scores)
-    count = max(1, round(exact) if ctx.options.get("rounding") == "round" else math.ceil(exact))
+    exact = FRACTION.of(ctx.options) * len(scores)
+    count = max(1, round(exact) if ROUNDING.of(ctx.options) == "round" else math.ceil(exact))
     best = set(ranked(scores)[:count])
-    layers = {n: _script(high if ctx.block_of[n] in best else low) for n in ctx.shapes}
+    high, low = _script(HIGH.of(ctx.options)), _script(LOW.of(ctx.options))
+    layers = {n: high if ctx.block_of[n] in best else low for n in ctx.shapes}
     return layers, {"high_blocks": sorted(best)}
 
 
-@allocator("keep_edges_topk", options=("edges", "low", "total", "others"), exempt=True)
+@allocator("keep_edges_topk", options=(EDGES, LOW, TOTAL, OTHERS), exempt=True)
 def keep_edges_topk(ctx: AllocContext):
     """First and last ``edges`` blocks at 16 bits, then the best others: ``total`` in all, or ``others`` more."""
-    edges, low = ctx.options.get("edges", 2), ctx.options.get("low", 4)
-    scores = block_scores(ctx)
+    scores, edges, others = block_scores(ctx), EDGES.of(ctx.options), OTHERS.of(ctx.options)
     count = len(scores)
     whole = {b for b in (*range(edges), *range(count - edges, count)) if 0 <= b < count}
-    more = ctx.options["others"] if "others" in ctx.options else max(0, ctx.options.get("total", 8) - len(whole))
+    more = max(0, TOTAL.of(ctx.options) - len(whole)) if others is None else others
     whole |= set([b for b in ranked(scores) if b not in whole][:more])
-    untouched = LayerPlan(bits=16, group_size=SCRIPT_GROUP)
-    layers = {n: untouched if ctx.block_of[n] in whole else _script(low) for n in ctx.shapes}
+    untouched, low = LayerPlan(bits=16, group_size=SCRIPT_GROUP), _script(LOW.of(ctx.options))
+    layers = {n: untouched if ctx.block_of[n] in whole else low for n in ctx.shapes}
     return layers, {"kept_blocks": sorted(whole)}
 
 
-@allocator("balanced", options=("bits", "pairs"), exempt=True)
+@allocator("balanced", options=(BITS, PAIRS), exempt=True)
 def balanced(ctx: AllocContext):
     """Per linear: ``pairs`` of column groups with the highest score at N+1 bits and as many of the lowest at N−1."""
     _scored(ctx, "group", "balanced allocation needs group scores, such as those of SliM-LLM")
-    base, share = ctx.options.get("bits", 3), ctx.options.get("pairs", 0.25)
+    base, share = BITS.of(ctx.options), PAIRS.of(ctx.options)
     layers = {}
     for name in ctx.shapes:
         per_group = ctx.scores.values[name].double().sum(0)
@@ -102,7 +116,7 @@ def none(ctx: AllocContext):
     return {}, {}
 
 
-@allocator("flat", options=("bits", "group", "scale_bits", "zero_bits", "form", "ordered"), exempt=True)
+@allocator("flat", options=(BITS, GROUP, "scale_bits", "zero_bits", "form", "ordered"), exempt=True)
 def flat(ctx: AllocContext):
     """The same for every linear, as a published method starts from it; its quantizer may add outliers or group bits."""
     return {n: _flat(ctx, shape) for n, shape in ctx.shapes.items()}, {}
@@ -110,11 +124,13 @@ def flat(ctx: AllocContext):
 
 def _flat(ctx: AllocContext, shape: tuple[int, int]) -> LayerPlan:
     """The options that are fields of a plan; no group = one scale a row."""
+    if GROUP.of(ctx.options) and ctx.options.get("form") == "codebook":
+        raise UserError("a codebook has one table a row and no groups; leave group out")
     named = {f.name: ctx.options[f.name] for f in fields(LayerPlan) if f.name in ctx.options}
-    return LayerPlan(group_size=ctx.options.get("group") or shape[1], **named)
+    return LayerPlan(group_size=GROUP.of(ctx.options) or shape[1], **{"bits": BITS.default} | named)
 
 
-@allocator("global_topk", 2, options=("bits", "group", "ratio"), exempt=True)
+@allocator("global_topk", 2, options=(BITS, GROUP, RATIO), exempt=True)
 def global_topk(ctx: AllocContext):
     """int(ratio · weights) best weights of the model, whatever linear they are in, kept at 16 bits over a flat grid.
 
@@ -123,7 +139,7 @@ def global_topk(ctx: AllocContext):
     _scored(ctx, "element", "global_topk keeps single weights; combine it with an element scorer such as TaCQ")
     scores = [ctx.scores.values[name].float().flatten() for name in ctx.shapes]
     sizes = [len(one) for one in scores]
-    best = first_k(torch.cat(scores), int(ctx.options["ratio"] * sum(sizes)))
+    best = first_k(torch.cat(scores), int(RATIO.of(ctx.options) * sum(sizes)))
     masks = keep_masks(ctx.shapes, best, sizes)
     return {n: replace(_flat(ctx, shape), keep=masks.get(n)) for n, shape in ctx.shapes.items()}, {"kept": len(best)}
 

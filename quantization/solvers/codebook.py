@@ -23,6 +23,7 @@ import numpy as np
 from core.errors import UserError
 from core.lazy import torch
 from core.registry import quantizer
+from core.settings import Setting
 from core.types import Aid, LayerPlan, Stored
 from quantization.allocators.ranking import first_k
 from quantization.solvers.grid import kept_values
@@ -92,7 +93,13 @@ def _relative_error(weight: torch.Tensor, values: torch.Tensor, fisher: torch.Te
     return error / whole if whole else None
 
 
-@quantizer("squeezellm", needs=("fisher",), options=("magnitude_share", "fisher_share"))
+MAGNITUDE_SHARE = Setting("magnitude_share", float, 0.0045, "share of the weights kept at 16 bits for their size", low=0,
+                          high=1, flag=False)
+FISHER_SHARE = Setting("fisher_share", float, 0.0005, "share of the weights kept at 16 bits for their Fisher information",
+                       low=0, high=1, flag=False)
+
+
+@quantizer("squeezellm", needs=("fisher",), options=(MAGNITUDE_SHARE, FISHER_SHARE))
 def squeezellm(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     """The published quantizer: dense codes by weighted k-means, sparse outliers at 16 bits."""
     if aid.fisher is None:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 
 from core.lazy import torch
 from core.registry import quantizer
+from core.settings import Setting
 from core.types import Aid, LayerPlan, Stored
 from quantization.solvers.columns import BLOCK, Groups, column_major, feed_back, slices
 from quantization.solvers.grid import Grid, best_range, ends, kept_values, through
-from streams.hessians import factorise
+from streams.hessians import PERCDAMP, factorise
 
 PLAIN = (1.0,)
 
@@ -148,7 +149,14 @@ def fit(columns: torch.Tensor, keep: torch.Tensor | None, bits: int, how: Solver
 SEARCHES = {"none": PLAIN, "coarse": COARSE, "published": PUBLISHED}
 
 
-@quantizer("gptq", needs=("hessian",), options=("search", "act_order", "static_groups", "symmetric", "percdamp"))
+SEARCH = Setting("search", str, "coarse", "ranges tried for the least error of a row's group: none, a coarse grid, or "
+                 "the published one", choices=tuple(SEARCHES), flag=False)
+ACT_ORDER = Setting("act_order", bool, False, "columns by falling diagonal of the Hessian", flag=False)
+STATIC_GROUPS = Setting("static_groups", bool, False, "scales from the weights before any update", flag=False)
+SYMMETRIC = Setting("symmetric", bool, False, "ranges around zero", flag=False)
+
+
+@quantizer("gptq", needs=("hessian",), options=(SEARCH, ACT_ORDER, STATIC_GROUPS, SYMMETRIC, PERCDAMP))
 def gptq(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     """GPTQ on the common grid, linears one input after the other.
 
@@ -156,6 +164,6 @@ def gptq(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     """
     named = {k: aid.options[k] for k in ("act_order", "static_groups", "symmetric", "percdamp") if k in aid.options}
     published = bool(aid.options.get("published"))
-    how = Solver(shrinks=SEARCHES[aid.options.get("search", "coarse")], stored=not published, stale=published,
+    how = Solver(shrinks=SEARCHES[SEARCH.of(aid.options)], stored=not published, stale=published,
                  kept_dtype=aid.kept_dtype, **named)
     return solve(weight, aid.hessian, layer, how=how, shared=aid.shared, what=aid.fqn)

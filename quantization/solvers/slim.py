@@ -33,12 +33,13 @@ import numpy as np
 from core.errors import UserError
 from core.lazy import torch
 from core.registry import quantizer
+from core.settings import Setting
 from core.types import Aid, LayerPlan, Stored
 from quantization.bits import column_bits, group_widths
 from quantization.solvers.columns import column_major, feed_back, slices
 from quantization.solvers.grid import Grid, SignGrid, best_range, ends, sign_grid, spread_groups
 from quantization.solvers.slim_search import assign_bits, group_salience, search_bits
-from streams.hessians import Factor, factorise, relative_error
+from streams.hessians import PERCDAMP, Factor, factorise, relative_error
 
 POWER = 2.4
 
@@ -165,7 +166,11 @@ def _weights(columns: torch.Tensor, diagonal: torch.Tensor, lambda_salience: flo
     return torch.where(sal >= threshold, lambda_salience, 1.0)
 
 
-@quantizer("slim", needs=("hessian", "inputs"), sequential=False, options=("lambda_salience", "percdamp"))
+LAMBDA_SALIENCE = Setting("lambda_salience", float, 1.0, "weight of a group's salient weights in the fit of its range",
+                          low=0, flag=False)
+
+
+@quantizer("slim", needs=("hessian", "inputs"), sequential=False, options=(LAMBDA_SALIENCE, PERCDAMP))
 def slim(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     """SliM-LLM with its own bits; a plan that already has the bits of its groups is not searched."""
     settings = {name: aid.options[name] for name in ("lambda_salience", "percdamp", "published") if name in aid.options}

@@ -23,15 +23,22 @@ from dataclasses import dataclass, replace
 from core.errors import BudgetError, UserError
 from core.lazy import torch
 from core.registry import quantizer
+from core.settings import Setting
 from core.types import Aid, LayerPlan, Stored
 from quantization.bits import layer_bits
 from quantization.solvers.columns import column_major
 from quantization.solvers.grid import kept_values
 from quantization.solvers.rtn import dequantized
 from quantization.solvers.spqr_fit import Settings, Solved, solve_columns
-from streams.hessians import Factor, factorise, relative_error
+from streams.hessians import PERCDAMP, Factor, factorise, relative_error
 
 ORDERS = ("activation", "identity")
+THRESHOLD = Setting("threshold", float, 0.2, "a weight whose error exceeds it is kept at 16 bits; in units of the mean "
+                    "variance of rows over d²", low=0, flag=False)
+ORDER = Setting("order", str, "activation", "columns by falling diagonal of the Hessian, or as they stand",
+                choices=ORDERS, flag=False)
+TARGET = Setting("target", float, None, "stored bits a weight that the threshold is searched for (default: none)", low=1,
+                 high=16, flag=False)
 
 BELOW, STEPS = 0.02, 28  # bisection: bits a weight under the target that are near enough, and solutions it may try
 
@@ -45,7 +52,7 @@ class Prepared:
     diagonal: torch.Tensor  # d_j, float32 [in]
 
 
-def solve_spqr(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, *, threshold: float = 0.2,
+def solve_spqr(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, *, threshold: float = THRESHOLD.default,
                percdamp: float = 1.0, order: str = "activation", published: bool = False, simplified: bool = False,
                kept_dtype: torch.dtype | None = None, cache: dict | None = None, what: str = "a linear") -> Stored:
     """Quantize float32 ``weight`` [out, in].
@@ -153,7 +160,7 @@ def _bits_a_weight(layer: LayerPlan, weight: torch.Tensor) -> float:
 def _bisect(solve: Callable[[float], tuple[float, Stored]], target: float, best: tuple) -> tuple:
     """(bits, threshold, Stored): bracket the target in steps of four, then halve the bracket."""
     fits = misses = None  # thresholds; more bits the lower
-    threshold = 0.2
+    threshold = THRESHOLD.default
     for _ in range(STEPS):
         bits, stored = solve(threshold)
         if bits <= target:
@@ -175,7 +182,7 @@ def sensitivity(weight: torch.Tensor, factor_diagonal: torch.Tensor, layer_base:
     return ((weight - dequantized(weight, layer_base)) / factor_diagonal).square()
 
 
-@quantizer("spqr", needs=("hessian",), sequential=False, options=("threshold", "percdamp", "order", "target"))
+@quantizer("spqr", needs=("hessian",), sequential=False, options=(THRESHOLD, PERCDAMP, ORDER, TARGET))
 def spqr(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     """SpQR of one linear; with ``target`` the threshold is what stores that many bits a weight."""
     if aid.hessian is None:
@@ -183,6 +190,7 @@ def spqr(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     names = ("threshold", "percdamp", "order", "published")
     settings = {name: aid.options[name] for name in names if name in aid.options}
     settings |= {"kept_dtype": aid.kept_dtype, "cache": aid.shared, "what": aid.fqn}
-    if aid.options.get("target") is None:
+    target = TARGET.of(aid.options)
+    if target is None:
         return solve_spqr(weight, aid.hessian, layer, **settings)
-    return bisect_threshold(weight, aid.hessian, layer, target_bits=aid.options["target"], **settings)[1]
+    return bisect_threshold(weight, aid.hessian, layer, target_bits=target, **settings)[1]

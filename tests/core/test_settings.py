@@ -6,7 +6,7 @@ import pytest
 
 import methods  # noqa: F401  (registers the methods)
 from core.errors import UserError
-from core.registry import COMMON, METHODS, SCORERS, readable, resolve_method, scorer
+from core.registry import ALLOCATORS, COMMON, METHODS, SCORERS, method, readable, resolve_method, scorer
 from core.settings import SETTINGS, Setting
 
 
@@ -65,6 +65,9 @@ def test_brackets_are_settings_of_one_row_in_one_order():
     ("TaCQ[corrupt=awq]", r"TaCQ\[corrupt\] is 'awq'; use one of: gptq, rtn"),
     ("TaCQ[calib=c5]", "unknown --calib 'c5'"),
     ("TaCQ[calib_tokens=many]", r"TaCQ\[calib_tokens\] is 'many'; give a whole number"),
+    ("TAQ-native[fraction=2]", r"TAQ-native\[fraction\] is 2; it must be from 0 to 1"),
+    ("TAQ-native[hihg=6]", r"TAQ-native reads no setting 'hihg' \(did you mean 'high'\?\)"),
+    ("TaCQ[search=none]", "TaCQ reads no setting 'search'"),  # common rows have one quantizer, and it is the grid's
     ("TaCQ[calib=c4", "brackets that are not"),
     ("TaCQ[]", "brackets that are not"), ("TaCQ[calib]", "has 'calib' where setting=value belongs"),
     ("TaCQ[calib=c4,calib=c4]", "names calib twice"),
@@ -76,6 +79,13 @@ def test_brackets_that_mean_nothing_are_one_sentence(name, said):
 
 def test_every_setting_is_read_by_a_method_and_says_so():
     read = {name for method in METHODS for names in readable(METHODS.get(method)) for name in names}
+    read |= {name for allocator in ALLOCATORS for name in ALLOCATORS.get(allocator).options}  # SliM-LLM+balanced
     assert {setting.name for setting in SETTINGS} <= read
     for setting in SETTINGS:
         assert setting.help and setting.help[0].islower() and not setting.help.endswith("."), setting.name
+
+
+def test_a_methods_own_options_are_checked_where_it_is_registered():
+    with pytest.raises(UserError, match="method a_test: fraction is 3; it must be from 0 to 1"):
+        method("a_test", scorer="TAQ", allocator="top_fraction", quantizer="rtn-float", native=True, fraction=3)
+    assert "a_test" not in METHODS

@@ -70,6 +70,17 @@ def test_two_settings_of_one_method_stand_in_one_table(tiny_folder, tmp_path, mo
     assert results["TaCQ[calib_tokens=300]"].solver_calibration["asked_tokens"] == 300
 
 
+def test_options_of_published_rows_stand_in_brackets(tiny_folder, tmp_path):
+    """Another share of blocks, another group: rows of their own, with their own true bits."""
+    rows = ("TAQ-native", "TAQ-native[fraction=0.5,low=3]", "GPTQ-native[act_order=true,group=16]")
+    assert run(tiny_folder, tmp_path, "--method", *rows, datasets=("mmlu_pro",)) == 0
+    results = {r.name: r for r in load_results(tmp_path / "results")}
+    high = {name: sum(b == 8 for b in results[name].bits.per_linear.values()) for name in rows[:2]}
+    assert high[rows[1]] == 2 * high[rows[0]] > 0 and set(results[rows[1]].bits.per_linear.values()) == {3, 8}
+    assert results[rows[2]].method.options["act_order"] is True and results[rows[2]].bits.average > 5  # 4 bits, 20 / 16
+    assert len({results[name].stages["plan"] for name in rows}) == 3
+
+
 def digests(tiny, root, name: str, **changes) -> tuple:
     case = case_of(name, models=(str(tiny),), methods=(name,), datasets=("mmlu_pro",), calib_size=12, eval_size=12,
                    device="cpu", threads=1,
