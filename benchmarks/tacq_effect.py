@@ -79,9 +79,9 @@ def effect(args, clock: Clock) -> list[dict]:
     shapes, originals = {f: tuple(lin.weight.shape) for f, lin in linears.items()}, Originals(linears)
 
     def solve(layers):
-        found = originals.solve(layers, "gptq", model=model, blocks=find_blocks(model)[1], block_of=block_of,
+        solved = originals.solve(layers, "gptq", model=model, blocks=find_blocks(model)[1], block_of=block_of,
                                 calib=calib, options={"search": "published"})
-        return make_plan({f: s.layer for f, s in found.items()}, shapes, (0, 0), {}).avg_bits
+        return make_plan({f: s.layer for f, s in solved.items()}, shapes, (0, 0), {}).avg_bits
 
     whole = clock.run("perplexity", None, lambda: perplexity(model, prompts))
     rows = [{"method": "as loaded", "bits": 16.0, "perplexity": whole}]

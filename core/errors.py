@@ -66,8 +66,8 @@ def storage_error(error: BaseException, where, doing: str = "write") -> StorageE
     """
     number = error.errno if isinstance(error, OSError) else None
     if number is None and type(error).__name__ == "SafetensorError":
-        found = re.search(r"os error (\d+)", str(error))
-        number = int(found[1]) if found else None
+        match = re.search(r"os error (\d+)", str(error))
+        number = int(match[1]) if match else None
     mend = MENDS.get(number)
     if doing == "read" and isinstance(error, OSError):
         mend = READ_MENDS.get(number) or mend or f"{error.strerror or error}; check the file system"

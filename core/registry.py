@@ -80,17 +80,26 @@ class ScorerSpec:
 
 
 @dataclass(frozen=True)
-class PartSpec:
-    """An allocator or a quantizer with its version."""
+class AllocatorSpec:
+    """An allocator: ``fn(AllocContext) -> (plans by linear, notes)``."""
 
     name: str
     fn: Callable
     version: int = 1
-    options: tuple[str, ...] = ()  # the options that a method may fix, or a row's brackets
+    options: tuple[str, ...] = ()  # that a method may fix, or a row's brackets
     exempt: bool = False  # a published allocation: its rows carry their own bits, no budget
-    # quantizers: "hessian" or "inputs" (of the linear), "fisher" (gradients); none = weights alone
-    needs: tuple[str, ...] = ()
-    sequential: bool = True  # quantizers: linears of a block one input after the other, or all from the block as loaded
+
+
+@dataclass(frozen=True)
+class QuantizerSpec:
+    """A quantizer: ``fn(weight, LayerPlan) -> ŵ``, or with ``needs`` ``fn(weight, LayerPlan, Aid) -> Stored``."""
+
+    name: str
+    fn: Callable
+    version: int = 1
+    options: tuple[str, ...] = ()  # that a method may fix, or a row's brackets
+    needs: tuple[str, ...] = ()  # "hessian" or "inputs" of the linear, "fisher" (gradients); none = weights alone
+    sequential: bool = True  # linears of a block one input after the other, or all from the block as loaded
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -190,22 +199,19 @@ def method(name: str, *, scorer: str | None = None, allocator: str | None = None
 
 
 def allocator(name: str, version: int = 1, options: tuple = (), exempt: bool = False):
-    """Register the decorated function as an allocator; see :class:`PartSpec`."""
+    """Register the decorated function as an allocator; see :class:`AllocatorSpec`."""
     names = _options(f"allocator {name!r}", options)
-    return lambda fn: ALLOCATORS.add(name, PartSpec(name=name, fn=fn, version=version, options=names, exempt=exempt)).fn
+    return lambda fn: ALLOCATORS.add(name, AllocatorSpec(name, fn, version, options=names, exempt=exempt)).fn
 
 
 def quantizer(name: str, version: int = 1, *, needs: tuple[str, ...] = (), sequential: bool = True,
               options: tuple = ()):
-    """Register the decorated function as a quantizer.
-
-    Without ``needs`` it is ``fn(weight, LayerPlan) -> ŵ``; with them ``fn(weight float32, LayerPlan, Aid) -> Stored``.
-    """
+    """Register the decorated function as a quantizer; see :class:`QuantizerSpec`."""
     if not set(needs) <= set(QUANTIZER_NEEDS):
         raise ValueError(f"quantizer {name!r}: needs {tuple(needs)} are not among {QUANTIZER_NEEDS}")
     names = _options(f"quantizer {name!r}", options)
-    return lambda fn: QUANTIZERS.add(name, PartSpec(name=name, fn=fn, version=version, options=names,
-                                                    needs=tuple(needs), sequential=sequential)).fn
+    return lambda fn: QUANTIZERS.add(name, QuantizerSpec(name, fn, version, options=names, needs=tuple(needs),
+                                                         sequential=sequential)).fn
 
 
 def _options(who: str, options) -> tuple[str, ...]:
@@ -268,17 +274,16 @@ def readable(spec: MethodSpec, common: str | None = None) -> tuple[tuple[str, ..
 
     A common row's quantizer is ``common``; where that is not known, any that common rows may have counts.
     """
-    parts = [ALLOCATORS.get(spec.allocator)] if spec.allocator else []
-    if spec.quantizer == COMMON:
-        solvers = [common] if common else [name for name in QUANTIZERS if QUANTIZERS.get(name).needs == ("hessian",)]
-        parts += [replace(QUANTIZERS.get(name), options=()) for name in solvers]
-    elif spec.quantizer:
-        parts.append(QUANTIZERS.get(spec.quantizer))
+    options = ALLOCATORS.get(spec.allocator).options if spec.allocator else ()
+    if spec.quantizer == COMMON:  # its options are the grid's own, the same for all common rows
+        chosen = [common] if common else [name for name in QUANTIZERS if QUANTIZERS.get(name).needs == ("hessian",)]
+    else:
+        chosen = [spec.quantizer] if spec.quantizer else []
+        options += tuple(name for quantizer in chosen for name in QUANTIZERS.get(quantizer).options)
     scored = SCORERS.get(spec.scorer).settings if spec.scorer else ()
-    native = (SETTINGS["published"].name,) if spec.native else ()
-    settings = dict.fromkeys([*scored, *(name for p in parts for name in p.settings), *native])
-    options = dict.fromkeys(name for p in parts for name in p.options if name in SETTINGS)
-    return tuple(settings), tuple(options)
+    solved = [name for quantizer in chosen for name in QUANTIZERS.get(quantizer).settings]
+    settings = dict.fromkeys([*scored, *solved, *(("published",) if spec.native else ())])
+    return tuple(settings), tuple(dict.fromkeys(name for name in options if name in SETTINGS))
 
 
 # options that take their value from the budget; no published code goes above 8 bits, SliM-LLM's not above 7

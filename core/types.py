@@ -94,7 +94,7 @@ class Aid:
     replay: Callable[[], Any] | None = None  # -> iterator over the linear's inputs, one sequence [T, in] at a time
     fisher: torch.Tensor | None = None  # float32 [out, in]: Σ over sequences of the squared gradient
     options: dict = field(default_factory=dict)  # what the method fixes, and "published"
-    kept_dtype: torch.dtype | None = None  # 16-bit dtype of weights that are kept: the model's own if it has one; None = bfloat16
+    kept_dtype: torch.dtype | None = None  # of weights that are kept: the model's own 16-bit dtype; None = bfloat16
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,9 @@ class ScoreContext:
     # ŵ of every linear at the base level, in the model's dtype
     corrupted: Callable[[], dict[str, torch.Tensor]] | None = None
     base: Callable[[tuple[int, int]], LayerPlan] | None = None  # how a linear of that shape is stored at the base level
-    # (name, make) -> make()'s plain data (JSON), made once and kept through a kill; a name is one piece of these scores
-    # and a plain file name
-    kept: Callable[[str, Callable[[], Any]], Any] = lambda name, make: make()
+    # (name, compute) -> compute()'s plain data (JSON), computed once even if the process is killed in between; the
+    # name is a file's
+    once: Callable[[str, Callable[[], Any]], Any] = lambda name, compute: compute()
 
     def param(self, name: str) -> Any:
         """Return a config field; one that the scorer did not declare is an error (it would not be in its key)."""

@@ -65,11 +65,11 @@ def taqo_oracle(ctx: ScoreContext) -> Scores:
                         "harness")
     pick = {"task": 0, "loglik": 1}[ctx.param("oracle_metric")]
     quantizer = "rtn-float-padded" if ctx.param("published") else "rtn-float"
-    full = ctx.kept("full", lambda: ctx.task_metric(ctx.model, ctx.param("oracle_docs"))[pick])
+    full = ctx.once("full", lambda: ctx.task_metric(ctx.model, ctx.param("oracle_docs"))[pick])
     drops = []
     for block in range(len(ctx.blocks)):
         ctx.progress("oracle, one block at 4 bits", block, len(ctx.blocks))
-        drops.append(max(0.0, full - ctx.kept(f"block-{block}", lambda: without(ctx, block, quantizer)[pick])))
+        drops.append(max(0.0, full - ctx.once(f"block-{block}", lambda: without(ctx, block, quantizer)[pick])))
     ties = len(drops) - len(set(drops))
     # a drop below one document cannot be seen: half a document is added to all, so that "not seen" does not mean "free
     # to ruin"

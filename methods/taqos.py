@@ -77,11 +77,11 @@ def taqos(ctx: ScoreContext) -> Scores:
 def mean_kl(ctx: ScoreContext) -> tuple[list[float], list[float]]:
     """Mean KL in nats and step Δ of each block; batch by batch, so that a kill costs one."""
     chosen = activations.prompts(ctx, "kl_docs")
-    step = torch.tensor(ctx.kept("step", lambda: steps(ctx, chosen).tolist()), dtype=torch.float64)
+    step = torch.tensor(ctx.once("step", lambda: steps(ctx, chosen).tolist()), dtype=torch.float64)
     total, todo = torch.zeros(len(ctx.blocks), dtype=torch.float64), activations.batches(ctx, chosen)
     for done, batch in enumerate(todo):
         ctx.progress("KL under noise", done, len(todo))
-        total += torch.tensor(ctx.kept(f"kl-{done}", lambda: batch_kl(ctx, batch, step).tolist()), dtype=torch.float64)
+        total += torch.tensor(ctx.once(f"kl-{done}", lambda: batch_kl(ctx, batch, step).tolist()), dtype=torch.float64)
     return (total / len(chosen)).tolist(), step.tolist()
 
 

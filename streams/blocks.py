@@ -110,8 +110,8 @@ class BlockStream:
 
         with self._hooks(linears, note):
             self._run(index, 0)
-        found = [names for _, names in seen]
-        return found + [[fqn] for fqn in linears if not any(fqn in names for names in found)]
+        groups = [names for _, names in seen]
+        return groups + [[fqn] for fqn in linears if not any(fqn in names for names in groups)]
 
     @contextmanager
     def _hooks(self, linears: dict[str, nn.Linear], see: Callable[[str, torch.Tensor], None]):
@@ -202,15 +202,15 @@ def _solve_block(stream: BlockStream, index: int, inside: dict[str, nn.Linear], 
     results: dict[str, torch.Tensor] = {}
     done = 0
     for names in groups:
-        found = ready.pop(names[0], None)
-        if hessian and found is None:
-            found = stream.hessians(index, {names[0]: inside[names[0]]})[names[0]]
+        matrix = ready.pop(names[0], None)
+        if hessian and matrix is None:
+            matrix = stream.hessians(index, {names[0]: inside[names[0]]})[names[0]]
         # e.g. an expert that no token reached: nothing is known, so nothing is repaired
-        if hessian and not found.diagonal().any():
-            found.fill_diagonal_(1.0)
+        if hessian and not matrix.diagonal().any():
+            matrix.fill_diagonal_(1.0)
         shared: dict = {}
         for fqn in names:
-            aid = Aid(fqn, found, shared, lambda lead=names[0]: stream.inputs(index, lead, inside[lead]))
+            aid = Aid(fqn, matrix, shared, lambda lead=names[0]: stream.inputs(index, lead, inside[lead]))
             value = solve_one(fqn, aid)
             if value is not None:
                 results[fqn] = value

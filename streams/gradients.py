@@ -109,10 +109,10 @@ def _check(linears, calib: CalibSet, kinds: tuple[str, ...], grad_dtype: str) ->
 @contextmanager
 def _ready(model: nn.Module, weights: list[nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
     """Eval mode, gradients of ``weights`` alone, floating parameters in ``dtype``; all of it undone on exit."""
-    found = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     training = [module for module in model.modules() if module.training]
     try:
-        for p, _, _ in found:
+        for p, _, _ in before:
             p.grad = None
         model.eval().requires_grad_(False)
         with _computing_in(model, weights[0].dtype, dtype), torch.enable_grad():
@@ -122,7 +122,7 @@ def _ready(model: nn.Module, weights: list[nn.Parameter], dtype: torch.dtype) ->
     finally:
         for module in training:
             module.training = True
-        for p, wanted, grad in found:
+        for p, wanted, grad in before:
             p.requires_grad_(wanted)
             p.grad = grad
 

@@ -38,7 +38,7 @@ class Limit:
 
 def cgroup_limit(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
     """The least memory limit of the process's cgroup and all above it, v2 or v1; None where there is none."""
-    found = []
+    limits = []
     for line in own.read_text().splitlines() if own.is_file() else ():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
@@ -49,8 +49,8 @@ def cgroup_limit(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/
             if folder == top or top in folder.parents:
                 file = folder / name
                 text = file.read_text().strip() if file.is_file() else "max"
-                found += [int(text)] if text.isdigit() else []
-    return min(found, default=None)
+                limits += [int(text)] if text.isdigit() else []
+    return min(limits, default=None)
 
 
 def cpu_limit(limit: int | None = None, workers: int = 1) -> tuple[int, str]:
@@ -62,13 +62,13 @@ def cpu_limit(limit: int | None = None, workers: int = 1) -> tuple[int, str]:
     if not workers:
         return (limit, "the limit for a job (--mem)") if limit is not None else (sys.maxsize, "not known here (--mem)")
     share = "" if workers == 1 else f", shared by {workers} workers"
-    found = [(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // workers,
+    offers = [(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // workers,
               "the memory of this machine" + share)]
     held = cgroup_limit()
-    found += [(held // workers, "the cgroup limit of this container or batch job" + share)] if held is not None else []
+    offers += [(held // workers, "the cgroup limit of this container or batch job" + share)] if held is not None else []
     if limit is not None:
-        found.append((limit, "the limit for a worker (--mem, or this machine's memory shared out)"))
-    return min(found, key=lambda pair: pair[0])
+        offers.append((limit, "the limit for a worker (--mem, or this machine's memory shared out)"))
+    return min(offers, key=lambda pair: pair[0])
 
 
 def limits(model: LazyModel, limit: int | None = None, workers: int = 1, gpus: int = 0) -> list[Limit]:

@@ -34,15 +34,15 @@ class Asked:
 
 def asked(data: TaskData) -> list[Asked]:
     """The evaluation's batches."""
-    shared, found = shared_prefix(data.requests, data.cfg), []
+    shared, batches = shared_prefix(data.requests, data.cfg), []
     for batch in data.batches:
         requests = [data.requests[i] for i in batch]
         tails = [len(c) - 1 for r in requests for c in (r.continuations or (r.gold,)) if len(c) > 1]
         width = max(request_cost(r, data.cfg)[0] for r in requests)
         steps = data.cfg.max_new_tokens if data.task.kind == "generate" else 0
         prefix = 0 if any(r.truncated for r in requests) else shared
-        found.append(Asked(len(batch), width, len(tails), max(tails, default=0), sum(tails), steps, prefix))
-    return found
+        batches.append(Asked(len(batch), width, len(tails), max(tails, default=0), sum(tails), steps, prefix))
+    return batches
 
 
 def prompt_batches(case: Case, spec: ScorerSpec) -> list[tuple[int, int]]:

@@ -1,10 +1,10 @@
 """The notice board of a run: ``<results>/.runs/<id>/``, read by --status, --collect and --cancel on any host.
 
 ``run.json``            the grid as asked, its cells, who runs it and how; written once
-``jobs.json``           which job does which part, once jobs are submitted
-``state/<part>.json``   what is known of one part: ``cell-12`` or ``scores-3``
+``jobs.json``           which job does which unit, once jobs are submitted
+``state/<unit>.json``   what is known of one unit of work: a cell (``cell-12``) or a group of scores (``scores-3``)
 ``alive/<worker>``      a lease (core/locks.py) that a worker, and who launched it, holds as long as it lives
-``jobs/``               what submitit keeps: its pickles (of this folder's name and a part, never data) and the logs
+``jobs/``               what submitit keeps: its pickles (of this folder's name and a unit, never data) and the logs
 
 A run's id is new every time, since a cluster that was reset gives out old job numbers again.
 """
@@ -28,12 +28,12 @@ from harness.grid import Grid, cells_of, grid_of
 
 RUNS = ".runs"
 LAUNCHER = "launcher"
-EVERYTHING = "all"  # the part of a worker that does whatever nobody else does
-UPDATE_S = 5.0  # a running part's state is written at most this often
+EVERYTHING = "all"  # the unit of a worker that does whatever nobody else does
+UPDATE_S = 5.0  # a running unit's state is written at most this often
 SCHEMA = 1
 
 
-def part_name(kind: str, index: int) -> str:
+def unit_name(kind: str, index: int) -> str:
     """The name of a cell or of a group of scores."""
     return f"{kind}-{index}"
 
@@ -44,7 +44,7 @@ def process_name(what: str) -> str:
 
 
 def process_number(worker: str) -> int:
-    """The process number in such a name; host and part have dashes of their own."""
+    """The process number in such a name; host and unit have dashes of their own."""
     return int(re.match(rf"{re.escape(socket.gethostname())}-(\d+)-", worker)[1])
 
 
@@ -96,9 +96,9 @@ class Board:
     def id(self) -> str:
         return self.run["id"]
 
-    def parts(self) -> list[str]:
+    def units(self) -> list[str]:
         """The names of every group of scores and every cell, in running order."""
-        return [part_name(kind, i) for kind, key in (("scores", "scores"), ("cell", "cells"))
+        return [unit_name(kind, i) for kind, key in (("scores", "scores"), ("cell", "cells"))
                 for i in range(len(self.run[key]))]
 
     def grid(self) -> Grid:
@@ -109,20 +109,20 @@ class Board:
         write_json(self.folder / "jobs.json", jobs)
 
     def jobs(self) -> dict:
-        """part -> job number, empty as long as nothing is submitted."""
+        """unit -> job number, empty as long as nothing is submitted."""
         path = self.folder / "jobs.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def set(self, part: str, state: str, **facts) -> None:
-        """Put up what is known of a part: waiting, running, done or failed."""
-        write_json(self.folder / "state" / f"{part}.json", {"state": state, "time": time.time(), **facts})
+    def set(self, unit: str, state: str, **facts) -> None:
+        """Put up what is known of a unit: waiting, running, done or failed."""
+        write_json(self.folder / "state" / f"{unit}.json", {"state": state, "time": time.time(), **facts})
 
-    def state(self, part: str) -> dict | None:
-        """What is known of a part."""
+    def state(self, unit: str) -> dict:
+        """What is known of a unit; empty before anybody has taken it."""
         try:
-            return json.loads((self.folder / "state" / f"{part}.json").read_text())
+            return json.loads((self.folder / "state" / f"{unit}.json").read_text())
         except FileNotFoundError:
-            return None
+            return {}
 
     def alive(self, worker: str) -> bool:
         """Whether a worker lives: its lease is held, and was touched of late by this file system's own clock."""
@@ -147,19 +147,19 @@ class Board:
                       and ".break." not in p.name)
 
     def last_words(self) -> str:
-        """What a worker said that ended before it had taken up any part."""
-        found = sorted((self.folder / "state").glob("end-*.json"), key=lambda p: p.stat().st_mtime)
-        return json.loads(found[-1].read_text())["error"] if found else ""
+        """What a worker said that ended before it had taken up any unit."""
+        ends = sorted((self.folder / "state").glob("end-*.json"), key=lambda p: p.stat().st_mtime)
+        return json.loads(ends[-1].read_text())["error"] if ends else ""
 
     def log_tail(self, job: str | None, lines: int = 3) -> list[str]:
         """The last lines of a job's log."""
         for name in (f"{job}_0_log.err", f"{job}_0_log.out"):
             path = self.folder / "jobs" / name
             if job and path.exists():
-                found = [line.rstrip() for line in path.read_text(errors="replace").splitlines()
+                tail = [line.rstrip() for line in path.read_text(errors="replace").splitlines()
                          if line.strip() and not line.startswith("submitit INFO")]
-                if found:
-                    return found[-lines:]
+                if tail:
+                    return tail[-lines:]
         return []
 
     def remove(self) -> None:
@@ -190,26 +190,26 @@ def results_folder(grid: Grid) -> Path:
 
 def runs(results_dir: str) -> list[Board]:
     """All runs of a results folder that can be read, oldest first; one may be taken down at any moment."""
-    found = []
+    boards = []
     for path in sorted((Path(results_dir).absolute() / RUNS).glob("*/run.json")):
         board = Board(path.parent)
         with suppress(UserError):
             if board.run:  # read now and kept, whatever becomes of the file
-                found.append(board)
-    return found
+                boards.append(board)
+    return boards
 
 
 def find_run(results_dir: str, name: str | None) -> Board:
     """The run of that name, or the latest."""
-    found = runs(results_dir)
-    if not found:
+    boards = runs(results_dir)
+    if not boards:
         raise UserError(f"no run is recorded in {results_dir!r}; start one, or name its folder with --results_dir")
     if not name:
-        return found[-1]
-    chosen = [b for b in found if b.folder.name == name]
+        return boards[-1]
+    chosen = [b for b in boards if b.folder.name == name]
     if not chosen:
         raise UserError(f"no run {name!r} in {results_dir!r}; there are: "
-                        f"{', '.join(b.folder.name for b in found[-5:])}")
+                        f"{', '.join(b.folder.name for b in boards[-5:])}")
     return chosen[0]
 
 
@@ -231,30 +231,30 @@ def forget_like(grid: Grid) -> None:
 class Post:
     """Puts one worker's progress on the board; the throttle keeps a file server calm."""
 
-    def __init__(self, board: Board, part: str, job: str | None = None):
-        worker = process_name(part)
-        self.board, self.part, self.since, self.last = board, None, 0.0, 0.0
+    def __init__(self, board: Board, unit: str, job: str | None = None):
+        worker = process_name(unit)
+        self.board, self.unit, self.since, self.last = board, None, 0.0, 0.0
         self.who = {"worker": worker, "job": job, "host": socket.gethostname()}
         self.lease = take(board.folder / "alive" / worker)
         if self.lease is None:
             raise RuntimeError(f"a worker named {worker} is already at work on {board.id}")
 
-    def start(self, part: str) -> None:
-        """Work on a part begins."""
-        self.part, self.since, self.last = part, time.time(), time.monotonic()
-        self.board.set(part, "running", since=self.since, what="starting", **self.who)
+    def start(self, unit: str) -> None:
+        """Work on a unit begins."""
+        self.unit, self.since, self.last = unit, time.time(), time.monotonic()
+        self.board.set(unit, "running", since=self.since, what="starting", **self.who)
 
     def update(self, what: str, done: int, total: int) -> None:
         """``done`` of ``total`` steps of a stage are finished."""
-        if self.part and time.monotonic() - self.last >= UPDATE_S:
+        if self.unit and time.monotonic() - self.last >= UPDATE_S:
             self.last = time.monotonic()
-            self.board.set(self.part, "running", since=self.since, what=f"{what} {done}/{total}", **self.who)
+            self.board.set(self.unit, "running", since=self.since, what=f"{what} {done}/{total}", **self.who)
 
     def finish(self, state: str, **facts) -> None:
-        """The part in hand is done, failed, or waiting again."""
-        part, self.part = self.part, None
-        if part:
-            self.board.set(part, state, since=self.since, seconds=time.time() - self.since, **self.who, **facts)
+        """The unit in hand is done, failed, or waiting again."""
+        unit, self.unit = self.unit, None
+        if unit:
+            self.board.set(unit, state, since=self.since, seconds=time.time() - self.since, **self.who, **facts)
 
     def close(self) -> None:
         """The worker ends."""

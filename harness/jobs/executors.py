@@ -3,7 +3,7 @@
     local     this process, cell by cell
     process   --max_parallel workers on this machine, which claim groups of scores first, then cells
     slurm     two job arrays: one job a group of scores and a cell that needs none; then, after these, one a cell
-    debug     the parts of a slurm run one by one in this process, under submitit's DebugExecutor (pdb on an error)
+    debug     the units of a slurm run one by one in this process, under submitit's DebugExecutor (pdb on an error)
 
 The second array waits with ``afterany``: scores that failed make their own cells fail, with the reason, and no others.
 Job states are read from squeue (with sacct behind it), never from submitit's result pickles: without accounting those
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from core.errors import UserError
 from core.registry import resolve_method
-from harness.jobs.board import EVERYTHING, Board, part_name
+from harness.jobs.board import EVERYTHING, Board, unit_name
 from harness.jobs.options import Options
 from harness.jobs.queue import cancel
 from harness.jobs.worker import Job
@@ -66,11 +66,11 @@ def submit_processes(board: Board, options: Options):
 
 
 def submit_slurm(board: Board, options: Options, skip: set[int], readers: list[set[int]]) -> dict[str, str]:
-    """Hand in the two arrays, all but the cells to skip and the groups of scores that only these read; returns part ->
+    """Hand in the two arrays, all but the cells to skip and the groups of scores that only these read; returns unit ->
     job number.
     """
-    groups = [part_name("scores", i) for i, cells in enumerate(readers) if cells - skip]
-    cells = {part_name("cell", i): bool(resolve_method(cell["method"]).scorer)
+    groups = [unit_name("scores", i) for i, cells in enumerate(readers) if cells - skip]
+    cells = {unit_name("cell", i): bool(resolve_method(cell["method"]).scorer)
              for i, cell in enumerate(board.run["cells"]) if i not in skip}
     first = _array(board, options, groups + [c for c, scored in cells.items() if not scored], "scores", None)
     board.write_jobs(first)  # should the second submission fail, the first can be cancelled
@@ -85,24 +85,24 @@ def submit_slurm(board: Board, options: Options, skip: set[int], readers: list[s
     return jobs
 
 
-def _array(board: Board, options: Options, parts: list[str], what: str, dependency: str | None) -> dict[str, str]:
-    """One job array of a job a part."""
+def _array(board: Board, options: Options, units: list[str], what: str, dependency: str | None) -> dict[str, str]:
+    """One job array of a job a unit."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    if not parts:
+    if not units:
         return {}
     try:
         executor = submitit.SlurmExecutor(folder=board.folder / "jobs",
                                           max_num_timeout=20 if options.max_requeues is None else options.max_requeues)
         executor.update_parameters(**_parameters(board, options, what, dependency))
         with executor.batch():
-            jobs = [executor.submit(Job(str(board.folder), part)) for part in parts]
+            jobs = [executor.submit(Job(str(board.folder), unit)) for unit in units]
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError, RuntimeError) as error:
         raise UserError(f"SLURM did not take the {what}: {_reason(error)}; "
                         "compare what sinfo shows with --partition, --time, --mem, --cpus_per_task, --gpus_per_task, "
                         "--sbatch") from None
-    return {part: job.job_id for part, job in zip(parts, jobs)}
+    return {unit: job.job_id for unit, job in zip(units, jobs)}
 
 
 def _parameters(board: Board, options: Options, what: str, dependency: str | None) -> dict:
@@ -112,17 +112,17 @@ def _parameters(board: Board, options: Options, what: str, dependency: str | Non
         key, has, value = pair.lstrip("-").partition("=")
         extra[key] = value if has else True
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment().items()]
-    found = {"job_name": f"taq-{what}-{board.id}", "partition": options.partition, "time": options.minutes, "nodes": 1,
+    asked = {"job_name": f"taq-{what}-{board.id}", "partition": options.partition, "time": options.minutes, "nodes": 1,
              "cpus_per_task": options.threads, "gpus_per_node": options.gpus or None,
              "array_parallelism": options.workers,
              "mem": f"{options.mem_bytes // 2**20}M" if options.mem else None, "dependency": dependency,
              "setup": [*exports, *options.setup],
              # a job is told of its end early enough to be queued again, but not before it has begun
              "signal_delay_s": min(90, options.minutes * 15), "additional_parameters": extra}
-    return {k: v for k, v in found.items() if v is not None}
+    return {k: v for k, v in asked.items() if v is not None}
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    found = re.search(r"sbatch: error: (.*?)(?:sbatch: error|$)", text)
-    return (found[1] if found else text).strip().rstrip(".") or type(error).__name__
+    match = re.search(r"sbatch: error: (.*?)(?:sbatch: error|$)", text)
+    return (match[1] if match else text).strip().rstrip(".") or type(error).__name__

@@ -10,11 +10,11 @@ from core.errors import UserError
 from harness.forecast.limits import cpu_limit
 from harness.forecast.preflight import preflight
 from harness.grid import Grid, table_settings
-from harness.jobs.board import EVERYTHING, Board, Post, forget_like, part_name, runs
+from harness.jobs.board import EVERYTHING, Board, Post, forget_like, runs, unit_name
 from harness.jobs.executors import submit_processes, submit_slurm
 from harness.jobs.loop import run_grid
 from harness.jobs.options import Options
-from harness.jobs.status import parts
+from harness.jobs.status import units
 from harness.jobs.worker import Job
 from harness.progress import Progress
 from harness.stages.case import Case, Cases, open_cases
@@ -46,7 +46,7 @@ def run_local(grid: Grid, token: str | None, progress: Progress, plugins: list[s
 
 def launch(grid: Grid, token: str | None, options: Options, plugins: list[str],
            progress: Progress) -> tuple[Board, list]:
-    """Check what can be checked here, write the run down, hand its parts to the executor; returns the run's board and
+    """Check what can be checked here, write the run down, hand its units to the executor; returns the run's board and
     its local jobs.
     """
     check_place(grid, options)
@@ -98,7 +98,7 @@ def identity(case: Case, asked: list, plugins: list[str]) -> str:
 
 def _hand_in(board: Board, options: Options, taken: dict[int, dict], readers: list[set[int]], say) -> None:
     for index, facts in taken.items():
-        board.set(part_name("cell", index), "elsewhere", **facts)
+        board.set(unit_name("cell", index), "elsewhere", **facts)
     try:
         jobs = submit_slurm(board, options, set(taken), readers)
     except UserError:
@@ -112,34 +112,34 @@ def _hand_in(board: Board, options: Options, taken: dict[int, dict], readers: li
 
 
 def in_other_hands(grid: Grid, names: list[str]) -> dict[int, dict]:
-    """Cells that an earlier run on the cluster has finished, runs, or has in the queue: number -> that run and part."""
+    """Cells that an earlier run on the cluster has finished, runs, or has in the queue: number -> that run and unit."""
     taken: dict[int, dict] = {}
     for board in runs(grid.results_dir):
         if board.run["executor"] != "slurm" or not set(names) & set(board.run["identities"]):
             continue
-        states = {p.name: p.state for p in parts(board)}
+        states = {p.name: p.state for p in units(board)}
         for number, name in enumerate(board.run["identities"]):
-            part = part_name("cell", number)
-            facts = board.state(part) or {}
-            if name not in names or facts.get("state") == "elsewhere" or states[part] == "failed":
+            unit = unit_name("cell", number)
+            facts = board.state(unit)
+            if name not in names or facts.get("state") == "elsewhere" or states[unit] == "failed":
                 continue  # the run that really has it is looked at as well
-            if states[part] != "done" or _is_there(grid, facts):
-                taken[names.index(name)] = {"run": board.id, "there": part}
+            if states[unit] != "done" or _is_there(grid, facts):
+                taken[names.index(name)] = {"run": board.id, "there": unit}
     return taken
 
 
 def _is_there(grid: Grid, facts: dict) -> bool:
     """Whether the result that a board speaks of is in the folder, and whole."""
-    found = read_if_whole(Path(grid.results_dir) / f"{facts.get('file')}.json")
-    return bool(found) and found.get("status") == "ok"
+    result = read_if_whole(Path(grid.results_dir) / f"{facts.get('file')}.json")
+    return bool(result) and result.get("status") == "ok"
 
 
 def _debug(board: Board) -> None:
-    """Every part, one after another, in this process."""
+    """Every unit, one after another, in this process."""
     import submitit
 
     executor = submitit.DebugExecutor(folder=board.folder / "jobs")
-    for name in board.parts():
+    for name in board.units():
         executor.submit(Job(str(board.folder), name)).result()
 
 
@@ -151,16 +151,16 @@ def follow(board: Board, progress: Progress, jobs: list) -> None:
     try:
         while True:
             ended = bool(jobs) and all(job.done() for job in jobs)
-            found = [p for p in parts(board, ended) if p.name.startswith("cell-")]
-            for part in found:
-                if part.state in ("done", "failed") and part.name not in told:
-                    told.add(part.name)
-                    progress.cell_done(f"{'FAILED  ' if part.state == 'failed' else ''}{part.label}"
-                                       + (f": {part.reason}" if part.reason else ""))
-            running = [p for p in found if p.state == "running"]
+            cells = [p for p in units(board, ended) if p.name.startswith("cell-")]
+            for unit in cells:
+                if unit.state in ("done", "failed") and unit.name not in told:
+                    told.add(unit.name)
+                    progress.cell_done(f"{'FAILED  ' if unit.state == 'failed' else ''}{unit.label}"
+                                       + (f": {unit.reason}" if unit.reason else ""))
+            running = [p for p in cells if p.state == "running"]
             if running:
                 progress.update(f"{len(running)} running, first: {running[0].reason}", 0, 1)
-            if len(told) == len(found) and (ended or not jobs):
+            if len(told) == len(cells) and (ended or not jobs):
                 return
             time.sleep(FOLLOW_S)
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from core.digest import digest
 from core.errors import StorageError, storage_error
-from harness.jobs.board import Post, part_name, results_folder
+from harness.jobs.board import Post, results_folder, unit_name
 from harness.stages.case import Case, Cases
 from harness.stages.cell import cell_key, run_cell, stored_result, upstream
 from harness.stages.scores import scores
@@ -32,12 +32,12 @@ def run_grid(cases: Cases, post: Post | None = None, groups: list[list[int]] = (
     for name, model in cases.models.items():
         for index, group in enumerate(groups):
             if cases[group[0]].cell.model == name:
-                claim_scores([cases[i] for i in group], post, part_name("scores", index))
+                claim_scores([cases[i] for i in group], post, unit_name("scores", index))
         todo = [i for i, case in enumerate(cases) if case.cell.model == name]
         patient = True
         while todo:
             for i in todo:
-                if (result := _attempt(cases[i], part_name("cell", i), folder, post, patient=patient)) is not None:
+                if (result := _attempt(cases[i], unit_name("cell", i), folder, post, patient=patient)) is not None:
                     results[i] = result
             left = [i for i in todo if i not in results]
             if left == todo:
@@ -50,7 +50,7 @@ def run_grid(cases: Cases, post: Post | None = None, groups: list[list[int]] = (
     return [results[i] for i in sorted(results)]
 
 
-def _attempt(case: Case, part: str, folder: Path, post: Post | None, *, patient: bool) -> Result | None:
+def _attempt(case: Case, unit: str, folder: Path, post: Post | None, *, patient: bool) -> Result | None:
     """Run a cell unless another process has it or (patient) is making what it needs; None if it has to wait."""
     lock = None
     try:
@@ -64,7 +64,7 @@ def _attempt(case: Case, part: str, folder: Path, post: Post | None, *, patient:
     except Exception:  # what is wrong with its keys or data will be wrong again in run_cell, which writes it down
         log.debug("the keys of %s cannot be made", case.cell.label, exc_info=True)
     try:
-        return run_part(case, part, folder, post)
+        return run_unit(case, unit, folder, post)
     finally:
         if lock is not None:
             lock.release()
@@ -75,11 +75,11 @@ def claim(case: Case) -> str:
     return f"cell-{cell_key(case)}"
 
 
-def run_part(case: Case, part: str, folder: Path, post: Post | None) -> Result:
+def run_unit(case: Case, unit: str, folder: Path, post: Post | None) -> Result:
     """Run one cell and put up on the board what became of it."""
     if post is None:
         return run_cell(case, folder)
-    post.start(part)
+    post.start(unit)
     try:
         result = run_cell(case, folder)
     except BaseException as error:  # the disk, Ctrl-C or a pre-emption: the cell can go on later
@@ -93,17 +93,17 @@ def run_part(case: Case, part: str, folder: Path, post: Post | None) -> Result:
 
 
 def _why(error: BaseException) -> str:
-    """Why a part stopped half-way, in words; submitit ends a job that it has put back into the queue by SystemExit."""
+    """Why a unit stopped half-way, in words; submitit ends a job that it has put back into the queue by SystemExit."""
     if isinstance(error, SystemExit):
         return "pre-empted or out of time; queued again"
     return "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
 
 
-def claim_scores(cases: list[Case], post: Post | None, part: str, wait: bool = False) -> None:
+def claim_scores(cases: list[Case], post: Post | None, unit: str, wait: bool = False) -> None:
     """Make the scores of some cells, unless another process does or found that it cannot; an error is left to the
     cells, which write it down.
     """
-    if post and (post.board.state(part) or {}).get("state") == "failed":
+    if post and post.board.state(unit).get("state") == "failed":
         return
     store = cases[0].store
     try:
@@ -116,7 +116,7 @@ def claim_scores(cases: list[Case], post: Post | None, part: str, wait: bool = F
     if lock is None and not wait:
         return
     if post:
-        post.start(part)
+        post.start(unit)
     state, facts = "done", {}
     try:
         for case in cases:

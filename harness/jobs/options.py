@@ -80,7 +80,7 @@ class Options:
 
     @property
     def workers(self) -> int:
-        """How many parts may run at a time."""
+        """How many units may run at a time."""
         return self.max_parallel or {"local": 1, "debug": 1, "process": 2, "slurm": 64}[self.executor]
 
     @property
@@ -103,21 +103,21 @@ def cores() -> int:
 
 def parse_minutes(text: str) -> int:
     """Minutes of a SLURM time: 90, 2:30:00, 1-12:00:00, rounded up."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?", text.strip())
-    if not found:
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?", text.strip())
+    if not match:
         raise UserError(f"--time {text!r} is not a time; give minutes (90), H:MM:SS (2:30:00) or D-HH:MM:SS "
                         "(1-12:00:00)")
-    days, first, second, third = (int(g) if g else 0 for g in found.groups())
-    if found[1] is not None:
+    days, first, second, third = (int(g) if g else 0 for g in match.groups())
+    if match[1] is not None:
         return math.ceil(days * 1440 + first * 60 + second + third / 60)
-    if found[4] is not None:
+    if match[4] is not None:
         return math.ceil(first * 60 + second + third / 60)
     return math.ceil(first + second / 60)
 
 
 def parse_bytes(text: str) -> int:
     """Bytes of a SLURM memory size: 16G, 16GB, 500M; a bare number is GB."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not match or not float(match[1]):
         raise UserError(f"--mem {text!r} is not a size; give GB such as 16, or 16G, 500M, 1T")
-    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2].upper() or "G") + 1))
+    return int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper() or "G") + 1))

@@ -21,10 +21,10 @@ def job_states(numbers: list[str], run: str) -> dict[str, tuple[str, str]]:
     bases = ",".join(dict.fromkeys(n.split("_")[0] for n in numbers))
     if not bases:
         return {}
-    found = _table(run, "squeue", "-h", "-a", "-r", "-t", "all", "-o", "%i|%T|%r|%j", "-j", bases)
-    if set(numbers) - set(found):
-        found = _table(run, "sacct", "-n", "-X", "-P", "-o", "JobID,State,Reason,JobName", "-j", bases) | found
-    return {n: found[n] for n in numbers if n in found}
+    states = _table(run, "squeue", "-h", "-a", "-r", "-t", "all", "-o", "%i|%T|%r|%j", "-j", bases)
+    if set(numbers) - set(states):
+        states = _table(run, "sacct", "-n", "-X", "-P", "-o", "JobID,State,Reason,JobName", "-j", bases) | states
+    return {n: states[n] for n in numbers if n in states}
 
 
 def _table(run: str, *command: str) -> dict[str, tuple[str, str]]:

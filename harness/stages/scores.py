@@ -87,7 +87,7 @@ def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
         gradients=(lambda kind: gradients(case, kind)) if "gradients" in reads else None,
         corrupted=(lambda: base_quantized(case)) if "base" in spec.params else None,
         base=(lambda shape: base_layer(params["base"], shape)) if "base" in spec.params else None,
-        kept=partial.once)
+        once=partial.once)
     mend = "lower --batch_tokens, --score_docs or --calib_tokens, or use --device cpu or --grad_dtype bf16"
     with untouched(model.module, f"scorer {spec.name!r}"), case.memory(f"{spec.name} scores", mend):
         given = spec.fn(context)

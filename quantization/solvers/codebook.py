@@ -93,9 +93,9 @@ def _relative_error(weight: torch.Tensor, values: torch.Tensor, fisher: torch.Te
     return error / whole if whole else None
 
 
-MAGNITUDE_SHARE = Setting("magnitude_share", float, 0.0045, "share of the weights kept at 16 bits for their size", low=0,
-                          high=1, flag=False)
-FISHER_SHARE = Setting("fisher_share", float, 0.0005, "share of the weights kept at 16 bits for their Fisher information",
+MAGNITUDE_SHARE = Setting("magnitude_share", float, 0.0045, "share of the weights kept at 16 bits for their size",
+                          low=0, high=1, flag=False)
+FISHER_SHARE = Setting("fisher_share", float, 0.0005, "share of the weights kept at 16 bits for their squared gradient",
                        low=0, high=1, flag=False)
 
 

@@ -37,8 +37,8 @@ THRESHOLD = Setting("threshold", float, 0.2, "a weight whose error exceeds it is
                     "variance of rows over d²", low=0, flag=False)
 ORDER = Setting("order", str, "activation", "columns by falling diagonal of the Hessian, or as they stand",
                 choices=ORDERS, flag=False)
-TARGET = Setting("target", float, None, "stored bits a weight that the threshold is searched for (default: none)", low=1,
-                 high=16, flag=False)
+TARGET = Setting("target", float, None, "stored bits a weight that the threshold is searched for (default: none)",
+                 low=1, high=16, flag=False)
 
 BELOW, STEPS = 0.02, 28  # bisection: bits a weight under the target that are near enough, and solutions it may try
 

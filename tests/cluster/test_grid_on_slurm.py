@@ -11,7 +11,7 @@ import pytest
 
 from harness.cli.main import main
 from harness.jobs.board import runs
-from harness.jobs.status import parts
+from harness.jobs.status import units
 
 BASE = ["--dataset", "mmlu_pro", "--eval_size", "24", "--calib_size", "6", "--avg_bits", "4.75", "--device", "cpu",
         "--threads", "1", "--batch_tokens", "300", "--method", "TAQ"]
@@ -65,7 +65,7 @@ def samples(root: Path) -> dict[str, bytes]:
 
 
 def states(root: Path) -> dict[str, str]:
-    return {p.name: p.state for p in parts(runs(str(root / "results"))[-1])}
+    return {p.name: p.state for p in units(runs(str(root / "results"))[-1])}
 
 
 def ended(root: Path) -> bool:
@@ -78,7 +78,7 @@ def running_cell(lab, root: Path) -> str:
 
     def job():
         begun = any((root / "cache" / ".partial").rglob("*.jsonl"))
-        return next((p.job for p in parts(board) if p.name.startswith("cell-") and p.state == "running"),
+        return next((p.job for p in units(board) if p.name.startswith("cell-") and p.state == "running"),
                     None) if begun else None
 
     return lab.wait_until(job, 120, "a cell to finish its first batch")
@@ -128,8 +128,8 @@ def test_a_job_out_of_time_is_queued_again_by_submitits_checkpoint(slurm, local,
     slurm.run("scancel", "--signal", "USR2", job)  # what SLURM sends before the time limit
     slurm.wait_until(lambda: slurm.restarts(job) == 1, 60, "the job to be queued again")
     board = runs(str(tmp_path / "results"))[-1]
-    part = next(p for p in parts(board) if p.job == job)
-    assert part.state == "waiting" and "out of time; queued again" in part.reason
+    unit = next(p for p in units(board) if p.job == job)
+    assert unit.state == "waiting" and "out of time; queued again" in unit.reason
     slurm.wait_until(lambda: ended(tmp_path), 240, "the grid to end")
     assert main(["--results_dir", str(tmp_path / "results"), "--collect"]) == 0
     assert "4 of 4 cells" in capsys.readouterr().out and samples(tmp_path) == local

@@ -16,7 +16,7 @@ from harness.jobs.board import Board, Post, find_run, forget_like, process_numbe
 from harness.jobs.executors import visible_gpus
 from harness.jobs.options import Options, parse_bytes, parse_minutes
 from harness.jobs.queue import cancel, job_states
-from harness.jobs.status import parts
+from harness.jobs.status import units
 from tests.harness.test_grid import files, run
 
 BITS = ("mmlu_pro",)
@@ -64,7 +64,7 @@ def test_a_killed_worker_is_replaced_by_the_others(local, tiny_folder, tmp_path,
 
 
 def test_debug_runs_the_parts_in_this_process(local, tiny_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("pdb.post_mortem", lambda: pytest.fail("a part failed"))
+    monkeypatch.setattr("pdb.post_mortem", lambda: pytest.fail("a unit failed"))
     assert run(tiny_folder, tmp_path, "--method", "TAQ", "--executor", "debug", datasets=BITS) == 0
     mine = files(tmp_path / "results", "*.jsonl")
     assert mine and mine.items() <= files(local / "results", "*.jsonl").items()
@@ -200,7 +200,7 @@ def test_what_a_cell_is_said_to_be(tiny_grid_board, monkeypatch, job, said, stat
     tiny_grid_board.write_jobs({"cell-0": "7_0"})
     if said:
         tiny_grid_board.set("cell-0", said.pop("state"), **said)
-    found = next(p for p in parts(tiny_grid_board) if p.name == "cell-0")
+    found = next(p for p in units(tiny_grid_board) if p.name == "cell-0")
     assert (found.state, why in found.reason) == (state, True), found.reason
 
 
@@ -228,11 +228,11 @@ def test_a_run_that_is_being_launched_is_not_taken_down_and_a_dead_one_is(tmp_pa
     grid = build_grid("demo", datasets=BITS, results_dir=str(tmp_path / "results"))
     board = Board.new(grid, "process", [], [])
     forget_like(grid)
-    assert [b.id for b in runs(grid.results_dir)] == [board.id] and parts(board)[0].state == "waiting"
+    assert [b.id for b in runs(grid.results_dir)] == [board.id] and units(board)[0].state == "waiting"
     board.close()
-    assert parts(board)[0].state == "failed"
+    assert units(board)[0].state == "failed"
     board.set("end-1", "failed", error="the worker's own words")
-    assert "the worker's own words" in parts(board)[0].reason
+    assert "the worker's own words" in units(board)[0].reason
     forget_like(grid)
     assert runs(grid.results_dir) == []
 
@@ -240,7 +240,7 @@ def test_a_run_that_is_being_launched_is_not_taken_down_and_a_dead_one_is(tmp_pa
 @pytest.mark.parametrize("host", ["node", "node-7", "gpu-7-cell-3"])
 @pytest.mark.parametrize("worker", ["cell-3", "scores-0", "all"])
 def test_a_worker_is_stopped_by_its_process_number(tmp_path, monkeypatch, host, worker):
-    """The worker of a debug run is named after its part, whose name has a dash of its own."""
+    """The worker of a debug run is named after its unit, whose name has a dash of its own."""
     from harness.presets import build_grid
 
     killed = []
@@ -273,7 +273,7 @@ def test_a_chain_of_runs_is_asked_once_each(tmp_path, monkeypatch):
     for earlier, later in itertools.pairwise(boards):
         for cell in range(18):
             later.set(f"cell-{cell}", "elsewhere", run=earlier.folder.name, there=f"cell-{cell}")
-    assert len(parts(boards[-1])) == 18 and len(asked) == len(boards)
+    assert len(units(boards[-1])) == 18 and len(asked) == len(boards)
 
 
 def test_a_claim_of_a_machine_that_died_is_given_up(local, tiny_folder, tmp_path, monkeypatch):
