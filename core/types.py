@@ -94,7 +94,7 @@ class Aid:
     replay: Callable[[], Any] | None = None  # -> iterator over the linear's inputs, one sequence [T, in] at a time
     fisher: torch.Tensor | None = None  # float32 [out, in]: Σ over sequences of the squared gradient
     options: dict = field(default_factory=dict)  # what the method fixes, and "published"
-    kept_dtype: torch.dtype | None = None  # of weights that are kept: the model's own 16-bit dtype; None = bfloat16
+    kept_dtype: torch.dtype | None = None  # 16-bit dtype of kept weights: the model's own if it has one; None = bf16
 
 
 @dataclass(frozen=True)

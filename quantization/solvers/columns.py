@@ -77,17 +77,12 @@ class Groups:
     """Which columns share a scale, and at how many bits."""
 
     def __init__(self, layer: LayerPlan, width: int):
-        self.size, self.width = min(layer.group_size, width), width
-        self.count = -(-width // self.size)
-        self.bits = code_bits(layer, width).tolist()
-
-    def span(self, group: int) -> slice:
-        """The columns of a group."""
-        return slice(group * self.size, min((group + 1) * self.size, self.width))
+        self.size = min(layer.group_size, width)
+        self.spans, self.bits = slices(width, self.size), code_bits(layer, width).tolist()
 
     def block(self) -> int:
         """Columns whose updates are gathered before the rest sees them; groups never straddle a block's end."""
-        if self.count == 1:
+        if len(self.spans) == 1:
             return BLOCK
         if self.size < BLOCK:
             return self.size * (BLOCK // self.size)

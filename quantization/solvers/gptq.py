@@ -57,8 +57,8 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: So
     columns, groups = column_major(weight), Groups(layer, weight.shape[1])
     keep = None if layer.keep is None else torch.as_tensor(layer.keep, device=weight.device).t().contiguous()
     loop = _Columns(columns, keep, groups, how=how)
-    if how.static_groups or (how.stale and groups.count == 1):  # before dead columns are cleared, as published
-        loop.fit_groups(range(groups.count))
+    if how.static_groups or (how.stale and len(groups.spans) == 1):  # before dead columns are cleared, as published
+        loop.fit_groups(range(len(groups.spans)))
     if order is not None:
         loop.permute(order)
     loop.columns[factor.dead] = 0.0
@@ -100,9 +100,9 @@ class _Columns:
         """Fit the groups named, those that have no grid yet, to the weights as they are now."""
         for number in numbers:
             if number not in self.grids:
-                span = self.groups.span(number)
-                kept = None if self.keep is None else self.keep[span]
-                self.grids[number] = fit(self.columns[span], kept, self.groups.bits[number], how=self.how)
+                span, bits = self.groups.spans[number], self.groups.bits[number]
+                keep = None if self.keep is None else self.keep[span]
+                self.grids[number] = fit(self.columns[span], keep, bits, how=self.how)
 
     def quantize(self, j: int, column: torch.Tensor) -> torch.Tensor:
         """ŵ of column ``j``; its group is fitted when its first column comes up, stale ones when their block does."""
@@ -120,9 +120,9 @@ class _Columns:
     def stored(self, layer: LayerPlan, order: torch.Tensor | None, notes: dict) -> Stored:
         """What came out, columns in their own order again."""
         back = slice(None) if order is None else torch.argsort(order)
-        grids = [self.grids[number] for number in range(self.groups.count)]
+        grids = [self.grids[number] for number in range(len(self.groups.spans))]
         scale, zero = torch.stack([g.scale for g in grids], 1), torch.stack([g.zero for g in grids], 1)
-        regrouped = order is not None and not self.how.static_groups and self.groups.count > 1
+        regrouped = order is not None and not self.how.static_groups and len(grids) > 1
         values, codes = (t[back].t().contiguous() for t in (self.columns, self.codes))
         parts = {"codes": codes, "scale": scale, "zero": zero} | ({"order": order} if regrouped else {})
         layer = replace(layer, ordered=regrouped, scale_bits=16 if self.how.stored else 32)

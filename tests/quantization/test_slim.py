@@ -15,7 +15,6 @@ from quantization.bits import layer_bits
 from quantization.packing.forms import packed, unpacked
 from quantization.solvers import slim, slim_search
 from quantization.solvers.columns import slices
-from quantization.solvers.grid import Grid
 from quantization.solvers.slim import decode, fit, solve_slim
 from quantization.solvers.slim_search import assign_bits, group_salience, nearest, search_bits
 from streams.hessians import factorise, relative_error
@@ -235,18 +234,18 @@ def test_errors_say_what_is_wrong():
 
 # ---- the solver ----------------------------------------------------------------------------------------------------
 
-def lost(columns, grid) -> torch.Tensor:
-    """|ŵ − w|^2.4 of every weight of a group."""
-    return (grid.values_(grid.codes(columns)) - columns).abs().pow(2.4)
+def lost(columns, scale, zero) -> torch.Tensor:
+    """|ŵ − w|^2.4 of every weight of a group at 2 bits."""
+    return ((((columns / scale).round() + zero).clamp(0, 3) - zero) * scale - columns).abs().pow(2.4)
 
 
 def test_the_range_of_a_group_is_the_best_of_its_factors():
     columns = torch.randn(20, 7, generator=torch.Generator().manual_seed(0))
     low, high = columns.amin(0), columns.amax(0)
-    scale, zero = (high - low) / 3, (-low / ((high - low) / 3)).round()
-    every = torch.stack([lost(columns, Grid(p * scale, zero, 3)).sum(0) for p in np.linspace(0.9, 1.1, 101)])
-    found = lost(columns, fit(columns, torch.ones(20), 2, published=True)).sum(0)
-    torch.testing.assert_close(found, every.amin(0), rtol=1e-3, atol=1e-5)
+    step, zero = (high - low) / 3, (-low / ((high - low) / 3)).round()
+    every = torch.stack([lost(columns, p * step, zero).sum(0) for p in np.linspace(0.9, 1.1, 101)])
+    grid = fit(columns, torch.ones(20), 2, published=True)
+    torch.testing.assert_close(lost(columns, grid.scale, grid.zero).sum(0), every.amin(0), rtol=1e-3, atol=1e-5)
     assert (every.amin(0) < every[50] * 0.999).any()  # a factor other than 1 is better somewhere
 
 
@@ -255,8 +254,9 @@ def test_salient_weights_come_out_closer_when_they_weigh_more():
     diagonal = torch.ones(64)
     heavy = slim._weights(columns, diagonal, 10.0) > 1
     assert 0 < heavy.float().mean() < 0.15 and columns[heavy].abs().min() >= columns[~heavy].abs().max()
-    off = {w: (lost(columns, fit(columns, diagonal, 2, lambda_salience=w)) * heavy).sum() for w in (1.0, 10.0)}
-    assert off[10.0] < off[1.0]
+    grids = [fit(columns, diagonal, 2, lambda_salience=weighted) for weighted in (1.0, 10.0)]
+    alike, weighted = ((lost(columns, grid.scale, grid.zero) * heavy).sum() for grid in grids)
+    assert weighted < alike
     assert (slim._weights(torch.ones(8, 4), torch.ones(8), 10.0) == 1).all()  # nothing lies far out: nothing is salient
 
 
