@@ -210,7 +210,8 @@ def _solve_block(stream: BlockStream, index: int, inside: dict[str, nn.Linear], 
             matrix.fill_diagonal_(1.0)
         shared: dict = {}
         for fqn in names:
-            aid = Aid(fqn, matrix, shared, lambda lead=names[0]: stream.inputs(index, lead, inside[lead]))
+            aid = Aid(fqn, hessian=matrix, shared=shared,
+                      replay=lambda lead=names[0]: stream.inputs(index, lead, inside[lead]))
             value = solve_one(fqn, aid)
             if value is not None:
                 results[fqn] = value
