@@ -111,3 +111,14 @@ def test_no_machine_paths_in_the_repository():
     for path in (*REPO.glob("*"), *(d for f in FOLDERS for d in (REPO / f).rglob("*"))):
         if path.is_file() and path.suffix in (".py", ".md", ".txt", ".toml", ".cff", ""):
             assert not re.search(r"(^|[^A-Za-z.])/(work|root|home)/", path.read_text(errors="ignore")), path
+
+
+def test_the_readmes_python_lines_run(tiny_folder, tmp_path, monkeypatch, capsys):
+    """On a tiny model and few documents; nothing else is changed."""
+    (lines,) = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.S)
+    assert len(lines.splitlines()) == 5
+    small = f'avg_bits=4.75, eval_size=8, calib_size=6, max_new_tokens=4, device="cpu", cache_dir={str(tmp_path)!r}'
+    here: dict = {}
+    exec(lines.replace('"smollm2-135m"', repr(str(tiny_folder))).replace("avg_bits=3.25", small), here)
+    assert 4.74 < here["small"].bits.average <= 4.75 and len(here["answers"].samples) == 8
+    assert "LlamaForCausalLM" in capsys.readouterr().out
