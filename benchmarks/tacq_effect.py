@@ -73,8 +73,8 @@ def effect(args, clock: Clock) -> list[dict]:
     model = load_model(where, model_ref(where, pick_dtype("bf16", device), None, ()), device)
     linears, block_of = find_linears(model)
     sequences = tuple(np.asarray(s) for s in json.loads(Path(args.calibration).read_text())["sequences"])
-    calib = CalibSet("calibration", tuple(map(str, range(len(sequences)))), sequences,
-                     tuple(np.ones(len(s), bool) for s in sequences), 0, "")
+    calib = CalibSet(task="calibration", doc_ids=tuple(map(str, range(len(sequences)))), tokens=sequences,
+                     loss_mask=tuple(np.ones(len(s), bool) for s in sequences), seed=0, template="")
     prompts = json.loads(Path(args.prompts).read_text())["mmlu_prompts"]
     shapes, originals = {f: tuple(lin.weight.shape) for f, lin in linears.items()}, Originals(linears)
 

@@ -38,9 +38,7 @@ def find_linears(model: nn.Module) -> tuple[dict[str, nn.Linear], dict[str, int]
 
 
 def uncovered(linears: dict[str, nn.Linear], blocks: list[nn.Module]) -> list[str]:
-    """Names of weight matrices inside the blocks that no nn.Linear holds (fused experts, Conv1D): they would stay
-    unquantized in silence.
-    """
+    """Names of weight matrices in the blocks that no nn.Linear holds: they would stay unquantized in silence."""
     inside = {id(lin.weight) for lin in linears.values()}
     return [f"block {i} {name}" for i, block in enumerate(blocks) for name, p in block.named_parameters()
             if p.ndim >= 2 and id(p) not in inside]

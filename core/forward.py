@@ -98,9 +98,7 @@ def watch(blocks: Sequence[nn.Module], see: Callable[[int, torch.Tensor], None])
 
 @contextmanager
 def skip_to(blocks: Sequence[nn.Module], at: int, hidden: torch.Tensor, width: int = 0):
-    """Make blocks 0..at cheap: the model runs as if block ``at`` had returned ``hidden`` [B, T, d], in a tuple of
-    ``width`` if not 0.
-    """
+    """Make blocks 0..at cheap, as if block ``at`` had returned ``hidden`` [B, T, d], in a tuple of ``width`` if any."""
     held, output = [], (hidden, *[None] * (width - 1)) if width else hidden
     for block in blocks[: at + 1]:
         held.append(block.__dict__.get("forward"))

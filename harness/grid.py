@@ -198,7 +198,8 @@ def cells_of(grid: Grid) -> list[Cell]:
             for spec, bits in variants(checked_method(name, grid.quantizer), grid.quantizer, grid.avg_bits,
                                        grid.keep_ratio):
                 seeds = grid.seeds if seeded(spec) else (0,)
-                cells += [Cell(model, spec, dataset, bits, seed) for seed in seeds for dataset in grid.datasets]
+                cells += [Cell(model, spec, dataset, avg_bits=bits, seed=seed) for seed in seeds
+                          for dataset in grid.datasets]
     return cells
 
 
@@ -214,8 +215,7 @@ def checked_method(name: str, common: str) -> MethodSpec:
 
 
 def seeded(spec: MethodSpec) -> bool:
-    """Whether a method's result depends on the seed: it draws numbers, or calibrates on documents that the seed draws.
-    """
+    """Whether a result depends on the seed: the method draws numbers, or reads documents that the seed draws."""
     return reads_solver_calib(spec) or (spec.scorer is not None and "seed" in SCORERS.get(spec.scorer).params)
 
 

@@ -58,7 +58,7 @@ def batch_kl(ctx: ScoreContext, batch: list[int], step: torch.Tensor) -> torch.T
         clean = forward.call(ctx.model, ids, mask).logits[:, -1].float().log_softmax(-1)
     out = torch.zeros(len(ctx.blocks), dtype=torch.float64)
     for block in range(len(ctx.blocks)):
-        h = noisy(ctx, clean_h.pop(block), batch, block, float(step[block]))
+        h = noisy(ctx, clean_h.pop(block), batch, block=block, step=float(step[block]))
         with forward.skip_to(ctx.blocks, block, h, widths[block]):
             moved = forward.call(ctx.model, ids, mask).logits[:, -1].float().log_softmax(-1)
         out[block] = (clean.exp() * (clean - moved)).sum(dtype=torch.float64).cpu()

@@ -97,8 +97,7 @@ class BlockStream:
 
     @torch.no_grad()
     def groups(self, index: int, linears: dict[str, nn.Linear]) -> list[list[str]]:
-        """Names of the block's linears by the tensor they read, in running order; unused linears come last, one by one.
-        """
+        """Names of the block's linears by the tensor they read, in running order; unused ones last, one by one."""
         seen: list[tuple[torch.Tensor, list[str]]] = []
 
         def note(fqn, x):
@@ -147,9 +146,7 @@ class BlockStream:
 
     @torch.no_grad()
     def hessians(self, index: int, watched: dict[str, nn.Linear]) -> dict[str, torch.Tensor]:
-        """Undamped Hessians float32 [in, in] of the linears watched, from one run of the block (stopped after the last
-        of them).
-        """
+        """Undamped Hessians float32 [in, in] of the linears watched, from one run of the block."""
         sums = {f: torch.zeros(lin.in_features, lin.in_features, dtype=torch.float32, device=lin.weight.device)
                 for f, lin in watched.items()}
         left: set[str] = set()
@@ -168,9 +165,8 @@ class BlockStream:
 
 
 def walk(stream: BlockStream, linears: dict[str, nn.Linear], block_of: dict[str, int],
-         solve_one: Callable[[str, Aid], torch.Tensor | None],
-         *, sequential: bool = True, hessian: bool = True, progress: Callable[[int, int], None] = lambda done,
-         total: None,
+         solve_one: Callable[[str, Aid], torch.Tensor | None], *, sequential: bool = True, hessian: bool = True,
+         progress: Callable[[int, int], None] = lambda done, total: None,
          resume: Callable[[int], bool] = lambda block: False,
          after: Callable[[int], None] = lambda block: None) -> None:
     """Call ``solve_one(fqn, Aid)`` for every linear in running order and put the weight that it returns into the model.
@@ -187,14 +183,14 @@ def walk(stream: BlockStream, linears: dict[str, nn.Linear], block_of: dict[str,
         if inside and resume(index):
             progress(done + len(inside), len(linears))
         elif inside:
-            _solve_block(stream, index, inside, solve_one, sequential, hessian, lambda n,
-                         before=done: progress(before + n, len(linears)))
+            _solve_block(stream, index, inside, solve_one, sequential=sequential, hessian=hessian,
+                         progress=lambda n, before=done: progress(before + n, len(linears)))
             after(index)
         done += len(inside)
         stream.advance(index)
 
 
-def _solve_block(stream: BlockStream, index: int, inside: dict[str, nn.Linear], solve_one, sequential: bool,
+def _solve_block(stream: BlockStream, index: int, inside: dict[str, nn.Linear], solve_one, *, sequential: bool,
                  hessian: bool, progress) -> None:
     groups = stream.groups(index, inside)
     first = {names[0]: inside[names[0]] for names in groups}

@@ -55,8 +55,8 @@ class Snapshots:
 
 
 def gradient_sums(model: nn.Module, linears: dict[str, nn.Linear], calib: CalibSet, kinds: tuple[str, ...] = KINDS,
-                  grad_dtype: str = "float32", progress: Callable[[str, int, int], None] = lambda what, done,
-                  total: None, snapshots: Snapshots | None = None) -> GradientSums:
+                  grad_dtype: str = "float32", snapshots: Snapshots | None = None,
+                  progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> GradientSums:
     """Sum the gradients of the linears' weights over ``calib``; the model is left as it was found."""
     todo, snapshots = _check(linears, calib, kinds, grad_dtype), snapshots or Snapshots()
     doc = next(iter(todo))
@@ -69,7 +69,7 @@ def gradient_sums(model: nn.Module, linears: dict[str, nn.Linear], calib: CalibS
             start, losses = snapshots.resume(so_far)
             for done, (doc, rows) in list(enumerate(todo.items()))[start:]:
                 progress("gradients", done, len(todo))
-                losses.append(_backward(model, calib, doc, rows, grad_dtype))
+                losses.append(_backward(model, calib, doc, rows, grad_dtype=grad_dtype))
                 snapshots.after(done + 1, losses, so_far)
     except torch.OutOfMemoryError:
         raise UserError(f"the gradients of document {calib.doc_ids[doc]!r} ({len(calib.tokens[doc])} tokens) in "
@@ -82,9 +82,7 @@ def gradient_sums(model: nn.Module, linears: dict[str, nn.Linear], calib: CalibS
 
 
 def _check(linears, calib: CalibSet, kinds: tuple[str, ...], grad_dtype: str) -> dict[int, np.ndarray]:
-    """Refuse what cannot work before any heavy work; return the rows r of each document whose token r + 1 counts in the
-    loss.
-    """
+    """Refuse what cannot work; return the rows r of each document whose token r + 1 counts in the loss."""
     if not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"kinds of gradient sums {kinds} are not a choice of {KINDS}")
     if grad_dtype not in DTYPES:
@@ -149,9 +147,7 @@ def _computing_in(model: nn.Module, base: torch.dtype, dtype: torch.dtype) -> It
 
 @contextmanager
 def _streamed(linears: dict[str, nn.Linear], kinds: tuple[str, ...]) -> Iterator[dict[int, dict[str, torch.Tensor]]]:
-    """Yield id of a weight -> kind -> zeros that every backward pass adds to; a weight's ``grad`` is gone before the
-    next one's comes.
-    """
+    """Yield id of a weight -> kind -> zeros that backward passes add to; one weight's ``grad`` lives at a time."""
     buffers: dict[int, dict[str, torch.Tensor]] = {}
     hooks = []
     try:

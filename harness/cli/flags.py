@@ -1,6 +1,4 @@
-"""The flags of run_taq_icml.py: made of the grid's fields, the methods' settings and the executors' options; --help is
-a manual page.
-"""
+"""The flags of run_taq_icml.py, made of the grid's fields, the methods' settings and the executors' options."""
 
 import argparse
 import types

@@ -106,7 +106,7 @@ def run_jobs(grid, token: str | None, options, plugins: list[str]) -> int:
     if token:
         os.environ["HF_TOKEN"] = token  # jobs inherit the environment; it is never written down
     with Progress(len(cells_of(grid))) as progress:
-        board, jobs = launch(grid, token, options, plugins, progress)
+        board, jobs = launch(grid, token, options, plugins=plugins, progress=progress)
         if options.executor == "slurm" and not options.wait:
             where = "" if grid.results_dir == "results" else f" --results_dir {grid.results_dir}"
             for flag, what in (("status", "where it stands"), ("collect", "its tables"), ("cancel", "stop it")):

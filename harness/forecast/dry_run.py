@@ -49,9 +49,7 @@ def _row(case: Case, seconds: float) -> list[str]:
 
 
 def memory_columns(case: Case, stages: list[Parts]) -> list[str]:
-    """Weights (as loaded, and the linears once more), activations, scores and solver, all, at the stage that takes the
-    most.
-    """
+    """Bytes at the stage that takes the most: weights, activations, scores and solver, all."""
     top = max(stages, key=lambda stage: stage.total)
     device, host = max(stage.device for stage in stages), max(stage.host for stage in stages)
     whole = gigabytes(top.total) if case.model.device.type != "cuda" else f"{gigabytes(device)} + {gigabytes(host)} CPU"

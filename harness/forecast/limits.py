@@ -72,9 +72,7 @@ def cpu_limit(limit: int | None = None, workers: int = 1) -> tuple[int, str]:
 
 
 def limits(model: LazyModel, limit: int | None = None, workers: int = 1, gpus: int = 0) -> list[Limit]:
-    """The budgets of a cell on the model's device; gpus: how many a job on another machine has, though the model is on
-    the CPU here.
-    """
+    """The budgets of a cell on the model's device; gpus: those of a job elsewhere, the model being on the CPU here."""
     size, whose = cpu_limit(limit, workers)
     if model.device.type != "cuda":
         return [Limit(size, HOST if gpus and not workers else HOST + DEVICE, whose)]

@@ -63,8 +63,7 @@ class Parts:
 
 
 def forward_bytes(d: Sizes, tokens: int, itemsize: int) -> int:
-    """Hidden states while one block runs: residual, norm in float32, queries, keys, values; gate, up and their product.
-    """
+    """Hidden states while a block runs: residual, float32 norm, queries, keys, values; gate, up, their product."""
     return tokens * (itemsize * (5 * d.hidden + 3 * d.widest) + 4 * 2 * d.hidden)
 
 
@@ -86,9 +85,7 @@ def prompt_bytes(d: Sizes, tokens: int, kept: bool) -> int:
 
 
 def backward_bytes(d: Sizes, longest: int, itemsize: int) -> int:
-    """One document's backward pass: what every block keeps, logits with their gradient, the gradient of one weight, a
-    slice of the loss.
-    """
+    """A backward pass: what blocks hold, logits and their gradient, one weight's gradient, a slice of the loss."""
     states = longest * d.blocks * (itemsize * (6 * d.hidden + 4 * d.widest) + 4 * 2 * d.hidden)
     attention = d.blocks * d.attention * longest**2 * (itemsize + 4)
     logits = longest * d.vocabulary * itemsize * 2 + 3 * 4 * min(SLICE, longest * d.vocabulary)

@@ -66,9 +66,7 @@ def check_budgets(cases: list[Case], say) -> None:
 
 
 def check_calibration(cases: list[Case], say) -> None:
-    """Draw what solvers and gradients will read, so that too little of it is an error now; says how much of what was
-    asked there is.
-    """
+    """Draw what solvers and gradients will read, so that too little of it is an error now; says how much it is."""
     drawn, told = set(), set()
     for case in (c for c in cases if reads_solver_calib(c.method)):
         calib, data = case.solver_calib, case.data

@@ -114,8 +114,8 @@ class Probe:
         def make():
             state = prefill(self.model, tokens(*[width] * rows))
             ids, mask = state.logprobs.argmax(-1)[:, None], torch.cat([state.mask, state.mask[:, :1]], 1)
-            return self.seconds(lambda n: call(self.model, ids, mask, state.lengths[:, None], expand(state.cache, None),
-                                               last_only=True))
+            return self.seconds(lambda n: call(self.model, ids, mask, positions=state.lengths[:, None],
+                                               cache=expand(state.cache, None), last_only=True))
         return self.once(("step", rows, width), make)
 
     def _bare(self) -> float:
@@ -152,8 +152,9 @@ class Probe:
         def run(n, width=length):
             rows = tokens(*[width] * n)
             masks = tuple(np.ones(len(r), dtype=bool) for r in rows)
-            gradient_sums(self.model, linears, CalibSet("probe", tuple(map(str, range(n))), tuple(rows), masks, 0, ""),
-                          kinds, dtype)
+            calib = CalibSet(task="probe", doc_ids=tuple(map(str, range(n))), tokens=tuple(rows), loss_mask=masks,
+                             seed=0, template="")
+            gradient_sums(self.model, linears, calib, kinds=kinds, grad_dtype=dtype)
 
         def make():
             for _ in range(2):  # the first time allocates
@@ -169,13 +170,13 @@ class Probe:
         rows, cols = max(dict.fromkeys(shapes), key=lambda shape: (shapes.count(shape), shape))
         rows, cols = rows if self.source.device.type == "cuda" else min(rows, ROWS), min(cols, SOLVED)
         return self.once((quantizer, repr(layer), repr(options)),
-                         lambda: self._solve(quantizer, layer, options, rows, cols))
+                         lambda: self._solve(quantizer, layer, options, shape=(rows, cols)))
 
-    def _solve(self, quantizer: str, layer: LayerPlan, options: dict, rows: int, cols: int) -> float:
+    def _solve(self, quantizer: str, layer: LayerPlan, options: dict, *, shape: tuple[int, int]) -> float:
         spec, generator = QUANTIZERS.get(quantizer), torch.Generator().manual_seed(0)
-        weight = (0.02 * torch.randn(rows, cols, generator=generator)).to(self.source.device)
-        x = torch.randn(2 * cols, cols, generator=generator).to(weight.device)
-        aid = Aid("probe", x.t() @ x, {}, lambda: iter([x]), weight.square(), options)
+        weight = (0.02 * torch.randn(shape, generator=generator)).to(self.source.device)
+        x = torch.randn(2 * shape[1], shape[1], generator=generator).to(weight.device)
+        aid = Aid("probe", hessian=x.t() @ x, replay=lambda: iter([x]), fisher=weight.square(), options=options)
         half = weight.to(getattr(torch, self.source.ref.dtype))
 
         def run(_n):
@@ -183,4 +184,4 @@ class Probe:
                 spec.fn(weight, layer, replace(aid, shared={}))
             else:
                 spec.fn(half, layer)
-        return self.seconds(run) / (rows * cols)
+        return self.seconds(run) / weight.numel()

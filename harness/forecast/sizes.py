@@ -41,14 +41,13 @@ def asked(data: TaskData) -> list[Asked]:
         width = max(request_cost(r, data.cfg)[0] for r in requests)
         steps = data.cfg.max_new_tokens if data.task.kind == "generate" else 0
         prefix = 0 if any(r.truncated for r in requests) else shared
-        batches.append(Asked(len(batch), width, len(tails), max(tails, default=0), sum(tails), steps, prefix))
+        batches.append(Asked(rows=len(batch), width=width, tails=len(tails), tail=max(tails, default=0),
+                             real=sum(tails), steps=steps, prefix=prefix))
     return batches
 
 
 def prompt_batches(case: Case, spec: ScorerSpec) -> list[tuple[int, int]]:
-    """(rows, tokens of the longest) of every batch of prompts that a scorer reads; which limit holds is told by its
-    declared parameters.
-    """
+    """(rows, tokens of the longest) of every batch of prompts that a scorer reads."""
     count = case.value("kl_docs" if "kl_docs" in spec.params else "score_docs")
     lengths = [len(t) for t in case.prompts.tokens[:count]]
     return [(len(batch), lengths[batch[0]]) for batch in length_batches(lengths, case.grid.batch_tokens)]

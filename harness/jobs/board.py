@@ -214,9 +214,7 @@ def find_run(results_dir: str, name: str | None) -> Board:
 
 
 def forget_like(grid: Grid) -> None:
-    """Take down what earlier runs of the same grid left on this machine, once nobody works on them: a new run takes
-    over.
-    """
+    """Take down earlier runs of the same grid on this machine that nobody works on: a new run takes over."""
     for board in runs(grid.results_dir):
         same = board.run["executor"] != "slurm" and board.grid() == grid
         if same and not any(map(board.alive, board.workers())):

@@ -66,18 +66,16 @@ def submit_processes(board: Board, options: Options):
 
 
 def submit_slurm(board: Board, options: Options, skip: set[int], readers: list[set[int]]) -> dict[str, str]:
-    """Hand in the two arrays, all but the cells to skip and the groups of scores that only these read; returns unit ->
-    job number.
-    """
+    """Hand in both arrays but for cells to skip and scores that only these read; returns unit -> job number."""
     groups = [unit_name("scores", i) for i, cells in enumerate(readers) if cells - skip]
     cells = {unit_name("cell", i): bool(resolve_method(cell["method"]).scorer)
              for i, cell in enumerate(board.run["cells"]) if i not in skip}
-    first = _array(board, options, groups + [c for c, scored in cells.items() if not scored], "scores", None)
+    first = _array(board, options, groups + [c for c, scored in cells.items() if not scored], what="scores")
     board.write_jobs(first)  # should the second submission fail, the first can be cancelled
     after = ":".join(dict.fromkeys(number.split("_")[0] for number in first.values()))
     try:
-        jobs = first | _array(board, options, [c for c, scored in cells.items() if scored], "cells",
-                              f"afterany:{after}" if after else None)
+        jobs = first | _array(board, options, [c for c, scored in cells.items() if scored], what="cells",
+                              dependency=f"afterany:{after}" if after else None)
     except UserError:
         cancel(board)
         raise
@@ -85,7 +83,8 @@ def submit_slurm(board: Board, options: Options, skip: set[int], readers: list[s
     return jobs
 
 
-def _array(board: Board, options: Options, units: list[str], what: str, dependency: str | None) -> dict[str, str]:
+def _array(board: Board, options: Options, units: list[str], *, what: str,
+           dependency: str | None = None) -> dict[str, str]:
     """One job array of a job a unit."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError

@@ -46,9 +46,7 @@ def run_local(grid: Grid, token: str | None, progress: Progress, plugins: list[s
 
 def launch(grid: Grid, token: str | None, options: Options, plugins: list[str],
            progress: Progress) -> tuple[Board, list]:
-    """Check what can be checked here, write the run down, hand its units to the executor; returns the run's board and
-    its local jobs.
-    """
+    """Check what can be checked here, write the run down, hand it to the executor; returns board and local jobs."""
     check_place(grid, options)
     # the machine that hands jobs in need not have their GPU; keys made here only tell equal cells from different ones
     dtype = "bf16" if grid.dtype == "auto" and options.gpus else grid.dtype
@@ -63,14 +61,14 @@ def launch(grid: Grid, token: str | None, options: Options, plugins: list[str],
     forget_like(grid)
     # what one worker may use
     memory = options.mem_bytes or (cpu_limit(None, options.sharing)[0] if options.sharing > 1 else None)
-    board = Board.new(grid, options.executor, groups, plugins, memory, names)
+    board = Board.new(grid, options.executor, groups, plugins, memory=memory, identities=names)
     jobs: list = []
     if options.executor == "process":
         jobs = submit_processes(board, options)
     elif options.executor == "debug":
         _debug(board)
     else:
-        _hand_in(board, options, taken, readers, progress.say)
+        _hand_in(board, options, taken, readers=readers, say=progress.say)
     return board, jobs
 
 
@@ -85,9 +83,7 @@ def check_place(grid: Grid, options: Options) -> None:
 
 
 def identity(case: Case, asked: list, plugins: list[str]) -> str:
-    """What makes a cell the same in two runs on a cluster: its key as on this machine, what was asked of the jobs, the
-    plugins' text.
-    """
+    """What makes a cell the same in two runs on a cluster: its key here, what is asked of jobs, the plugins' text."""
     texts = [file_sha256(path) for path in plugins]
     try:
         key = cell_key(case)
@@ -96,7 +92,7 @@ def identity(case: Case, asked: list, plugins: list[str]) -> str:
     return digest([key, table_settings(case.grid), asked, texts])
 
 
-def _hand_in(board: Board, options: Options, taken: dict[int, dict], readers: list[set[int]], say) -> None:
+def _hand_in(board: Board, options: Options, taken: dict[int, dict], *, readers: list[set[int]], say) -> None:
     for index, facts in taken.items():
         board.set(unit_name("cell", index), "elsewhere", **facts)
     try:
@@ -144,9 +140,7 @@ def _debug(board: Board) -> None:
 
 
 def follow(board: Board, progress: Progress, jobs: list) -> None:
-    """Show cells as they end, until none is running or waiting; Ctrl-C leaves a cluster's jobs alone and ends
-    processes.
-    """
+    """Show cells as they end, until all have; Ctrl-C leaves a cluster's jobs alone and ends processes."""
     told: set[str] = set()
     try:
         while True:

@@ -100,9 +100,7 @@ def _why(error: BaseException) -> str:
 
 
 def claim_scores(cases: list[Case], post: Post | None, unit: str, wait: bool = False) -> None:
-    """Make the scores of some cells, unless another process does or found that it cannot; an error is left to the
-    cells, which write it down.
-    """
+    """Make the scores of some cells, unless another process does or could not; an error is left to the cells."""
     if post and post.board.state(unit).get("state") == "failed":
         return
     store = cases[0].store

@@ -22,9 +22,7 @@ def asked(help: str, default=None, *, metavar: str | None = None, low: int | Non
 
 @dataclass(frozen=True)
 class Options:
-    """How jobs are asked for; none of it changes a result, except that ``cpus_per_task`` are a CPU job's threads.  None
-    = not asked.
-    """
+    """How jobs are asked for; no result depends on it, but for the CPU threads of a job.  None = not asked."""
 
     executor: str = asked(f"{', '.join(EXECUTORS)}: this process, several on this machine, jobs one by one in this "
                           "process, or job arrays on a cluster", "local", readers=EXECUTORS)

@@ -54,7 +54,7 @@ def _unit(board: Board, name: str, job: str | None, *, queue: dict, living: dict
         return Unit(name, label, "done", "no cell of this run needs it")
     state, reason = _judge(board, facts, queue.get(job) if job else None, living)
     running = time.time() - facts["since"] if state == "running" and "since" in facts else None
-    return Unit(name, label, state, reason, facts.get("seconds", running), job or facts.get("job"))
+    return Unit(name, label, state, reason, seconds=facts.get("seconds", running), job=job or facts.get("job"))
 
 
 def _elsewhere(board: Board, lost: Unit, *, facts: dict, others: dict[str, list[Unit]]) -> Unit:
@@ -105,9 +105,7 @@ def cell_label(cell: dict) -> str:
 
 
 def show_status(board: Board, console: Console) -> None:
-    """The run in a table: counts, then what runs or failed, with the reason and the log's last lines, and what waits
-    for what.
-    """
+    """The run in a table: counts, what runs or failed with the log's last lines, and what waits for what."""
     every = units(board)
     cells = [p for p in every if p.name.startswith("cell-")]
     counts = Counter(p.state for p in cells)

@@ -54,7 +54,7 @@ def work(board: Board, unit: str) -> int:
         grid = board.grid()
         with Progress(len(cells_of(grid)) if unit == EVERYTHING else 1) as progress:
             progress.watchers.append(post.update)
-            return _work(board, grid, unit, progress, post)
+            return _work(board, grid, unit, progress=progress, post=post)
     except (UserError, OSError) as error:
         board.set(f"end-{os.getpid()}" if unit == EVERYTHING else unit, "failed", error=str(error))
         print(f"error: {error}", file=sys.stderr)
@@ -63,7 +63,7 @@ def work(board: Board, unit: str) -> int:
         post.close()
 
 
-def _work(board: Board, grid: Grid, unit: str, progress, post: Post) -> int:
+def _work(board: Board, grid: Grid, unit: str, *, progress, post: Post) -> int:
     from harness.forecast.preflight import preflight
     from harness.jobs.loop import claim, claim_scores, run_grid, run_unit
     from harness.stages.case import open_cases

@@ -51,9 +51,7 @@ def base_quantized_key(case: Case) -> tuple[str, dict]:
 
 
 def base_quantized(case: Case) -> dict[str, torch.Tensor]:
-    """ŵ of every linear at the base level by --corrupt, on the CPU in the model's dtype; the model is as loaded
-    afterwards.
-    """
+    """ŵ of every linear at the base level, on the CPU in the model's dtype; the model is as loaded afterwards."""
     def compute(partial: Partial) -> Content:
         with case.memory("the model to compare with is quantized"):
             values = _quantize(case, SolvedBlocks(partial))

@@ -135,13 +135,11 @@ class Cases(Sequence):
         return [case for case in self._cases if case.cell.model == name]
 
     def data(self, model_name: str, dataset: str) -> TaskData:
-        """The task data of a model and data set, read once, with the batches that an earlier out-of-memory error led
-        to.
-        """
+        """The task data of a model and data set, read once, with the batches that an out-of-memory error led to."""
         key = model_name, dataset
         if key not in self._data:
             model = self.models[model_name]
-            data = task_data(self.grid, dataset, model.tokenizer, model.parameters, self._token)
+            data = task_data(self.grid, dataset, model.tokenizer, parameters=model.parameters, token=self._token)
             # so all cells of a data set are asked alike
             while (entry := self.store.get(batches_key(model, data)[0])) is not None:
                 data.back_off(json.loads((entry / "batch_tokens.json").read_text()))
@@ -162,7 +160,7 @@ def open_cases(grid: Grid, token: str | None, progress: Progress) -> Cases:
               for name in grid.models}
     for model in models.values():
         model.on_load = lambda module, model=model: finite(store, model, module)
-    return Cases(grid, store, models, progress, token)
+    return Cases(grid, store, models, progress=progress, token=token)
 
 
 def finite_key(model: LazyModel, version: int = 2) -> tuple[str, dict]:
@@ -171,9 +169,7 @@ def finite_key(model: LazyModel, version: int = 2) -> tuple[str, dict]:
 
 
 def seems_finite(store: Store, model: LazyModel) -> bool:
-    """Whether the weights were checked before, so that they need not be loaded for that alone; who loads them checks
-    them again.
-    """
+    """Whether the weights were checked before, so that they need not be loaded for that alone."""
     return any(store.get(finite_key(model, version)[0]) for version in (1, 2))
 
 

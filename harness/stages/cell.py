@@ -27,17 +27,13 @@ def cell_key(case: Case) -> str:
 
 
 def upstream(case: Case) -> dict[str, str]:
-    """Digests of what a cell's scores are made of, and of the scores, by stage: another process may be making them just
-    now.
-    """
+    """Digests of a cell's scores and of what they are made of: another process may be making them just now."""
     keys = {f"gradients {kind}": gradients_key(case, kind)[0] for kind in sorted(own_kinds(case))}
     return keys | ({"scores": scores_key(case)[0]} if case.method.scorer else {})
 
 
 def run_cell(case: Case, folder: Path) -> Result:
-    """Run one cell through its stages and write its result; an error is written down, not raised, unless the disk
-    refuses.
-    """
+    """Run a cell and write its result; an error is written down, not raised, unless the disk refuses."""
     label, cell = case.cell.label, case.cell
     # if even its own key cannot be made
     key = digest([case.model.ref.key, cell.method.name, cell.dataset, cell.avg_bits, cell.seed])
@@ -125,9 +121,7 @@ def compute_cell(case: Case) -> tuple[Result, list[Sample]]:
 
 
 def _seconds(case: Case, made_of: dict[str, str]) -> dict[str, float]:
-    """What making each stage took when it was made, the stages inside it not counted; kinds of gradients share one
-    pass.
-    """
+    """Seconds of making each stage, those inside it not counted; kinds of gradients share one pass."""
     seconds: dict[str, float] = {}
     if case.method.scorer and "corrupt" in SCORERS.get(case.method.scorer).params:
         made_of = {"base_quantized": base_quantized_key(case)[0]} | made_of

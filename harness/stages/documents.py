@@ -59,7 +59,7 @@ class TaskData:
     def __init__(self, task: Task, cfg: EvalConfig, documents: Split, tokenizer, grid: Grid, token: str | None):
         self.task, self.cfg, self.note = task, cfg, documents.note
         self.calib_docs: tuple = documents.calib
-        requests = build_requests(task, documents.eval, documents.calib, tokenizer, cfg)
+        requests = build_requests(task, documents.eval, documents.calib, tokenizer, cfg=cfg)
         self.requests: tuple[Request, ...] = tuple(requests)
         self._tokenizer, self._grid, self._token = tokenizer, grid, token
         self._drawn: dict[tuple, CalibSet] = {}
@@ -123,13 +123,11 @@ class TaskData:
         return self._drawn[key]
 
     def labelled(self, count: int) -> tuple[Request, ...]:
-        """The first ``count`` calibration documents as questions with their gold, for an oracle; examples never include
-        themselves.
-        """
+        """The first ``count`` calibration documents as questions for an oracle; none is an example of itself."""
         if count not in self._labelled:
             docs, rest = self.calib_docs[:count], self.calib_docs[count:]
             cfg = self.cfg if len(rest) >= self.cfg.num_fewshot else replace(self.cfg, num_fewshot=len(rest))
-            self._labelled[count] = tuple(build_requests(self.task, docs, rest, self._tokenizer, cfg))
+            self._labelled[count] = tuple(build_requests(self.task, docs, rest, self._tokenizer, cfg=cfg))
         return self._labelled[count]
 
 
@@ -141,6 +139,6 @@ def tokens_digest(calib: CalibSet) -> str:
 def task_data(grid: Grid, dataset: str, tokenizer, parameters: int, token: str | None) -> TaskData:
     """Read a data set and put it to a model of this size."""
     task = get_task(dataset)
-    documents = load_split(dataset, grid.data_source, grid.data_dir, token, grid.calib_size, grid.eval_size,
-                           grid.split_seed)
-    return TaskData(task, eval_config(grid, task, parameters), documents, tokenizer, grid, token)
+    documents = load_split(dataset, grid.data_source, grid.data_dir, token, calib=grid.calib_size,
+                           evaluate=grid.eval_size, seed=grid.split_seed)
+    return TaskData(task, eval_config(grid, task, parameters), documents, tokenizer, grid=grid, token=token)

@@ -28,8 +28,7 @@ HEAD = "head"
 
 
 def gradient_kinds(scorer: str | None, quantizer: str | None) -> set[str]:
-    """Kinds of gradient sums that a scorer and a quantizer read; a common row's quantizer, not named yet, reads none.
-    """
+    """Kinds of gradient sums that a row reads; a common row's quantizer, not named yet, reads none."""
     kinds = set(SCORERS.get(scorer).gradients) if scorer else set()
     return kinds | ({"square"} if quantizer in QUANTIZERS and "fisher" in QUANTIZERS.get(quantizer).needs else set())
 
@@ -48,8 +47,7 @@ def wanted_kinds(case: Case) -> set[str]:
 
 
 def missing_kinds(case: Case, needed: set[str]) -> set[str]:
-    """Kinds that a pass must make before ``needed`` are there: none, or all that the grid wants and the store has not.
-    """
+    """Kinds that a pass must make before ``needed`` are there: none, or all that the grid wants and lacks."""
     missing = {kind for kind in needed | wanted_kinds(case) if not case.store.has(gradients_key(case, kind)[0])}
     return missing if needed & missing else set()
 
@@ -63,9 +61,7 @@ def gradients_key(case: Case, kind: str) -> tuple[str, dict]:
 
 
 def gradients(case: Case, kind: str) -> dict[str, torch.Tensor]:
-    """One kind of gradient sum of every linear, float32 [out, in], from the store or from one pass for every kind the
-    grid needs.
-    """
+    """A kind of gradient sum of every linear, float32 [out, in]; one pass makes every kind that the grid needs."""
     def compute(_partial: Partial) -> Content | None:
         # it fills several kinds: one place for its snapshots, one process at it
         one_pass = f"{gradients_key(case, KINDS[0])[0]}-pass"
@@ -135,9 +131,7 @@ class GradientSnapshots(Snapshots):
         return head["done"], head["losses"]
 
     def after(self, done: int, losses: list[float], sums: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Snapshots are ``every`` seconds apart, or more where writing takes long: 16 GB of sums must not be written
-        every minute.
-        """
+        """Snapshots are ``every`` seconds apart, or more where writing takes long (16 GB of sums)."""
         began = time.perf_counter()
         if began - self.last < max(self.every, self.cost / COST):
             return

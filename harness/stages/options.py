@@ -25,9 +25,7 @@ def distortion_quantizer(case: Case) -> str | None:
 
 
 def quantizer_options(case: Case, quantizer: str) -> dict:
-    """The row's options that a quantizer reads; a native row follows the published code's quirks if asked, the common
-    grid has none.
-    """
+    """The row's options that a quantizer reads; of published quirks, those of native rows alone."""
     named = {k: v for k, v in case.method.options.items() if k in QUANTIZERS.get(quantizer).options}
     return named | ({"published": True} if case.value("published") and case.method.native else {})
 

@@ -86,9 +86,7 @@ def _compute(case: Case) -> Content:
 
 
 def _probe(plan: Plan, scored: Scores | None) -> dict:
-    """PROBE positions of scores and masks a linear, drawn from a generator seeded by the linear's name; and the
-    scorer's notes.
-    """
+    """PROBE positions of scores and masks a linear, drawn by the linear's name; and the scorer's notes."""
     probe: dict[str, dict] = {}
     for fqn, value in (scored.values if scored else {}).items():
         flat = value.flatten()
@@ -117,9 +115,7 @@ def distortion(case: Case) -> dict[str, list[float]]:
 
 
 def provenance(case: Case, plan: Plan) -> dict:
-    """What the brief wants in meta.json: model, method, data set, run type, config hash, all configs, layers, versions,
-    data digests.
-    """
+    """What the brief wants in meta.json: names, config and its hash, layers, versions, data digests."""
     settings = table_settings(case.grid)
     return {"model": asdict(case.model.ref) | {"given": case.model.label}, "method": asdict(case.method),
             "dataset": case.cell.dataset,

@@ -27,9 +27,7 @@ def file_stem(case: Case, key: str) -> str:
 
 def finished(case: Case, key: str, *, planned: Planned, true: Plan, stages: dict, seconds: dict,
              samples: list[Sample]) -> Result:
-    """The result of a finished cell; ``true`` is the plan as it was really stored, ``stages`` the digests of what it is
-    made of.
-    """
+    """The result of a finished cell; ``true``: the plan as it is stored, ``stages``: digests of what it is made of."""
     data, task, meta = case.data, case.data.task, case.store.meta(stages["samples"])
     bits = Bits(average=true.avg_bits, whole_model=true.model_avg_bits, stored=true.stored_bits,
                 group_size=case.group_size if case.method.budgeted else None,

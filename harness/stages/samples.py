@@ -41,8 +41,7 @@ def samples_key(case: Case, plan_id: str) -> tuple[str, dict]:
 
 
 def samples(case: Case, planned: Planned) -> tuple[str, list[Sample]]:
-    """Digest, and samples in document order; the case's batches are smaller afterwards if the memory did not hold them.
-    """
+    """Digest, and samples in document order; the case's batches are smaller afterwards if memory was short."""
     while True:
         key, identity = samples_key(case, planned.id)
         try:
@@ -56,9 +55,7 @@ def samples(case: Case, planned: Planned) -> tuple[str, list[Sample]]:
 
 
 def labelled(case: Case, stored: list[Sample]) -> list[Sample]:
-    """The samples with the categories that their documents have now: a category is no answer, so it is not in the
-    samples' key.
-    """
+    """The samples with their documents' categories of today, which are no answers and so not in the key."""
     pairs = zip(stored, case.data.requests, strict=True)
     return [replace(sample, stratum=request.doc.stratum) for sample, request in pairs]
 
@@ -77,7 +74,7 @@ def _compute(case: Case, planned: Planned, partial: Partial) -> Content | None:
     for done, index in enumerate(todo, len(data.batches) - len(todo)):
         case.progress.update(label, done, len(data.batches))
         batch = [data.requests[i] for i in data.batches[index]]
-        answered = run_batch(model.module, model.tokenizer, data.task, batch, data.cfg, prefix)
+        answered = run_batch(model.module, model.tokenizer, data.task, batch, cfg=data.cfg, prefix=prefix)
         partial.save(batch_name(index), "".join(canonical_json(s.as_plain()) + "\n" for s in answered).encode())
     case.progress.update(label, len(data.batches), len(data.batches))
     text = _collect(case, partial)

@@ -97,8 +97,7 @@ def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
 
 
 def check_scores(given: Scores, spec: ScorerSpec, shapes: dict[str, tuple[int, int]]) -> None:
-    """One finite float tensor of the granularity's shape for every linear, or an error that names the first offender.
-    """
+    """One finite float tensor of the granularity's shape for every linear, or an error that names the first."""
     if not isinstance(given, Scores):
         raise ValueError(f"scorer {spec.name!r} returned {type(given).__name__}; it must return core.types.Scores")
     if given.granularity != spec.granularity or set(given.values) != set(shapes):

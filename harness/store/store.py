@@ -118,9 +118,7 @@ class Store:
         return json.loads((self.path(key) / "meta.json").read_text())
 
     def get(self, key: str, only: tuple[str, ...] = ()) -> Path | None:
-        """The entry's folder if it is there and whole (``only``: these of its files are), else None; StorageError if
-        unreadable.
-        """
+        """The entry's folder if it is whole (``only``: these files), else None; StorageError if it is unreadable."""
         while True:
             judged = _judge(self.path(key), only)
             if judged.state == "whole":
@@ -129,9 +127,7 @@ class Store:
                 return None
 
     def has(self, key: str) -> bool:
-        """Whether an entry is there.  Its checksums are not read: scores of a large model take minutes, and who uses
-        them checks.
-        """
+        """Whether an entry is there; who uses it reads its checksums, which takes minutes for large scores."""
         return (self.path(key) / "meta.json").is_file()
 
     def _quarantine(self, key: str, judged: "Judged", only: tuple[str, ...]) -> bool:
@@ -157,9 +153,7 @@ class Store:
         return True
 
     def put(self, key: str, identity: dict, provenance: dict, write: Callable[[Path], None]) -> Path:
-        """Let ``write(folder)`` make the files, add meta.json, move the folder into place; StorageError if the disk
-        refuses.
-        """
+        """Let ``write(folder)`` make the files, then move the folder into place; StorageError if the disk refuses."""
         temp = None
         try:
             temp = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
@@ -194,9 +188,7 @@ class Store:
             _flush(self.root)
 
     def _note(self, stage: str, key: str) -> None:
-        """One line for what was just finished, in a file of this process's own: who did what, and a proof that nothing
-        was done twice.
-        """
+        """One line for what was just finished, in this process's own file: a proof that nothing was done twice."""
         folder = self.root / "journal"
         folder.mkdir(exist_ok=True)
         line = canonical_json({"key": key, "stage": stage, "time": time.time()})
@@ -205,8 +197,7 @@ class Store:
 
     @contextmanager
     def lock(self, key: str, what: str) -> Iterator[None]:
-        """Hold the key: a second process that wants the same entry waits, for ``what`` as it says, and then finds it.
-        """
+        """Hold the key: a second process that wants the same entry waits, for ``what`` as it says."""
         with hold(self._lock_path(key), f"the {what} {key}"):
             yield
 
@@ -262,9 +253,7 @@ class Judged(NamedTuple):
 
 
 def _judge(folder: Path, only: tuple[str, ...] = ()) -> Judged:
-    """Look at an entry.  Damage is a file that is gone or not what was written; one that cannot be read may be whole,
-    and stays.
-    """
+    """Look at an entry.  One with a file gone or altered is damaged; one that cannot be read may be whole."""
     meta = b""
     try:
         if not folder.is_dir():

@@ -62,7 +62,7 @@ def parts_of(results: list[Result]) -> list[Part]:
     known = [_settings(members) for members in groups]
     differing = tuple(name for name in sorted({name for of in known for name in of})
                       if any(of.get(name, ...) != known[0].get(name, ...) for of in known))
-    return [_part(f"part-{i}", heading, members, tuple(group(members, results)), differing)
+    return [_part(f"part-{i}", heading, members, tables=tuple(group(members, results)), differing=differing)
             for i, (heading, members) in enumerate(zip(headings(groups), groups), 1)]
 
 
@@ -70,7 +70,7 @@ def _settings(members: Sequence[Result]) -> dict:
     return members[0].settings | {"machine": members[0].machine}
 
 
-def _part(key: str, heading: str, members: list[Result], tables: tuple[TableData, ...],
+def _part(key: str, heading: str, members: list[Result], *, tables: tuple[TableData, ...],
           differing: tuple[str, ...]) -> Part:
     cells = {cell.file: cell for table in tables for cell in table.cells}.values()
     rows = [row for table in tables for row in table.rows]
