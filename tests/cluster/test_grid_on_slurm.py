@@ -25,9 +25,9 @@ from core.registry import method
 method("slowed", scorer="TAQ")  # a plugin has to register something
 real = harness.stages.samples.run_batch
 
-def run_batch(*args):  # long enough to be hit in the middle of a cell
+def run_batch(*args, **kwargs):  # long enough to be hit in the middle of a cell
     time.sleep({seconds})
-    return real(*args)
+    return real(*args, **kwargs)
 
 harness.stages.samples.run_batch = run_batch
 """

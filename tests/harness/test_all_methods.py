@@ -193,11 +193,11 @@ def test_a_solved_row_killed_between_batches_goes_on_to_the_same_bytes(tiny_fold
     assert main(flags(**where_of(tiny_folder, tmp_path / "whole"), **some)) == 0
     real, calls = harness.stages.samples.run_batch, []
 
-    def stop_later(*args):
+    def stop_later(*args, **kwargs):
         calls.append(1)
         if len(calls) in (9, 22):
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(harness.stages.samples, "run_batch", stop_later)
     line = flags(**where_of(tiny_folder, tmp_path / "killed"), **some)

@@ -181,11 +181,11 @@ def test_a_cell_that_another_process_has_finished_meanwhile_is_taken_from_the_st
     name, at = ("run_batch", len(first.case.data.batches)) if when == "in the last batch" else ("_collect", 1)
     real, calls = getattr(harness.stages.samples, name), []
 
-    def interleaved(*args):
+    def interleaved(*args, **kwargs):
         calls.append(1)
         if len(calls) == at:
             meanwhile()
-        return real(*args)
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(harness.stages.samples, name, interleaved)
     ours = harness.stages.samples.samples(first.case, planned)

@@ -76,10 +76,10 @@ def test_status_and_collect_of_a_run_that_was_interrupted(tiny_folder, tmp_path,
 
     real = harness.stages.samples.run_batch
 
-    def stop(*args):
+    def stop(*args, **kwargs):
         if list((tmp_path / "results").glob("*fp16*.json")):
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **kwargs)
 
     where = ["--results_dir", str(tmp_path / "results")]
     monkeypatch.setattr(harness.stages.samples, "run_batch", stop)

@@ -104,11 +104,11 @@ def test_provenance_is_what_the_brief_lists(done):
 def test_killed_between_batches_goes_on_to_the_same_bytes(done, tiny_folder, tmp_path, monkeypatch):
     real, calls = harness.stages.samples.run_batch, []
 
-    def stop_after_three(*args):
+    def stop_after_three(*args, **kwargs):
         if len(calls) == 3:
             raise KeyboardInterrupt
         calls.append(1)
-        return real(*args)
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(harness.stages.samples, "run_batch", stop_after_three)
     assert run(tiny_folder, tmp_path, "--method", "TAQ") == 130
@@ -228,8 +228,8 @@ def test_categories_are_those_of_the_documents_now(tiny_folder, tmp_path, monkey
     """A category is no answer: samples in the cache keep none of their own, so other categories cost no evaluation."""
     assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
     real = harness.stages.documents.build_requests
-    monkeypatch.setattr(harness.stages.documents, "build_requests", lambda *a: [
-        replace(r, doc=replace(r.doc, stratum="all")) for r in real(*a)])
+    monkeypatch.setattr(harness.stages.documents, "build_requests", lambda *a, **k: [
+        replace(r, doc=replace(r.doc, stratum="all")) for r in real(*a, **k)])
     monkeypatch.setattr(harness.stages.model, "load_model", lambda *a: pytest.fail("the model was loaded"))
     assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
     assert {name for r in load_results(tmp_path / "results") for name in r.strata} == {"all"}
