@@ -14,7 +14,8 @@ import evaluation.tasks  # noqa: F401  (registers the data sets)
 import methods  # noqa: F401  (registers scorers, allocators, quantizers and methods)
 from core.calibration import GENERAL
 from core.errors import UserError
-from core.registry import QUANTIZERS, SCORERS, MethodSpec, readable, resolve_method, variants
+from core.method_names import readable, resolve_method, variants
+from core.registry import QUANTIZERS, SCORERS, MethodSpec
 from core.settings import SETTINGS
 
 COMMON_QUANTIZERS = ("gptq", "rtn")

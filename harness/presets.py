@@ -5,7 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from core.errors import UserError, did_you_mean
-from core.registry import CONTROLS, DATASETS, resolve_method
+from core.method_names import resolve_method
+from core.registry import CONTROLS, DATASETS
 from core.settings import SETTINGS
 from harness.grid import Grid, with_methods
 

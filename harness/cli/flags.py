@@ -6,7 +6,8 @@ import typing
 from dataclasses import MISSING, fields
 
 from core.commandline import Parser
-from core.registry import ALLOCATORS, DATASETS, METHODS, QUANTIZERS, SCORERS, readable
+from core.method_names import readable
+from core.registry import ALLOCATORS, DATASETS, METHODS, QUANTIZERS, SCORERS
 from core.settings import SETTINGS, Setting, shown
 from harness.grid import BITS, DATA, EVALUATION, MACHINE, RUN, Grid
 from harness.jobs.options import Options

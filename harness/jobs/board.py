@@ -29,7 +29,6 @@ from harness.grid import Grid, cells_of, grid_of
 RUNS = ".runs"
 LAUNCHER = "launcher"
 EVERYTHING = "all"  # the unit of a worker that does whatever nobody else does
-UPDATE_S = 5.0  # a running unit's state is written at most this often
 SCHEMA = 1
 
 
@@ -224,36 +223,3 @@ def forget_like(grid: Grid) -> None:
         age = idle(folder)
         if not (folder / "run.json").exists() and age is not None and age > 2 * LEASE_S:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-class Post:
-    """Puts one worker's progress on the board; the throttle keeps a file server calm."""
-
-    def __init__(self, board: Board, unit: str, job: str | None = None):
-        worker = process_name(unit)
-        self.board, self.unit, self.since, self.last = board, None, 0.0, 0.0
-        self.who = {"worker": worker, "job": job, "host": socket.gethostname()}
-        self.lease = take(board.folder / "alive" / worker)
-        if self.lease is None:
-            raise RuntimeError(f"a worker named {worker} is already at work on {board.id}")
-
-    def start(self, unit: str) -> None:
-        """Work on a unit begins."""
-        self.unit, self.since, self.last = unit, time.time(), time.monotonic()
-        self.board.set(unit, "running", since=self.since, what="starting", **self.who)
-
-    def update(self, what: str, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of a stage are finished."""
-        if self.unit and time.monotonic() - self.last >= UPDATE_S:
-            self.last = time.monotonic()
-            self.board.set(self.unit, "running", since=self.since, what=f"{what} {done}/{total}", **self.who)
-
-    def finish(self, state: str, **facts) -> None:
-        """The unit in hand is done, failed, or waiting again."""
-        unit, self.unit = self.unit, None
-        if unit:
-            self.board.set(unit, state, since=self.since, seconds=time.time() - self.since, **self.who, **facts)
-
-    def close(self) -> None:
-        """The worker ends."""
-        self.lease.release()

@@ -17,7 +17,7 @@ import subprocess
 from pathlib import Path
 
 from core.errors import UserError
-from core.registry import resolve_method
+from core.method_names import resolve_method
 from harness.jobs.board import EVERYTHING, Board, unit_name
 from harness.jobs.options import Options
 from harness.jobs.queue import cancel

@@ -10,10 +10,11 @@ from core.errors import UserError
 from harness.forecast.limits import cpu_limit
 from harness.forecast.preflight import preflight
 from harness.grid import Grid, table_settings
-from harness.jobs.board import EVERYTHING, Board, Post, forget_like, runs, unit_name
+from harness.jobs.board import EVERYTHING, Board, forget_like, runs, unit_name
 from harness.jobs.executors import submit_processes, submit_slurm
 from harness.jobs.loop import run_grid
 from harness.jobs.options import Options
+from harness.jobs.post import Post
 from harness.jobs.status import units
 from harness.jobs.worker import Job
 from harness.progress import Progress

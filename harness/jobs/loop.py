@@ -11,7 +11,8 @@ from pathlib import Path
 
 from core.digest import digest
 from core.errors import StorageError, storage_error
-from harness.jobs.board import Post, results_folder, unit_name
+from harness.jobs.board import results_folder, unit_name
+from harness.jobs.post import Post
 from harness.stages.case import Case, Cases
 from harness.stages.cell import cell_key, run_cell, stored_result, upstream
 from harness.stages.scores import scores

@@ -14,7 +14,8 @@ from pathlib import Path
 from core.errors import UserError
 from core.plugins import load_plugin
 from harness.grid import Grid, cells_of
-from harness.jobs.board import EVERYTHING, Board, Post, results_folder
+from harness.jobs.board import EVERYTHING, Board, results_folder
+from harness.jobs.post import Post
 
 
 class Job:

@@ -7,9 +7,9 @@ from core.registry import QUANTIZERS
 from core.types import LayerPlan
 from harness.stages.case import Case
 from harness.stages.options import VERSIONS, quantizer_options
+from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
 from harness.store.solved_blocks import SolvedBlocks
-from harness.store.store import Content, stage_key
 from harness.store.tensors import load_tensors
 from quantization.bits import uniform_bits
 

@@ -25,7 +25,8 @@ from harness.grid import AUTO_GROUPS, Cell, Grid, cells_of
 from harness.progress import Progress
 from harness.stages.documents import TaskData, load_general, task_data, tokens_digest
 from harness.stages.model import LazyModel, check_finite
-from harness.store.store import Content, Store, stage_key
+from harness.store.entry import Content, stage_key
+from harness.store.store import Store
 from quantization.bits import check_groups, fitting_groups
 
 log = logging.getLogger(__name__)

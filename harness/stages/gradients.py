@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 
 from core.calibration import READ_BY
 from core.digest import digest
+from core.method_names import resolve_method
 from core.model import DTYPES
-from core.registry import QUANTIZERS, SCORERS, resolve_method
+from core.registry import QUANTIZERS, SCORERS
 from harness.stages.case import Case
 from harness.stages.options import VERSIONS
+from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
-from harness.store.store import Content, stage_key
 from harness.store.tensors import load_tensors
 from streams.gradients import KINDS, GradientSums, Snapshots, gradient_sums
 

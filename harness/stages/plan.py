@@ -15,8 +15,8 @@ from harness.grid import table_settings
 from harness.stages.case import Case
 from harness.stages.options import VERSIONS, distortion_quantizer, plan_options
 from harness.stages.scores import scores, scores_key
+from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
-from harness.store.store import Content, stage_key
 from quantization.allocators.common import AllocContext
 from quantization.apply import distortion_table
 from quantization.bits import check_budget, full_precision_plan, make_plan

@@ -17,8 +17,8 @@ from harness.stages.case import Case, smaller_batches
 from harness.stages.options import VERSIONS, published_quantizer, reads_data
 from harness.stages.plan import Planned, provenance
 from harness.stages.weights import hold_weights, weights_key
+from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
-from harness.store.store import Content, stage_key
 from report.records import read_samples
 
 LEAST_TOKENS = 256  # a batch budget below this does not help: one document is then too long for the memory

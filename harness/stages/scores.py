@@ -16,8 +16,8 @@ from harness.stages.case import Case
 from harness.stages.gradients import gradients, gradients_key
 from harness.stages.options import VERSIONS
 from harness.stages.untouched import untouched
+from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
-from harness.store.store import Content, stage_key
 
 FACTS = {"seed": lambda case: case.cell.seed, "batch_tokens": lambda case: case.grid.batch_tokens,
          "group_size": lambda case: case.group_size, "base": base, "corrupt": corrupting}

@@ -16,9 +16,9 @@ from harness.stages.case import Case
 from harness.stages.gradients import gradients, gradients_key
 from harness.stages.options import VERSIONS, quantizer_options
 from harness.stages.plan import Planned, read_plan, write_plan
+from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
 from harness.store.solved_blocks import SolvedBlocks
-from harness.store.store import Content, stage_key
 from quantization.bits import check_budget, make_plan
 
 

@@ -17,16 +17,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 from filelock import SoftFileLease
 
-from core.digest import canonical_json, digest, file_sha256, write_json
+from core.digest import canonical_json, file_sha256, write_json
 from core.errors import UserError, storage_error
 from core.locks import hold, lease, take
+from harness.store.entry import Content, Judged, flush, judge
 from harness.store.partial import Partial
 
 log = logging.getLogger(__name__)
@@ -37,14 +36,6 @@ SCORED = ("gradients", "scores", "plan", "weights")  # stages that --eval_only l
 
 class Missing(UserError):
     """A stage is not in the store and --eval_only forbids computing it."""
-
-
-@dataclass
-class Content:
-    """What a stage computed: ``write(folder)`` makes the entry's files."""
-
-    write: Callable[[Path], None]
-    provenance: dict = field(default_factory=dict)
 
 
 class Store:
@@ -117,20 +108,20 @@ class Store:
     def meta(self, key: str) -> dict:
         return json.loads((self.path(key) / "meta.json").read_text())
 
-    def get(self, key: str, only: tuple[str, ...] = ()) -> Path | None:
-        """The entry's folder if it is whole (``only``: these files), else None; StorageError if it is unreadable."""
+    def get(self, key: str) -> Path | None:
+        """The entry's folder if it is there and whole, else None; StorageError if it is unreadable."""
         while True:
-            judged = _judge(self.path(key), only)
+            judged = judge(self.path(key))
             if judged.state == "whole":
                 return self.path(key)
-            if judged.state == "absent" or self._quarantine(key, judged, only):
+            if judged.state == "absent" or self._quarantine(key, judged):
                 return None
 
     def has(self, key: str) -> bool:
         """Whether an entry is there; who uses it reads its checksums, which takes minutes for large scores."""
         return (self.path(key) / "meta.json").is_file()
 
-    def _quarantine(self, key: str, judged: "Judged", only: tuple[str, ...]) -> bool:
+    def _quarantine(self, key: str, judged: Judged) -> bool:
         """Put a damaged entry aside; False if it is no longer the one that was judged.
 
         No lock is held here: another process may have put the damaged entry aside, and a whole one in its place,
@@ -139,7 +130,7 @@ class Store:
         aside = self.root / f".damaged-{key}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.unlink(missing_ok=True) if aside.is_file() else None
-        if _judge(self.path(key), only) != judged:
+        if judge(self.path(key)) != judged:
             return False
         try:
             os.replace(self.path(key), aside)
@@ -160,7 +151,7 @@ class Store:
             write(temp)
             files = {f.relative_to(temp).as_posix(): file_sha256(f) for f in sorted(temp.rglob("*")) if f.is_file()}
             for name in files:
-                _flush(temp / name)
+                flush(temp / name)
             stamp = datetime.now(UTC).isoformat(timespec="seconds")
             write_json(temp / "meta.json", {"digest": key, "identity": identity, "provenance": provenance,
                                             "files": files, "time": stamp})
@@ -185,7 +176,7 @@ class Store:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:
-            _flush(self.root)
+            flush(self.root)
 
     def _note(self, stage: str, key: str) -> None:
         """One line for what was just finished, in this process's own file: a proof that nothing was done twice."""
@@ -242,44 +233,3 @@ class Clock:
     """Seconds of a stage."""
 
     seconds = 0.0
-
-
-class Judged(NamedTuple):
-    """What a look at an entry found; two looks at one entry are equal."""
-
-    state: str  # whole, absent or damaged
-    why: str = ""
-    meta: bytes = b""
-
-
-def _judge(folder: Path, only: tuple[str, ...] = ()) -> Judged:
-    """Look at an entry.  One with a file gone or altered is damaged; one that cannot be read may be whole."""
-    meta = b""
-    try:
-        if not folder.is_dir():
-            return Judged("damaged", "a file in its place") if os.path.lexists(folder) else Judged("absent")
-        meta = (folder / "meta.json").read_bytes()
-        for name, sha in json.loads(meta)["files"].items():
-            if (not only or name in only) and file_sha256(folder / name) != sha:
-                return Judged("damaged", name, meta)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, AttributeError,
-            TypeError) as error:
-        return Judged("damaged", str(error), meta)
-    except OSError as error:
-        raise storage_error(error, folder, doing="read") from error
-    return Judged("whole", "", meta)
-
-
-def _flush(path: Path) -> None:
-    """Make a file's bytes or a folder's names durable before anything relies on them."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def stage_key(stage: str, version: int, **upstream) -> tuple[str, dict]:
-    """Digest and identity of a stage's output: stage, its version, and exactly what it reads."""
-    identity = {"stage": stage, "version": version, **upstream}
-    return digest(identity), identity

@@ -3,8 +3,9 @@
 import pytest
 
 from core.errors import UserError
+from core.method_names import resolve_method
 from core.plugins import load_plugin
-from core.registry import COMMON, METHODS, SCORERS, Registry, method, resolve_method, scorer
+from core.registry import COMMON, METHODS, SCORERS, Registry, method, scorer
 
 
 def test_collision_names_both_owners():

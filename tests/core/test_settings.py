@@ -6,7 +6,8 @@ import pytest
 
 import methods  # noqa: F401  (registers the methods)
 from core.errors import UserError
-from core.registry import ALLOCATORS, COMMON, METHODS, SCORERS, method, readable, resolve_method, scorer
+from core.method_names import readable, resolve_method
+from core.registry import ALLOCATORS, COMMON, METHODS, SCORERS, method, scorer
 from core.settings import SETTINGS, Setting
 
 

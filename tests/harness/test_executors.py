@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from harness.jobs.board import Board, Post, find_run, forget_like, process_number, runs
+from harness.jobs.board import Board, find_run, forget_like, process_number, runs
 from harness.jobs.executors import visible_gpus
 from harness.jobs.options import Options, parse_bytes, parse_minutes
+from harness.jobs.post import Post
 from harness.jobs.queue import cancel, job_states
 from harness.jobs.status import units
 from tests.harness.test_grid import files, run

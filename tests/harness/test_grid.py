@@ -15,6 +15,7 @@ import pytest
 import harness.stages.documents
 import harness.stages.model
 import harness.stages.samples
+import harness.store.store
 from core.model import pick_device
 from core.registry import METHODS, SCORERS, method, scorer
 from core.settings import SETTINGS
@@ -233,6 +234,24 @@ def test_categories_are_those_of_the_documents_now(tiny_folder, tmp_path, monkey
     monkeypatch.setattr(harness.stages.model, "load_model", lambda *a: pytest.fail("the model was loaded"))
     assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0
     assert {name for r in load_results(tmp_path / "results") for name in r.strata} == {"all"}
+
+
+def test_a_cached_grid_reads_no_scores(tiny_folder, tmp_path, monkeypatch):
+    """They are gigabytes for a large model; only what is used is read and checked."""
+    real, read = harness.store.store.judge, set()
+
+    def judge(folder):
+        judged = real(folder)
+        if judged.state == "whole":
+            read.add(json.loads(judged.meta)["identity"]["stage"])
+        return judged
+
+    asked = dict(datasets=("mmlu_pro",))
+    assert run(tiny_folder, tmp_path, "--method", "magnitude", **asked) == 0
+    monkeypatch.setattr(harness.store.store, "judge", judge)
+    assert run(tiny_folder, tmp_path, "--method", "magnitude", **asked) == 0 and read == {"samples"}
+    shutil.rmtree(tmp_path / "results")
+    assert run(tiny_folder, tmp_path, "--method", "magnitude", **asked) == 0 and "scores" not in read
 
 
 def test_what_a_killed_process_left_among_the_results_is_swept(tiny_folder, tmp_path):

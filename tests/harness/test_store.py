@@ -19,8 +19,9 @@ import pytest
 from core.digest import write_json
 from core.errors import StorageError, storage_error
 from core.locks import hold, take
+from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
-from harness.store.store import Content, Missing, Store, stage_key
+from harness.store.store import Missing, Store
 
 REPO = Path(__file__).resolve().parents[2]
 HOLDER = """
@@ -358,15 +359,6 @@ def test_making_is_looking_up_first_and_its_seconds_are_its_own(tmp_path, monkey
     assert frozen.make(*outer) == entry and frozen.make(*stage("samples", 1.0))
     with pytest.raises(Missing, match=r"--eval_only: the weights of this cell .* are not in"):
         frozen.make(*stage("weights", 1.0))
-
-
-def test_only_what_is_used_is_verified(tmp_path):
-    """A cached cell reads a scorer's notes, not the gigabytes of its scores."""
-    store = Store(tmp_path)
-    key, identity = stage_key("scores", 1)
-    entry = store.put(key, identity, {}, lambda at: [write_json(at / name, name) for name in ("large", "small")])
-    (entry / "large").write_text("damaged")
-    assert store.get(key, only=("small",)) == entry and store.get(key) is None
 
 
 def test_a_cache_that_cannot_be_written_serves_what_it_has(tiny_folder, tmp_path, capsys):

@@ -8,8 +8,9 @@ import torch
 from scipy.stats import kendalltau
 
 import methods  # noqa: F401  (registers)
+from core.method_names import resolve_method
 from core.model import load_model, load_tokenizer
-from core.registry import ALLOCATORS, SCORERS, resolve_method
+from core.registry import ALLOCATORS, SCORERS
 from core.types import Budget, CalibSet, ModelRef
 from quantization.allocators.common import AllocContext
 from tests.tiny import context
