@@ -114,7 +114,7 @@ def show_status(board: Board, console: Console) -> None:
                   f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(run['started']))}")
     states = ", ".join(f"{counts.get(state, 0)} {state}" for state in ("done", "running", "failed", "waiting"))
     console.print(f"{len(cells)} cells: {states}{_left(cells)}")
-    table = Table("unit", "state", "time", "job", "what or why")
+    table = Table("cell or scores", "state", "time", "job", "what or why")
     for unit in every:
         if unit.state in ("running", "failed"):
             why = Text(unit.reason)
