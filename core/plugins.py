@@ -7,6 +7,7 @@ from pathlib import Path
 from core.digest import file_sha256
 from core.errors import UserError, one_line
 from core.registry import REGISTRIES
+from core.settings import SETTINGS
 
 _loaded: dict[Path, str] = {}  # the plugins of this process: file, sha256 of what was loaded
 
@@ -24,6 +25,7 @@ def load_plugin(path: str) -> None:
         raise UserError(f"plugin {path!r} is not {what}; pass the path of a Python file that registers a scorer or "
                         "method")
     where, before = file.resolve(), [dict(registry._items) for registry in REGISTRIES]
+    settings = dict(SETTINGS._items)
     try:
         text = file_sha256(file)
         if where not in _loaded:
@@ -31,6 +33,7 @@ def load_plugin(path: str) -> None:
     except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's to mend, in one sentence
         for registry, items in zip(REGISTRIES, before):
             registry._items = items
+        SETTINGS._items = settings
         raise UserError(f"plugin {path!r} does not load: {type(error).__name__}: {one_line(error)}; "
                         "correct the file") from error
     new = [(registry, name) for registry, items in zip(REGISTRIES, before) for name in registry if name not in items]

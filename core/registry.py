@@ -54,6 +54,11 @@ def _owner(item) -> str:
     return f"{getattr(fn, '__module__', '?')}.{getattr(fn, '__qualname__', repr(fn))}"
 
 
+def one_pass(blocks: int) -> float:
+    """Passes of a scorer that runs every calibration document through the model once."""
+    return 1
+
+
 @dataclass(frozen=True)
 class ScorerSpec:
     """A scorer: ``fn(ScoreContext) -> Scores`` and what its result depends on.
@@ -61,7 +66,8 @@ class ScorerSpec:
     ``params`` are the settings that it may read, and the facts of its cell (FACTS); reading another is an error, so the
     key of its scores holds exactly what they depend on.  ``needs`` is drawn from NEEDS: "calib" are unlabeled prompts,
     "labels" their answers; "gradients" and "hessian" read the solvers' calibration set (worked documents or general
-    text, drawn by the seed).  A scorer is keyed by what it needs and no more.
+    text, drawn by the seed).  A scorer is keyed by what it needs and no more.  ``forwards`` and ``every_block`` are for
+    the estimates of time and memory alone.
     """
 
     name: str
@@ -71,11 +77,23 @@ class ScorerSpec:
     params: tuple[str, ...] = ()
     version: int = 1
     gradients: tuple[str, ...] = ()  # which sums it reads: "abs", "square", "sum"
+    forwards: Callable[[int], float] = one_pass  # passes over its calibration documents, by the number of blocks
+    every_block: bool = False  # whether it has the hidden states of all blocks in memory at once
 
     @property
     def settings(self) -> tuple[str, ...]:
         """The settings that change its scores."""
         return _settings(self.needs, self.params)
+
+    @property
+    def documents(self) -> str | None:
+        """The setting that says how many calibration documents it reads; None: it reads all."""
+        return next((name for name in self.settings if SETTINGS[name].documents), None)
+
+    @property
+    def compares(self) -> bool:
+        """Whether it compares the weights with those of a quantized model (--corrupt)."""
+        return "corrupt" in self.params
 
 
 @dataclass(frozen=True)
@@ -154,7 +172,8 @@ def _settings(needs, params) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*implied, *(name for name in params if name in SETTINGS)]))
 
 
-def scorer(name: str, *, granularity: str, needs=("calib",), params=(), version: int = 1, gradients=()):
+def scorer(name: str, *, granularity: str, needs=("calib",), params=(), version: int = 1, gradients=(),
+           forwards: Callable[[int], float] = one_pass, every_block: bool = False):
     """Register the decorated function as a scorer; see :class:`ScorerSpec`.
 
     ``params`` holds settings (core/settings.py) and words: names of settings that are declared elsewhere, or of FACTS.
@@ -172,7 +191,8 @@ def scorer(name: str, *, granularity: str, needs=("calib",), params=(), version:
 
     def wrap(fn):
         SCORERS.add(name, ScorerSpec(name=name, fn=fn, granularity=granularity, needs=tuple(needs), params=names,
-                                     version=version, gradients=tuple(gradients)))
+                                     version=version, gradients=tuple(gradients), forwards=forwards,
+                                     every_block=every_block))
         return fn
 
     return wrap

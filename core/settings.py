@@ -32,6 +32,7 @@ class Setting:
     choices: tuple = ()
     check: Callable[[Any], Any] | None = None  # raises UserError for a value of the right type that means nothing
     flag: bool = True  # a flag of the command line for all methods that read it; otherwise it stands in brackets only
+    documents: bool = False  # it says how many calibration documents its scorer reads
 
     def __post_init__(self):
         if self.kind not in KINDS:

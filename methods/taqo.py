@@ -24,7 +24,8 @@ from core.types import LayerPlan, ScoreContext, Scores
 from methods.taq import SCORE_DOCS
 
 activations, apply = Lazy("streams.activations"), Lazy("quantization.apply")
-ORACLE_DOCS = Setting("oracle_docs", int, 32, "labelled calibration documents that TAQO-oracle reads", low=1)
+ORACLE_DOCS = Setting("oracle_docs", int, 32, "labelled calibration documents that TAQO-oracle reads", low=1,
+                      documents=True)
 ORACLE_METRIC = Setting("oracle_metric", str, "task",
                         "what TAQO-oracle measures: the task score, or the smoother gold log-likelihood",
                         choices=("task", "loglik"))
@@ -57,7 +58,7 @@ def without(ctx: ScoreContext, block: int, quantizer: str) -> tuple[float, float
 
 
 @scorer("TAQO-oracle", granularity="layer", needs=("calib", "labels"), params=(ORACLE_DOCS, ORACLE_METRIC, "published"),
-        version=2)
+        version=2, forwards=lambda blocks: 1 + blocks)
 def taqo_oracle(ctx: ScoreContext) -> Scores:
     """Drop of the task metric when one block alone is quantized to 4 bits."""
     if ctx.task_metric is None:

@@ -18,7 +18,7 @@ from core.settings import Setting
 from core.types import ScoreContext, Scores
 
 activations, forward = Lazy("streams.activations"), Lazy("core.forward")
-KL_DOCS = Setting("kl_docs", int, 64, "calibration documents that TAQoS reads", low=1)
+KL_DOCS = Setting("kl_docs", int, 64, "calibration documents that TAQoS reads", low=1, documents=True)
 LEVELS = 2**4 - 1
 
 
@@ -65,7 +65,9 @@ def batch_kl(ctx: ScoreContext, batch: list[int], step: torch.Tensor) -> torch.T
     return out
 
 
-@scorer("TAQoS", granularity="layer", params=(KL_DOCS, "batch_tokens", "seed", "published"))
+@scorer("TAQoS", granularity="layer", params=(KL_DOCS, "batch_tokens", "seed", "published"), every_block=True,
+        # the ranges, the clean run, and for every block a run that skips the blocks before it: half a pass
+        forwards=lambda blocks: 2 + (blocks - 1) / 2)
 def taqos(ctx: ScoreContext) -> Scores:
     """Mean KL in nats under a 4-bit step of uniform noise at one block."""
     with torch.inference_mode():

@@ -34,6 +34,22 @@ def real_model() -> Path:
         pytest.skip(f"needs the demo's model: {error}")
 
 
+@pytest.fixture
+def registries(monkeypatch):
+    """What the test registers goes when it ends."""
+    import evaluation.tasks  # noqa: F401  (the built-in ones are registered first, and stay)
+    import methods  # noqa: F401
+    from core import plugins
+    from core.registry import REGISTRIES
+    from core.settings import SETTINGS
+
+    for registry in REGISTRIES:
+        monkeypatch.setattr(registry, "_items", dict(registry._items))
+        monkeypatch.setattr(registry, "contents", dict(registry.contents))
+    monkeypatch.setattr(SETTINGS, "_items", dict(SETTINGS._items))
+    monkeypatch.setattr(plugins, "_loaded", {})
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """A random Llama with 56 linears and a byte-level tokenizer, saved as a plain folder."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core.registry import DATASETS, METHODS, SCORERS
+from core.registry import DATASETS, SCORERS
 from evaluation.data.documents import Doc
 from evaluation.grading import Grade
 from harness.cli.flags import build_parser
@@ -34,26 +34,23 @@ def small(tiny: Path, root: Path) -> list[str]:
             "--device", "cpu", "--cache_dir", str(root / "cache"), "--results_dir", str(root / "results")]
 
 
-def test_the_example_method_runs_and_keeps_the_contract(tiny_folder, tmp_path):
+def test_the_example_method_runs_and_keeps_the_contract(tiny_folder, tmp_path, registries):
     source = blocks("ADD_A_METHOD.md", "python")[0]
     assert len([line for line in source.splitlines() if line.strip()]) <= 45
     plugin = tmp_path / "input_energy.py"
     plugin.write_text(source)
-    try:
-        assert main([*small(tiny_folder, tmp_path), "--dataset", "mmlu_pro", "--plugin", str(plugin),
-                     "--method", "input_energy", "input_energy[input_power=1]", "TAQ+top_fraction+rtn-float",
-                     "--input_power", "3"]) == 0
-        stages = {r.name: r.stages for r in load_results(tmp_path / "results")}
-        assert stages["input_energy"]["scores"] != stages["input_energy[input_power=1]"]["scores"]
-        spec, model = SCORERS.get("input_energy"), tiny_model("llama")
-        first, second = spec.fn(context(model, spec)), spec.fn(context(model, spec, batch_tokens=1))
-        assert len(first.values) == 21 and all(abs(first.values[f] / second.values[f] - 1) < 1e-3 for f in first.values)
-        assert not any(m._forward_pre_hooks for m in model.modules())
-    finally:
-        METHODS._items.pop("input_energy", None), SCORERS._items.pop("input_energy", None)
+    assert main([*small(tiny_folder, tmp_path), "--dataset", "mmlu_pro", "--plugin", str(plugin),
+                 "--method", "input_energy", "input_energy[input_power=1]", "TAQ+top_fraction+rtn-float",
+                 "--input_power", "3"]) == 0
+    stages = {r.name: r.stages for r in load_results(tmp_path / "results")}
+    assert stages["input_energy"]["scores"] != stages["input_energy[input_power=1]"]["scores"]
+    spec, model = SCORERS.get("input_energy"), tiny_model("llama")
+    first, second = spec.fn(context(model, spec)), spec.fn(context(model, spec, batch_tokens=1))
+    assert len(first.values) == 21 and all(abs(first.values[f] / second.values[f] - 1) < 1e-3 for f in first.values)
+    assert not any(m._forward_pre_hooks for m in model.modules())
 
 
-def test_the_example_data_sets_run(tiny_folder, tmp_path):
+def test_the_example_data_sets_run(tiny_folder, tmp_path, registries):
     """A choice set, and an open task with its own grade, stop texts, limit and metric, all in one file."""
     (source,) = blocks("ADD_A_DATASET.md", "python")
     (tmp_path / "my_sets.py").write_text(source)
@@ -61,15 +58,12 @@ def test_the_example_data_sets_run(tiny_folder, tmp_path):
         (tmp_path / "data" / name).mkdir(parents=True)
         rows = [row | {"id": f"{row['id']}-{i}", "question": f"{row['question']} ({i})"} for i in range(20)]
         (tmp_path / "data" / name / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    try:
-        assert main([*small(tiny_folder, tmp_path), "--plugin", str(tmp_path / "my_sets.py"), "--method", "uniform",
-                     "--dataset", "my_quiz", "my_sums", "--data_dir", str(tmp_path / "data")]) == 0
-        task, doc = DATASETS.get("my_sums"), Doc("s", "q", gold="100")
-        for text, answer, correct, error in ((" 12.5 * 8 = 100", "100", 1, 0), ("99.5", "99.5", 1, 0.005),
-                                             ("-100", "-100", 0, 1), ("none", None, 0, 1)):
-            assert task.grade(doc, text) == Grade(answer, correct, {"rel_error": error})
-    finally:
-        DATASETS._items.pop("my_quiz", None), DATASETS._items.pop("my_sums", None)
+    assert main([*small(tiny_folder, tmp_path), "--plugin", str(tmp_path / "my_sets.py"), "--method", "uniform",
+                 "--dataset", "my_quiz", "my_sums", "--data_dir", str(tmp_path / "data")]) == 0
+    task, doc = DATASETS.get("my_sums"), Doc("s", "q", gold="100")
+    for text, answer, correct, error in ((" 12.5 * 8 = 100", "100", 1, 0), ("99.5", "99.5", 1, 0.005),
+                                         ("-100", "-100", 0, 1), ("none", None, 0, 1)):
+        assert task.grade(doc, text) == Grade(answer, correct, {"rel_error": error})
     results = {r.dataset: r for r in load_results(tmp_path / "results") if r.method.name == "uniform"}
     assert results["my_quiz"].metrics["accuracy"] and "rel_error" not in results["my_quiz"].metrics
     sums, samples = results["my_sums"], load_samples(results["my_sums"])

@@ -118,8 +118,8 @@ def memory(case: Case) -> list[Parts]:
     to_score = spec if spec and not planned and not case.store.has(scores_key(case)[0]) else None
     if to_score and "calib" in spec.needs and "labels" not in spec.needs:
         tokens = max(rows * width for rows, width in prompt_batches(case, spec))
-        every_block = "kl_docs" in spec.params or case.value("published")
-        stages.append(Parts("prompts are scored", **base, activations=prompt_bytes(d, tokens, every_block)))
+        kept = spec.every_block or case.value("published")
+        stages.append(Parts("prompts are scored", **base, activations=prompt_bytes(d, tokens, kept)))
     stages += gradient_stage(case, base, to_score) + solver_stage(case, base, to_score)
     if element and not planned:
         stages.append(Parts("kept weights are chosen", **base, scores=(4 * 3 + 1) * d.linears))
@@ -137,7 +137,7 @@ def gradient_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Part
     # widening is exact both ways and needs no copy; every other cast holds the weights as they were
     same, wider = str(dtype) == f"torch.{case.model.ref.dtype}", dtype.itemsize > d.itemsize
     weights = d.parameters * (dtype.itemsize + (0 if same or wider else d.itemsize))
-    made = d.linears * d.itemsize if spec and "corrupt" in spec.params else 0  # the quantized model was made before
+    made = d.linears * d.itemsize if spec and spec.compares else 0  # the quantized model was made before
     return [Parts("gradients are taken", **base | {"weights": weights},
                   activations=backward_bytes(d, longest, dtype.itemsize), scores=4 * d.linears * len(kinds) + made)]
 
@@ -145,7 +145,7 @@ def gradient_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Part
 def solver_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]:
     """A quantizer, or a scorer, that reads the inputs of linears or their gradients."""
     d, quant = case.model.sizes, QUANTIZERS.get(case.method.quantizer) if case.method.quantizer else None
-    corrupt = QUANTIZERS.get(case.value("corrupt")) if spec and "corrupt" in spec.params else None
+    corrupt = QUANTIZERS.get(case.value("corrupt")) if spec and spec.compares else None
     reading = {need for reader in (quant, corrupt, spec) if reader for need in reader.needs}
     fisher = 4 * d.linears if "fisher" in reading else 0
     if not {"hessian", "inputs"} & reading:

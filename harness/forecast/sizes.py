@@ -48,9 +48,13 @@ def asked(data: TaskData) -> list[Asked]:
 
 def prompt_batches(case: Case, spec: ScorerSpec) -> list[tuple[int, int]]:
     """(rows, tokens of the longest) of every batch of prompts that a scorer reads."""
-    count = case.value("kl_docs" if "kl_docs" in spec.params else "score_docs")
-    lengths = [len(t) for t in case.prompts.tokens[:count]]
+    lengths = [len(t) for t in case.prompts.tokens[:documents_read(case, spec)]]
     return [(len(batch), lengths[batch[0]]) for batch in length_batches(lengths, case.grid.batch_tokens)]
+
+
+def documents_read(case: Case, spec: ScorerSpec) -> int | None:
+    """How many calibration documents a scorer reads at most; None: all of them."""
+    return case.value(spec.documents) if spec.documents else None
 
 
 def finished(case: Case) -> bool:

@@ -1,13 +1,12 @@
 """How long a cell takes: what it must still compute, times the timings of harness/forecast/probe.py.
 
 What several cells share (scores, gradients, the quantized model to compare with, weights) is counted at the first
-cell that needs it, and what is in the store is not counted.  What a scorer does is derived from what it declares:
+cell that needs it, and what is in the store is not counted.  What a scorer does is what it declares (core/registry.py):
 
-    score_docs   one pass over that many calibration prompts
-    kl_docs      two passes, and one for every block that skips the blocks before it, so half a pass
-    oracle_docs  one evaluation of that many documents, and one more for every block
-    gradients    one backward pass a document of the solvers' calibration set
-    hessian      the block run twice over that set, and one factor a linear
+    needs calib      its passes over the calibration prompts
+    needs labels     its passes are evaluations of labelled calibration documents
+    gradients        one backward pass a document of the solvers' calibration set
+    needs hessian    the block run twice over that set, and one factor a linear
 
 Not counted: loading the model, allocators, statistics, reading and writing files.
 """
@@ -20,7 +19,7 @@ from core.registry import QUANTIZERS, SCORERS
 from core.types import LayerPlan
 from harness.forecast.memory import kinds_to_make
 from harness.forecast.probe import SOLVED, Probe
-from harness.forecast.sizes import asked, finished, prompt_batches
+from harness.forecast.sizes import asked, documents_read, finished, prompt_batches
 from harness.stages.base_quantized import base, base_layer, base_quantized_key
 from harness.stages.case import Case
 from harness.stages.gradients import gradients_key, wanted_kinds
@@ -85,16 +84,15 @@ class Costs:
         spec, data, blocks = SCORERS.get(case.method.scorer), case.data, self.sizes.blocks
         total = 0.0
         if "labels" in spec.needs:
-            documents = min(case.value("oracle_docs"), len(data.calib_docs))
-            total += (1 + blocks) * self.evaluation(case) * documents / len(data.requests)
+            documents = len(data.calib_docs[:documents_read(case, spec)])
+            total += spec.forwards(blocks) * self.evaluation(case) * documents / len(data.requests)
         elif "calib" in spec.needs:
             batches = sorted(prompt_batches(case, spec))
             token = self.probe.token(*batches[len(batches) // 2])
-            passes = 2 + (blocks - 1) / 2 if "kl_docs" in spec.params else 1
-            total += passes * blocks * token * sum(rows * width for rows, width in batches)
+            total += spec.forwards(blocks) * blocks * token * sum(rows * width for rows, width in batches)
         total += self.gradients(case) if spec.gradients else 0.0
         total += self.stream(case, sequential=False) if "hessian" in spec.needs else 0.0
-        if "corrupt" in spec.params and self._first(case, base_quantized_key(case)[0]):
+        if spec.compares and self._first(case, base_quantized_key(case)[0]):
             total += self.solving(case, case.value("corrupt"))
         return total
 

@@ -123,7 +123,7 @@ def compute_cell(case: Case) -> tuple[Result, list[Sample]]:
 def _seconds(case: Case, made_of: dict[str, str]) -> dict[str, float]:
     """Seconds of making each stage, those inside it not counted; kinds of gradients share one pass."""
     seconds: dict[str, float] = {}
-    if case.method.scorer and "corrupt" in SCORERS.get(case.method.scorer).params:
+    if case.method.scorer and SCORERS.get(case.method.scorer).compares:
         made_of = {"base_quantized": base_quantized_key(case)[0]} | made_of
     for stage, key in made_of.items():
         name = stage.partition(" ")[0]

@@ -5,7 +5,8 @@ import pytest
 from core.errors import UserError
 from core.method_names import resolve_method
 from core.plugins import load_plugin
-from core.registry import COMMON, METHODS, SCORERS, Registry, method, scorer
+from core.registry import COMMON, METHODS, Registry, method, scorer
+from core.settings import SETTINGS
 
 
 def test_collision_names_both_owners():
@@ -54,19 +55,19 @@ def test_published_allocations_are_exempt_from_the_budget():
     assert resolve_method("TAQ+knapsack+rtn-float").budgeted
 
 
-def test_plugin_registers_and_bad_plugin_says_why(tmp_path):
+def test_plugin_registers_and_bad_plugin_says_why(tmp_path, registries):
     good = tmp_path / "extra.py"
     good.write_text("from core.registry import method, scorer\n@scorer('extra_test', granularity='layer', "
                     "needs=())\ndef f(ctx): ...\n"
                     "method('extra_test', scorer='extra_test')\n")
-    try:
-        load_plugin(str(good))
-        assert resolve_method("extra_test").allocator == "knapsack"
-    finally:
-        METHODS._items.pop("extra_test", None), SCORERS._items.pop("extra_test", None)
+    load_plugin(str(good))
+    assert resolve_method("extra_test").allocator == "knapsack"
     bad = tmp_path / "bad.py"
-    bad.write_text("import no_such_module_at_all\n")
+    bad.write_text("from core.settings import SETTINGS, Setting\n"
+                   "SETTINGS.declare([Setting('lost_test', int, 1, 'declared before the file fails')], 'bad')\n"
+                   "import no_such_module_at_all\n")
     with pytest.raises(UserError, match="does not load: ModuleNotFoundError"):
         load_plugin(str(bad))
+    assert "lost_test" not in SETTINGS
     with pytest.raises(UserError, match="is not a file"):
         load_plugin(str(tmp_path / "none.py"))

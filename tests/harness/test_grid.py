@@ -17,7 +17,7 @@ import harness.stages.model
 import harness.stages.samples
 import harness.store.store
 from core.model import pick_device
-from core.registry import METHODS, SCORERS, method, scorer
+from core.registry import SCORERS, method, scorer
 from core.settings import SETTINGS
 from core.types import ModelRef
 from evaluation.engine.prompts import EvalConfig
@@ -121,16 +121,13 @@ def test_killed_between_batches_goes_on_to_the_same_bytes(done, tiny_folder, tmp
     assert not list((tmp_path / "cache" / ".partial").rglob("*.jsonl"))
 
 
-def test_a_failed_cell_is_recorded_and_the_grid_goes_on(tiny_folder, tmp_path, capsys):
+def test_a_failed_cell_is_recorded_and_the_grid_goes_on(tiny_folder, tmp_path, capsys, registries):
     @scorer("broken_test", granularity="layer", needs=())
     def broken(ctx):
         raise RuntimeError("the scorer broke")
 
     method("broken_test", scorer="broken_test")
-    try:
-        assert run(tiny_folder, tmp_path, "--method", "broken_test", datasets=("mmlu_pro",)) == 1
-    finally:
-        METHODS._items.pop("broken_test"), SCORERS._items.pop("broken_test")
+    assert run(tiny_folder, tmp_path, "--method", "broken_test", datasets=("mmlu_pro",)) == 1
     results = {r.method.name: r for r in load_results(tmp_path / "results")}
     assert results["broken_test"].status == "error" and "the scorer broke" in results["broken_test"].traceback
     assert results["random"].ok

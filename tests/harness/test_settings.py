@@ -8,7 +8,6 @@ import harness.stages.gradients
 from core import plugins
 from core.plugins import load_plugin
 from core.registry import METHODS, SCORERS
-from core.settings import SETTINGS
 from harness.cli.flags import build_parser, listing
 from harness.cli.main import main
 from harness.grid import Grid, grid_of, table_settings
@@ -36,13 +35,8 @@ method("steep_test", scorer="steep_test")
 
 
 @pytest.fixture
-def plugin(tmp_path, monkeypatch):
-    """A plugin with a setting of its own; what it registers goes when the test ends."""
-    for registry in (METHODS, SCORERS):
-        monkeypatch.setattr(registry, "_items", dict(registry._items))
-        monkeypatch.setattr(registry, "contents", dict(registry.contents))
-    monkeypatch.setattr(SETTINGS, "_items", dict(SETTINGS._items))
-    monkeypatch.setattr(plugins, "_loaded", {})
+def plugin(tmp_path, registries):
+    """A plugin with a setting of its own."""
     (tmp_path / "steep.py").write_text(PLUGIN)
     return tmp_path / "steep.py"
 
