@@ -6,8 +6,9 @@ from pathlib import Path
 
 from core.errors import UserError, did_you_mean
 from core.method_names import resolve_method
-from core.registry import CONTROLS, DATASETS
+from core.registry import CONTROLS
 from core.settings import SETTINGS
+from evaluation.tasks import get_task
 from harness.grid import Grid, with_methods
 
 DEMO_MODEL = "smollm2-135m"
@@ -38,7 +39,7 @@ def build_grid(run_type: str, **given) -> Grid:
     settings = given.get("settings", {}) | {k: asked.pop(k) for k in [*asked] if k in SETTINGS}
     grid = Grid(**{"run_type": run_type} | asked | {"settings": settings})
     for name in grid.datasets:
-        DATASETS.get(name)
+        get_task(name)
     grid = with_methods(grid, (*CONTROLS, *grid.methods))
     if any(str(resolve_method(name).quantizer).startswith("bnb-") for name in grid.methods):
         from quantization.solvers.bnb import functional

@@ -4,6 +4,7 @@ A row remembers its file and number (1 = first), so that every complaint can nam
 Field names may be dotted: ``answer.value`` is the key ``value`` inside the record ``answer``.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ class Source:
     embedded: str | None  # file name in datasets_local/embedded
     fields: dict[str, str]  # dotted field -> kind, see KINDS
     optional: tuple[str, ...] = ()  # fields read when present
+    other_folders: tuple[str, ...] = ()  # where the rows are looked for next, below --data_dir
+    hub_options: dict = dataclasses.field(default_factory=dict)  # further arguments of ``datasets.load_dataset``
 
     @property
     def name(self) -> str:

@@ -60,7 +60,8 @@ def _from_folder(of: Source, folder: Path) -> list[Row]:
     """Read ``<folder>/<of.folder>.parquet`` or ``.jsonl``; a ``*`` means every subset folder, sorted by name."""
     check_data_folder(folder, "in the hub's schema")
     if not of.has_subsets:
-        return _from_file(_pick_file(folder / of.folder), of, "folder")
+        places = [folder / place for place in (of.folder, *of.other_folders)]
+        return _from_file(next(filter(None, map(existing_file, places)), None) or _pick_file(places[0]), of, "folder")
     head, tail = of.folder.split("*")
     base = folder / head
     subsets = sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
@@ -109,7 +110,8 @@ def hub_tables(of: Source, token: str | None = None) -> list[tuple]:
         configs = [of.hub_config]
         if of.hub_config == "*":
             configs = sorted(datasets.get_dataset_config_names(of.hub_id, token=token))
-        return [(config, datasets.load_dataset(of.hub_id, config, split=of.split, token=token)) for config in configs]
+        return [(config, datasets.load_dataset(of.hub_id, config, split=of.split, token=token, **of.hub_options))
+                for config in configs]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 gold_loglik = (1/n) sum_t log p(gold_t | prompt, gold_<t), nats per token.
 Choice tasks: each option's log-probability is the sum over its tokens, and the task picks one and judges it.
 Open questions: the model writes greedily until a stop text, and the task judges what it wrote.
+Likelihoods: nothing is chosen or written; the task judges how likely the gold text is.
 
 An out-of-memory error passes through; the caller backs off with a new batch plan.
 """
@@ -15,7 +16,7 @@ from core.sample import Sample
 from evaluation.data.documents import LETTERS
 from evaluation.engine.batches import batch_plan, request_cost, shared_prefix
 from evaluation.engine.generate import Stopping, greedy
-from evaluation.engine.kv_cache import Prefix, continuation_logprobs, prefill, prefix_fits, run_prefix
+from evaluation.engine.kv_cache import Prefix, Scored, prefill, prefix_fits, run_prefix, score_continuations
 from evaluation.engine.prompts import EvalConfig, Request
 from evaluation.grading import Grade
 from evaluation.tasks.base import Task
@@ -42,12 +43,14 @@ def run_batch(model, tokenizer, task: Task, requests, cfg: EvalConfig, prefix: P
     state = prefill(model, contexts, prefix if prefix_fits(prefix, contexts, reserve) else None)
     if task.kind == "choice":
         jobs = [(row, ids) for row, r in enumerate(requests) for ids in r.continuations]
-        scored = iter(continuation_logprobs(model, state, jobs))
+        scored = iter(score_continuations(model, state, jobs))
         return [_choice_sample(task, r, [next(scored) for _ in r.continuations], cfg) for r in requests]
-    golds = continuation_logprobs(model, state, [(row, r.gold) for row, r in enumerate(requests)])
+    golds = score_continuations(model, state, [(row, r.gold) for row, r in enumerate(requests)])
+    if task.kind == "likelihood":
+        return [_likelihood_sample(task, r, gold) for r, gold in zip(requests, golds, strict=True)]
     stopping = Stopping(model, tokenizer, task.stop)
     written = greedy(model, state, cfg.max_new_tokens, stopping)
-    return [_open_sample(task, r, text=stopping.text(ids), n_new=len(ids), gold_loglik=float(gold.mean()))
+    return [_open_sample(task, r, text=stopping.text(ids), n_new=len(ids), gold_loglik=float(gold.logprobs.mean()))
             for r, gold, ids in zip(requests, golds, written, strict=True)]
 
 
@@ -67,14 +70,19 @@ def evaluate(model, tokenizer, task: Task, requests, cfg: EvalConfig,
 
 def _choice_sample(task: Task, request: Request, scored, cfg: EvalConfig) -> Sample:
     doc = request.doc
-    sums = tuple(float(s.sum()) for s in scored)
+    sums = tuple(float(s.logprobs.sum()) for s in scored)
     grade = task.grade_options(doc, sums, cfg.scoring)
     return _sample(request, grade, text=doc.options[LETTERS.index(grade.answer)], choice_logprobs=sums,
-                   gold_loglik=float(scored[doc.gold_index].mean()), n_new=0)
+                   gold_loglik=float(scored[doc.gold_index].logprobs.mean()), n_new=0)
 
 
 def _open_sample(task: Task, request: Request, *, text: str, **measured) -> Sample:
     return _sample(request, task.grade(request.doc, text), text=text, choice_logprobs=None, **measured)
+
+
+def _likelihood_sample(task: Task, request: Request, gold: Scored) -> Sample:
+    grade = task.grade_gold(request.doc, float(gold.logprobs.sum()), bool(gold.greedy.all()))
+    return _sample(request, grade, text="", choice_logprobs=None, gold_loglik=float(gold.logprobs.mean()), n_new=0)
 
 
 def _sample(request: Request, grade: Grade, **measured) -> Sample:

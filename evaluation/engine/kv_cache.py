@@ -12,6 +12,7 @@ the window (:func:`prefix_fits`).
 
 import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -31,6 +32,13 @@ class State:
     mask: torch.Tensor  # int64 [B, S]
     lengths: torch.Tensor  # int64 [B], tokens without padding
     logprobs: torch.Tensor  # float32 [B, V], next token
+
+
+class Scored(NamedTuple):
+    """A continuation as the model takes it: float32 log-probabilities [n], nats; bool [n], each its first choice."""
+
+    logprobs: torch.Tensor
+    greedy: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -105,18 +113,20 @@ def log_softmax(logits: torch.Tensor) -> torch.Tensor:
     return torch.log_softmax(logits.float(), dim=-1)
 
 
-def continuation_logprobs(model, state: State, jobs) -> list[torch.Tensor]:
-    """Return per job (row, token ids) the log-probability of each token, float32 [len(ids)], nats.
+def score_continuations(model, state: State, jobs) -> list[Scored]:
+    """Return per job (row, token ids) the log-probability of each token, and whether it is the likeliest.
 
     First tokens come from the state; the rest of all jobs runs right-padded on an expanded cache, in one
     forward or, where long and short continuations meet, in a few of similar length.  The state stays as it was.
     """
-    first = state.logprobs[[row for row, _ in jobs], [ids[0] for _, ids in jobs]]
-    results = [first[i:i + 1] for i in range(len(jobs))]
+    rows, tokens = [row for row, _ in jobs], [ids[0] for _, ids in jobs]
+    first = state.logprobs[rows, tokens]
+    best = state.logprobs.argmax(-1)[rows] == torch.tensor(tokens, device=first.device)
+    results = [Scored(first[i:i + 1], best[i:i + 1]) for i in range(len(jobs))]
     longer = [i for i, (_, ids) in enumerate(jobs) if len(ids) > 1]
     for group in _groups(longer, [len(ids) - 1 for _, ids in jobs]):
         for i, tail in zip(group, _tails(model, state, [jobs[i] for i in group]), strict=True):
-            results[i] = torch.cat([results[i], tail])
+            results[i] = Scored(*(torch.cat(pair) for pair in zip(results[i], tail, strict=True)))
     return results
 
 
@@ -130,8 +140,8 @@ def _groups(members: list[int], lengths: list[int]) -> list[list[int]]:
     return _groups(ranked[:cut], lengths) + _groups(ranked[cut:], lengths)
 
 
-def _tails(model, state: State, jobs) -> list[torch.Tensor]:
-    """Log-probabilities of all tokens but the first, one right-padded forward."""
+def _tails(model, state: State, jobs) -> list[Scored]:
+    """All tokens but the first, one right-padded forward."""
     rows = [row for row, _ in jobs]
     ids, mask = pad([ids[:-1] for _, ids in jobs], left=False, device=state.mask.device)
     index = torch.tensor(rows, device=state.mask.device)
@@ -142,14 +152,16 @@ def _tails(model, state: State, jobs) -> list[torch.Tensor]:
     return _gather(out.logits, [ids[1:] for _, ids in jobs])
 
 
-def _gather(logits: torch.Tensor, targets) -> list[torch.Tensor]:
-    """Log-probability of each row's target tokens; padded positions are never turned to float32."""
+def _gather(logits: torch.Tensor, targets) -> list[Scored]:
+    """Each row's target tokens; padded positions are never turned to float32."""
     rows = torch.tensor([i for i, t in enumerate(targets) for _ in t], device=logits.device)
     cols = torch.tensor([j for t in targets for j in range(len(t))], device=logits.device)
     wanted = torch.tensor([token for t in targets for token in t], device=logits.device)
-    values = []
+    values, best = [], []
     for start in range(0, len(rows), LOGIT_ROWS):
         some = slice(start, start + LOGIT_ROWS)
         logprobs = log_softmax(logits[rows[some], cols[some]])
         values.append(logprobs.gather(1, wanted[some, None])[:, 0])
-    return list(torch.cat(values).split([len(t) for t in targets]))
+        best.append(logprobs.argmax(-1) == wanted[some])
+    sizes = [len(t) for t in targets]
+    return list(map(Scored, torch.cat(values).split(sizes), torch.cat(best).split(sizes)))

@@ -97,7 +97,12 @@ class Panel:
         return {"value": float(self.kl[:, run].mean()), "low": float(low), "high": float(high)}
 
     def agreement(self, first: int, second: int) -> float | None:
-        """The share of documents in which two runs give the same answer: the same option, or the same text."""
+        """The share of documents in which two runs give the same answer: the same option, or the same text.
+
+        None where there is no right and wrong, and so no answer.
+        """
+        if "accuracy" not in self.values:
+            return None
         pairs = zip(self.runs[first], self.runs[second], strict=True)
         return float(np.mean([a.answer == b.answer for a, b in pairs])) if self.n else None
 

@@ -8,8 +8,10 @@ from evaluation.tasks.base import Task
 
 
 def get_task(name: str) -> Task:
-    """Return the task called ``name``; an unknown name is an error with a suggestion."""
-    return DATASETS.get(name)
+    """Return the task called ``name``, or the part of one (``mmlu:stem``); an unknown name is a UserError."""
+    whole, colon, part = name.partition(":")
+    task = DATASETS.get(whole)
+    return task.part(part) if colon else task
 
 
 for _module in pkgutil.iter_modules(__path__):

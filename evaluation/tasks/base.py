@@ -6,25 +6,29 @@ sha256 can be compared across harnesses:
     letter      Question: {question}\\nA. {option}\\nB. {option}\\n...Answer:      continuations " A", " B", ...
     cloze       Question: {question}\\nAnswer:                                   continuations " {option}"
     generate    Question: {question}\\nAnswer:                                   the model writes until a stop text
+    likelihood  {question}                                                     how likely the gold text is
 
 Worked examples are ``prompt + joiner + gold``, each followed by a blank line.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from core.errors import DataError
+from core.errors import DataError, UserError
 from core.registry import DATASETS
-from core.sample import Sample
+from core.sample import Interval, Sample
 from evaluation.data.documents import LETTERS, Doc, DocList
 from evaluation.data.rows import Row, Source
+from evaluation.data.splits import Split, marked, split, split_apart
 from evaluation.grading import Grade, choose, exact_match, extract, token_f1
 
 SMALL_MODEL = 1_000_000_000  # parameters; below it letters say nothing: a 135M model answers "A" to every question
 UNUSABLE = "no usable question, options or answer"
+SUMS = "accuracy_sums"  # accuracy by the options' summed log-probabilities; lm-evaluation-harness calls it acc
+CLOZE_METRICS = {"accuracy": "acc", SUMS: "acc sums"}
 REPEATED = "the id and question of an earlier row"
 
 
@@ -41,10 +45,16 @@ class Task:
     version: int = 1
     stratified: bool = False  # whether splits are proportional by stratum
 
-    kind = "generate"  # or "choice": options are compared and nothing is written
+    kind = "generate"  # or "choice": options are compared; "likelihood": the gold text's; then nothing is written
     scorings = ("generate",)
     stop = ("\n",)  # texts that end what the model writes; an end-of-sequence token always does
     max_new_tokens = None  # tokens that the model may write; None = the grid's
+    max_length = None  # tokens that prompts are cut to where the grid's --max_length is lower
+    num_fewshot = None  # worked examples where the grid does not say; None = 5 of open questions, none else
+    calib_source = None  # a Source: the split that calibrates; None = documents of ``source`` that do not evaluate
+    example_source = None  # a Source: the split of the worked examples; None = those that calibrate
+    windows = False  # whether the documents are windows of the joined text, of --ppl_window tokens
+    general_text = None  # the general text that stands in for calibration documents (--calib)
     joiner = " "  # between prompt and answer; after a chat template the answer follows at once
     metrics = {"accuracy": "EM", "f1": "F1"}  # what a table shows, in its order, with short labels
     id_field = "question_id"  # the field that makes ids, for messages
@@ -100,6 +110,24 @@ class Task:
         notes = tuple(f"{count} of {len(rows)} rows dropped ({why})" for why, count in dropped.items())
         return DocList(docs.values(), notes, self.name)
 
+    def part(self, name: str) -> "Task":
+        """The part of the data set called ``name`` (``mmlu:stem``); UserError if it has none."""
+        raise UserError(f"dataset {self.name!r} has no parts, so {self.name}:{name} is unknown; use {self.name!r}")
+
+    def split(self, load: Callable[[Source], list[Row]], calib: int, evaluate: int, seed: int) -> Split:
+        """Documents that calibrate and documents that evaluate, out of the rows that ``load`` reads."""
+        docs = self.docs(load(self.source))
+        if self.calib_source is None:
+            parts = split(docs, calib, evaluate, seed=seed, stratified=self.stratified)
+        else:
+            own = self.docs(load(self.calib_source))
+            own = DocList(marked(own, self.calib_source.split), own.notes, self.name)
+            parts = split_apart(own, docs, calib, evaluate, seed=seed, stratified=self.stratified)
+        if self.example_source is None:
+            return parts
+        examples = marked(self.docs(load(self.example_source)), self.example_source.split)
+        return replace(parts, examples=tuple(examples))
+
     # ---- documents to prompts
 
     def default_scoring(self, n_params: int) -> str:
@@ -138,6 +166,14 @@ class Task:
         answer = extract(text)
         return Grade(answer, exact_match(answer, doc.aliases), {"f1": token_f1(answer, doc.aliases)})
 
+    def grade_gold(self, doc: Doc, loglik: float, greedy: bool) -> Grade:
+        """Judge how likely the gold text is: nats summed over its tokens; whether each is the model's first choice."""
+        return Grade("", None)
+
+    def derived(self, metrics: dict[str, Interval | None]) -> dict[str, Interval | None]:
+        """Metrics of a whole run that are computed from others of it, such as a perplexity."""
+        return {}
+
     def score(self, sample: Sample) -> float:
         """Return one number from 0 to 1, higher is better, for an oracle.
 
@@ -147,7 +183,7 @@ class Task:
         return sum(values) / len(values)
 
     def chance(self, docs: Sequence[Doc]) -> float | None:
-        """Return the accuracy of a guess, 0 to 1; None for open questions."""
+        """Return the accuracy of a guess, 0 to 1; None where there is nothing to guess."""
         return None
 
 
@@ -170,9 +206,10 @@ class ChoiceTask(Task):
     scorings = ("letter", "cloze")
     metrics = {"accuracy": "acc"}
     dropped = "a single option is always right"
+    sums_too = False  # whether a cloze is judged by the options' sums as well, not divided by their lengths
 
     def make_doc(self, row: Row) -> Doc | None:
-        options = tuple(row.get(self.options_field))
+        options = self.options(row)
         if not 1 <= len(options) <= len(LETTERS):
             raise row.error(self.options_field, f"1 to {len(LETTERS)} options")
         gold = self.gold_index(row, len(options))
@@ -195,6 +232,9 @@ class ChoiceTask(Task):
 
     def question(self, row: Row) -> str:
         return row.get(self.question_field)
+
+    def options(self, row: Row) -> tuple[str, ...]:
+        return tuple(row.get(self.options_field))
 
     def gold_index(self, row: Row, n_options: int) -> int:
         """Return the 0-based index of the right option."""
@@ -229,7 +269,10 @@ class ChoiceTask(Task):
 
     def grade_options(self, doc: Doc, logprobs: Sequence[float], scoring: str) -> Grade:
         """Judge the options by their summed log-probabilities, nats; the answer is the letter of one of them."""
-        return self.grade(doc, LETTERS[choose(logprobs, self.lengths(doc, scoring), scoring)])
+        grade = self.grade(doc, LETTERS[choose(logprobs, self.lengths(doc, scoring), scoring)])
+        if not self.sums_too:
+            return grade
+        return Grade(grade.answer, grade.correct, {SUMS: float(choose(logprobs, (), "letter") == doc.gold_index)})
 
     def chance(self, docs: Sequence[Doc]) -> float | None:
         return float(np.mean([1 / len(doc.options) for doc in docs]))

@@ -14,9 +14,10 @@ from evaluation.calibration.documents import build_calib
 from evaluation.calibration.mixture import build_solver_calib, calib_digest
 from evaluation.data.general_text import load_texts
 from evaluation.data.sources import load_rows
-from evaluation.data.splits import Split, split
+from evaluation.data.splits import Split
 from evaluation.engine.batches import batch_plan, shared_prefix
 from evaluation.engine.prompts import EvalConfig, Request, build_requests
+from evaluation.engine.windows import window_requests
 from evaluation.tasks import get_task
 from evaluation.tasks.base import Task
 from harness.grid import Grid
@@ -28,9 +29,8 @@ FEWSHOT_OPEN = 5  # a small model without examples answers open questions with a
 def load_split(dataset: str, source: str, data_dir: str | None, token: str | None, calib: int, evaluate: int,
                seed: int) -> Split:
     """Read, check and split a data set once a process; the note says what was cut or dropped."""
-    task = get_task(dataset)
-    rows = load_rows(task.source, source, data_dir=data_dir, token=token)
-    return split(task.docs(rows), calib, evaluate, seed=seed, stratified=task.stratified)
+    return get_task(dataset).split(lambda of: load_rows(of, source, data_dir=data_dir, token=token), calib, evaluate,
+                                   seed=seed)
 
 
 @cache
@@ -42,12 +42,14 @@ def load_general(name: str, source: str, data_dir: str | None, token: str | None
 def eval_config(grid: Grid, task: Task, parameters: int) -> EvalConfig:
     """Resolve the automatic choices for a task and a model of this size."""
     scoring = grid.scoring if grid.scoring in task.scorings else task.default_scoring(parameters)
-    shots = grid.num_fewshot if grid.num_fewshot is not None else FEWSHOT_OPEN if task.kind == "generate" else 0
-    # choices write nothing: the flag must not change their identity
-    new_tokens = 1 if task.kind == "choice" else task.max_new_tokens or grid.max_new_tokens
+    open_question = task.kind == "generate"
+    own = task.num_fewshot if task.num_fewshot is not None else FEWSHOT_OPEN if open_question else 0
+    shots = grid.num_fewshot if grid.num_fewshot is not None else own
+    # nothing else writes: the flag must not change its identity
+    new_tokens = task.max_new_tokens or grid.max_new_tokens if open_question else 1
     return EvalConfig(scoring=scoring, num_fewshot=shots, chat_template=grid.chat_template == "on",
-                      max_length=grid.max_length, max_new_tokens=new_tokens, batch_tokens=grid.batch_tokens,
-                      batch_size=grid.batch_size)
+                      max_length=max(grid.max_length, task.max_length or 0), max_new_tokens=new_tokens,
+                      batch_tokens=grid.batch_tokens, batch_size=grid.batch_size)
 
 
 class TaskData:
@@ -59,7 +61,12 @@ class TaskData:
     def __init__(self, task: Task, cfg: EvalConfig, documents: Split, tokenizer, grid: Grid, token: str | None):
         self.task, self.cfg, self.note = task, cfg, documents.note
         self.calib_docs: tuple = documents.calib
-        requests = build_requests(task, documents.eval, documents.calib, tokenizer, cfg=cfg)
+        self._examples: tuple | None = documents.examples
+        if task.kind == "likelihood" and task.windows:
+            requests = window_requests(task, documents.eval, tokenizer, grid.value("ppl_window"), grid.eval_size)
+        else:
+            examples = documents.calib if documents.examples is None else documents.examples
+            requests = build_requests(task, documents.eval, examples, tokenizer, cfg=cfg)
         self.requests: tuple[Request, ...] = tuple(requests)
         self._tokenizer, self._grid, self._token = tokenizer, grid, token
         self._drawn: dict[tuple, CalibSet] = {}
@@ -125,7 +132,8 @@ class TaskData:
     def labelled(self, count: int) -> tuple[Request, ...]:
         """The first ``count`` calibration documents as questions for an oracle; none is an example of itself."""
         if count not in self._labelled:
-            docs, rest = self.calib_docs[:count], self.calib_docs[count:]
+            docs = self.calib_docs[:count]
+            rest = self.calib_docs[count:] if self._examples is None else self._examples
             cfg = self.cfg if len(rest) >= self.cfg.num_fewshot else replace(self.cfg, num_fewshot=len(rest))
             self._labelled[count] = tuple(build_requests(self.task, docs, rest, self._tokenizer, cfg=cfg))
         return self._labelled[count]

@@ -29,6 +29,7 @@ def finished(case: Case, key: str, *, planned: Planned, true: Plan, stages: dict
              samples: list[Sample]) -> Result:
     """The result of a finished cell; ``true``: the plan as it is stored, ``stages``: digests of what it is made of."""
     data, task, meta = case.data, case.data.task, case.store.meta(stages["samples"])
+    metrics = summarise(samples)
     bits = Bits(average=true.avg_bits, whole_model=true.model_avg_bits, stored=true.stored_bits,
                 group_size=case.group_size if case.method.budgeted else None,
                 per_linear={fqn: layer.bits for fqn, layer in true.layers.items()}, notes=true.notes)
@@ -36,7 +37,7 @@ def finished(case: Case, key: str, *, planned: Planned, true: Plan, stages: dict
                    "digest": case.prompts_digest}
     return Result(
         **_head(case, key) | {"versions": meta["provenance"].get("versions", {})}, status="ok", error=None,
-        made=meta["time"], n=len(samples), metrics=summarise(samples), strata=by_stratum(samples),
+        made=meta["time"], n=len(samples), metrics=metrics | task.derived(metrics), strata=by_stratum(samples),
         task=TaskFacts(task.kind, dict(task.metrics), task.chance([r.doc for r in data.requests])),
         task_version=task.version, scoring=data.cfg.scoring, evaluation=asdict(data.cfg), data_note=data.note,
         bits=bits, stages=stages, calibration=calibration, solver_calibration=_solver_facts(case),
