@@ -58,7 +58,7 @@ def test_trap_8_choices_are_never_read_out_of_free_text():
     """The script compares generated text with a gold letter, so "A. option text" is wrong; here options are scored."""
     for name in DATASETS:
         task = get_task(name)
-        assert (task.kind == "choice") == ("generate" not in task.scorings)
+        assert (task.kind == "generate") == ("generate" in task.scorings)
         if task.kind == "choice":
             with pytest.raises(UserError, match="scoring 'generate' does not fit"):
                 build_requests(task, [], [], None, cfg=EvalConfig("generate"))
