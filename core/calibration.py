@@ -48,6 +48,8 @@ def parse_calib(text: str) -> CalibChoice:
 CALIB = Setting("calib", str, "task",
                 "what solvers and gradients calibrate on: task (worked documents), c4, wikitext2, or "
                 "mix:0.5 (share of task)", check=parse_calib)
+CALIB_DATASET = Setting("calib_dataset", str, None,
+                        "data set whose documents calibrate, whatever is asked; default: the data set that is asked")
 CALIB_TOKENS = Setting("calib_tokens", int, 8192, "tokens that they read, drawn by --seeds; 262144 as published", low=2)
 CALIB_WINDOW = Setting("calib_window", int, 512, "tokens of a window of general text; 2048 as published", low=2)
 LOSS_MASK = Setting("loss_mask", str, "all",
@@ -56,11 +58,11 @@ LOSS_MASK = Setting("loss_mask", str, "all",
 GRAD_DTYPE = Setting("grad_dtype", str, "fp32", "arithmetic of gradients; 16 bits where float32 does not fit",
                      choices=("fp32", "bf16", "fp16"))
 READ_BY = {  # need of a scorer or quantizer -> the settings that it implies
-    "calib": (CALIB, CALIB_TOKENS, CALIB_WINDOW),
-    "labels": (),
-    "hessian": (CALIB, CALIB_TOKENS, CALIB_WINDOW),
-    "inputs": (CALIB, CALIB_TOKENS, CALIB_WINDOW),
-    "gradients": (CALIB, CALIB_TOKENS, CALIB_WINDOW, LOSS_MASK, GRAD_DTYPE),
-    "fisher": (CALIB, CALIB_TOKENS, CALIB_WINDOW, LOSS_MASK, GRAD_DTYPE),
+    "calib": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW),
+    "labels": (CALIB_DATASET,),
+    "hessian": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW),
+    "inputs": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW),
+    "gradients": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW, LOSS_MASK, GRAD_DTYPE),
+    "fisher": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW, LOSS_MASK, GRAD_DTYPE),
 }
-SETTINGS.declare((CALIB, CALIB_TOKENS, CALIB_WINDOW, LOSS_MASK, GRAD_DTYPE), "core")
+SETTINGS.declare((CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW, LOSS_MASK, GRAD_DTYPE), "core")

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
-import evaluation.tasks  # noqa: F401  (registers the data sets)
 import methods  # noqa: F401  (registers scorers, allocators, quantizers and methods)
 from core.calibration import GENERAL
 from core.errors import UserError
 from core.method_names import readable, resolve_method, variants
 from core.registry import QUANTIZERS, SCORERS, MethodSpec
 from core.settings import SETTINGS
+from evaluation.tasks import get_task
 
 COMMON_QUANTIZERS = ("gptq", "rtn")
 AUTO_GROUPS = (128, 96, 64, 32)
@@ -208,6 +208,8 @@ def checked_method(name: str, common: str) -> MethodSpec:
     """The method of that name, if this grid's quantizer reads what its brackets say."""
     spec = resolve_method(name)
     reads = readable(spec, common)[0]
+    if spec.settings.get("calib_dataset"):
+        get_task(spec.settings["calib_dataset"])
     for setting in spec.settings:
         if setting not in reads:
             raise UserError(f"{spec.name} reads no setting {setting!r} with --quantizer {common}; "

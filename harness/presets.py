@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from core.errors import UserError, did_you_mean
-from core.method_names import resolve_method
+from core.method_names import readable, resolve_method
 from core.registry import CONTROLS
 from core.settings import SETTINGS
 from evaluation.tasks import get_task
@@ -23,8 +23,11 @@ PRESETS = {
 }
 
 
-def build_grid(run_type: str, **given) -> Grid:
-    """The preset of ``run_type`` with every given (not None) field, or setting of a method, put in its place."""
+def build_grid(run_type: str, conditioning: tuple[str, ...] = (), **given) -> Grid:
+    """The preset of ``run_type`` with every given (not None) field, or setting of a method, put in its place.
+
+    ``conditioning``: each method that reads calibration data comes once on each of these (:func:`conditioned`).
+    """
     if run_type not in PRESETS:
         raise UserError(f"unknown run type {run_type!r}{did_you_mean(run_type, PRESETS)}; use one of: "
                         f"{', '.join(PRESETS)}")
@@ -40,7 +43,9 @@ def build_grid(run_type: str, **given) -> Grid:
     grid = Grid(**{"run_type": run_type} | asked | {"settings": settings})
     for name in grid.datasets:
         get_task(name)
-    grid = with_methods(grid, (*CONTROLS, *grid.methods))
+    if grid.value("calib_dataset"):
+        get_task(grid.value("calib_dataset"))
+    grid = with_methods(grid, (*CONTROLS, *conditioned(grid, conditioning)))
     if any(str(resolve_method(name).quantizer).startswith("bnb-") for name in grid.methods):
         from quantization.solvers.bnb import functional
 
@@ -48,6 +53,26 @@ def build_grid(run_type: str, **given) -> Grid:
     for flag in ("results_dir", "cache_dir"):
         check_folder(f"--{flag}", getattr(grid, flag))
     return grid
+
+
+def conditioned(grid: Grid, conditioning: tuple[str, ...]) -> tuple[str, ...]:
+    """Every method of a grid on every kind of calibration data: ``TaCQ`` on task and c4: TaCQ and TaCQ[calib=c4].
+
+    A method that reads no calibration data, or says in its brackets on what it calibrates, stays one row.
+    """
+    for text in conditioning:
+        SETTINGS["calib"].checked(text, where="--conditioning")
+    rows = []
+    for name in grid.methods:
+        spec = resolve_method(name)
+        if not conditioning or "calib" not in readable(spec, grid.quantizer)[0] or "calib" in spec.settings:
+            rows.append(name)
+            continue
+        given = name.removesuffix("]").partition("[")[2]
+        for text in conditioning:
+            inside = ",".join(filter(None, (given, "" if text == grid.value("calib") else f"calib={text}")))
+            rows.append(f"{spec.plain}[{inside}]" if inside else spec.plain)
+    return tuple(rows)
 
 
 def check_folder(flag: str, name: str) -> None:

@@ -72,6 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = groups[RUN].add_argument
     add("--plugin", action="append", default=[], metavar="FILE",
         help="load scorers, methods and data sets from a Python file; repeatable")
+    add("--conditioning", nargs="+", metavar="C",
+        help="every method that reads calibration data once on each of these: task, c4, wikitext2, mix:0.5; "
+             "'TaCQ' on 'task c4' is the rows TaCQ and TaCQ[calib=c4]")
     add("--dry_run", action="store_true",
         help="print the cells, what is cached, estimates of time and memory; compute nothing")
     add("--list", action="store_true",

@@ -30,7 +30,7 @@ def preflight(cases: Cases, weights: bool = True, limit: int | None = None, work
         check_budgets(mine, say)
         for dataset in dict.fromkeys(case.cell.dataset for case in mine):
             asked = [case for case in mine if case.cell.dataset == dataset]
-            check_disjoint(asked[0])
+            check_disjoint(asked)
             describe(asked[0], say)
             check_calibration(asked, say)
         check_disk(mine, workers)
@@ -69,7 +69,7 @@ def check_calibration(cases: list[Case], say) -> None:
     """Draw what solvers and gradients will read, so that too little of it is an error now; says how much it is."""
     drawn, told = set(), set()
     for case in (c for c in cases if reads_solver_calib(c.method)):
-        calib, data = case.solver_calib, case.data
+        calib, data = case.solver_calib, case.calib_data
         if case.solver_calib_digest in drawn:
             continue
         drawn.add(case.solver_calib_digest)
@@ -80,18 +80,21 @@ def check_calibration(cases: list[Case], say) -> None:
         check_positions(case.model, max(lengths), f"the longest calibration sequence of {calib.task}")
         if calib.task not in told:  # of several seeds the first
             told.add(calib.task)
-            whole = len(lengths) >= len(data.calib_docs)
+            whole = calib.task == data.task.name and len(lengths) >= len(data.calib_docs)
             short = "; that is all there is (--calib_size), so every seed reads the same" if whole else ""
-            say(f"{data.task.name}: solvers and gradients read {sum(lengths):,} of {case.value('calib_tokens'):,} "
+            say(f"{case.data.task.name}: solvers and gradients read {sum(lengths):,} of {case.value('calib_tokens'):,} "
                 f"tokens, {len(lengths)} documents of {calib.task}{short}")
 
 
-def check_disjoint(case: Case) -> None:
-    """No document may calibrate and evaluate."""
-    both = set(case.prompts.doc_ids) & {request.doc.doc_id for request in case.data.requests}
-    if both:
-        raise DataError(f"{len(both)} documents of {case.cell.dataset} both calibrate and evaluate (first: "
-                        f"{sorted(both)[0]!r}); report this split")
+def check_disjoint(cases: list[Case]) -> None:
+    """No document of these cells of one data set may calibrate and evaluate, under whatever id."""
+    asked = {(r.doc.question, r.doc.options): r.doc.doc_id for r in cases[0].data.requests}
+    for data in {id(case.calib_data): case.calib_data for case in cases}.values():
+        both = [doc.doc_id for doc in data.calib_docs if (doc.question, doc.options) in asked]
+        if both:
+            raise DataError(f"{len(both)} documents that calibrate, of {data.task.name}, evaluate in "
+                            f"{cases[0].cell.dataset} (first: {both[0]!r}); calibrate on another data set, or on a "
+                            "part that does not overlap")
 
 
 def describe(case: Case, say) -> None:

@@ -84,7 +84,7 @@ class Costs:
         spec, data, blocks = SCORERS.get(case.method.scorer), case.data, self.sizes.blocks
         total = 0.0
         if "labels" in spec.needs:
-            documents = len(data.calib_docs[:documents_read(case, spec)])
+            documents = len(case.calib_data.calib_docs[:documents_read(case, spec)])
             total += spec.forwards(blocks) * self.evaluation(case) * documents / len(data.requests)
         elif "calib" in spec.needs:
             batches = sorted(prompt_batches(case, spec))

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from core.calibration import parse_calib
+from core.calibration import GENERAL, CalibChoice, parse_calib
 from core.digest import digest, write_json
 from core.errors import UserError
 from core.forward import is_out_of_memory
-from core.registry import MethodSpec
+from core.registry import SCORERS, MethodSpec
 from core.types import Budget, CalibSet
 from harness.grid import AUTO_GROUPS, Cell, Grid, cells_of
 from harness.progress import Progress
@@ -50,8 +50,29 @@ class Case:
 
     @property
     def data(self) -> TaskData:
-        """The documents asked and calibrated on; DataError if they cannot be read."""
+        """The documents asked; DataError if they cannot be read."""
         return self._cases.data(self.cell.model, self.cell.dataset)
+
+    @property
+    def calib_data(self) -> TaskData:
+        """The task data whose documents calibrate: of the data set asked, or of --calib_dataset."""
+        return self._cases.data(self.cell.model, self.value("calib_dataset") or self.cell.dataset)
+
+    @cached_property
+    def calib_choice(self) -> CalibChoice:
+        """What calibrates; a data set without documents of its own to calibrate on has general text for them."""
+        choice, task = parse_calib(self.value("calib")), self.calib_data.task
+        if task.general_text is None or choice.kind in GENERAL:
+            return choice
+        if choice.kind == "mix":
+            raise UserError(f"--calib {self.value('calib')} mixes {task.name} with general text, but {task.name} has "
+                            f"only general text; use --calib {task.general_text}, or --calib_dataset with a task")
+        return parse_calib(task.general_text)
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether this row's scorer reads unlabeled prompts."""
+        return self.method.scorer is not None and "calib" in SCORERS.get(self.method.scorer).needs
 
     def value(self, name: str):
         """A setting of this row: as in its brackets, else the grid's."""
@@ -84,8 +105,8 @@ class Case:
     @property
     def prompts(self) -> CalibSet:
         """What an unlabeled scorer of this row reads."""
-        return self.data.prompts(parse_calib(self.value("calib")), tokens=self.value("calib_tokens"),
-                                 window=self.value("calib_window"))
+        return self.calib_data.prompts(self.calib_choice, tokens=self.value("calib_tokens"),
+                                       window=self.value("calib_window"))
 
     @cached_property
     def prompts_digest(self) -> str:
@@ -97,9 +118,9 @@ class Case:
     @property
     def solver_calib(self) -> CalibSet:
         """What Hessians and gradients of this row are calibrated on, drawn by its seed."""
-        return self.data.solver_calib(parse_calib(self.value("calib")), tokens=self.value("calib_tokens"),
-                                      window=self.value("calib_window"), loss=self.value("loss_mask"),
-                                      seed=self.cell.seed)
+        return self.calib_data.solver_calib(self.calib_choice, tokens=self.value("calib_tokens"),
+                                            window=self.value("calib_window"), loss=self.value("loss_mask"),
+                                            seed=self.cell.seed)
 
     @cached_property
     def solver_calib_digest(self) -> str:

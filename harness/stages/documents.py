@@ -8,6 +8,7 @@ from functools import cache, cached_property
 
 from core.calibration import GENERAL, CalibChoice
 from core.digest import digest
+from core.errors import UserError
 from core.registry import DATASETS
 from core.types import CalibSet
 from evaluation.calibration.documents import build_calib
@@ -131,6 +132,9 @@ class TaskData:
 
     def labelled(self, count: int) -> tuple[Request, ...]:
         """The first ``count`` calibration documents as questions for an oracle; none is an example of itself."""
+        if not self.calib_docs:
+            raise UserError(f"{self.task.name} has no labelled documents to calibrate on, only text; use "
+                            "--calib_dataset with a task that has")
         if count not in self._labelled:
             docs = self.calib_docs[:count]
             rest = self.calib_docs[count:] if self._examples is None else self._examples

@@ -33,8 +33,10 @@ def finished(case: Case, key: str, *, planned: Planned, true: Plan, stages: dict
     bits = Bits(average=true.avg_bits, whole_model=true.model_avg_bits, stored=true.stored_bits,
                 group_size=case.group_size if case.method.budgeted else None,
                 per_linear={fqn: layer.bits for fqn, layer in true.layers.items()}, notes=true.notes)
-    calibration = {"documents": len(case.prompts.doc_ids), "truncated": case.prompts.truncated,
-                   "digest": case.prompts_digest}
+    calibration = {}
+    if case.reads_prompts or case.calib_data.calib_docs:
+        calibration = {"read": case.reads_prompts, "text": case.prompts.task, "documents": len(case.prompts.doc_ids),
+                       "truncated": case.prompts.truncated, "digest": case.prompts_digest}
     return Result(
         **_head(case, key) | {"versions": meta["provenance"].get("versions", {})}, status="ok", error=None,
         made=meta["time"], n=len(samples), metrics=metrics | task.derived(metrics), strata=by_stratum(samples),
@@ -54,7 +56,7 @@ def _solver_facts(case: Case) -> dict | None:
     """What solvers and gradients of this row read; None if it has none."""
     if not reads_solver_calib(case.method):
         return None
-    calib, data = case.solver_calib, case.data
+    calib, data = case.solver_calib, case.calib_data
     return {"text": calib.task, "documents": len(calib.doc_ids), "tokens": sum(map(len, calib.tokens)),
             "asked_tokens": case.value("calib_tokens"), "truncated": calib.truncated, "seed": case.cell.seed,
             "digest": case.solver_calib_digest,

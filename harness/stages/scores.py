@@ -44,7 +44,8 @@ def _scores_key(case: Case) -> tuple[str, dict]:
     if spec.gradients:
         upstream |= {"gradients": [gradients_key(case, kind)[0] for kind in spec.gradients]}
     if "labels" in spec.needs:
-        upstream |= {"labels": case.data.labels_digest, "eval_config": asdict(case.data.cfg)}
+        data = case.calib_data
+        upstream |= {"labels": data.labels_digest, "eval_config": asdict(data.cfg)}
     return stage_key("scores", VERSIONS["scores"], **upstream)
 
 
@@ -75,7 +76,7 @@ def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
     model.originals.restore()
 
     def task_metric(module, documents: int) -> tuple[float, float]:
-        data = case.data
+        data = case.calib_data
         samples = evaluate(module, model.tokenizer, task=data.task, requests=data.labelled(documents), cfg=data.cfg)
         return mean_task_metric(samples, data.task.score)
 

@@ -139,6 +139,13 @@ def _notes(dataset: str, cells: Sequence[Result]) -> list[str]:
     if len(set(sizes.values())) > 1:
         words = ", ".join(f"{name} {size}" for name, size in sizes.items())
         notes.append(f"{dataset}: rows differ in the size of their groups: {words}")
+    elsewhere: dict[str, list[str]] = {}
+    for cell in cells:
+        text = ((cell.solver_calibration or {}).get("text")
+                or (cell.calibration.get("text") if cell.calibration.get("read") else None))
+        if text not in (None, dataset) and cell.name not in elsewhere.setdefault(text, []):
+            elsewhere[text].append(cell.name)
+    notes += [f"{dataset}: conditioned elsewhere, on {text}: {', '.join(names)}" for text, names in elsewhere.items()]
     if len({cell.seed for cell in cells if (cell.solver_calibration or {}).get("whole_pool")}) > 1:
         notes.append(f"{dataset}: --calib_tokens took every calibration document, so all seeds read the same ones; "
                      "their sd says little")
