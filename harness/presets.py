@@ -4,12 +4,13 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
+from core.calibration import parse_calib
 from core.errors import UserError, did_you_mean
-from core.method_names import readable, resolve_method
+from core.method_names import readable, resolve_method, variants
 from core.registry import CONTROLS
 from core.settings import SETTINGS
 from evaluation.tasks import get_task
-from harness.grid import Grid, with_methods
+from harness.grid import Grid, reads_solver_calib, with_methods
 
 DEMO_MODEL = "smollm2-135m"
 BRIEF_MODELS = ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2-7B-Instruct",
@@ -60,8 +61,7 @@ def conditioned(grid: Grid, conditioning: tuple[str, ...]) -> tuple[str, ...]:
 
     A method that reads no calibration data, or says in its brackets on what it calibrates, stays one row.
     """
-    for text in conditioning:
-        SETTINGS["calib"].checked(text, where="--conditioning")
+    mixed = {text for text in conditioning if parse_calib(text).kind == "mix"}
     rows = []
     for name in grid.methods:
         spec = resolve_method(name)
@@ -69,7 +69,10 @@ def conditioned(grid: Grid, conditioning: tuple[str, ...]) -> tuple[str, ...]:
             rows.append(name)
             continue
         given = name.removesuffix("]").partition("[")[2]
+        solves = reads_solver_calib(variants(spec, grid.quantizer, grid.avg_bits, grid.keep_ratio)[0][0])
         for text in conditioning:
+            if text in mixed and not solves:
+                continue  # prompts without answers are never mixed with text
             inside = ",".join(filter(None, (given, "" if text == grid.value("calib") else f"calib={text}")))
             rows.append(f"{spec.plain}[{inside}]" if inside else spec.plain)
     return tuple(rows)

@@ -70,6 +70,11 @@ class Case:
         return parse_calib(task.general_text)
 
     @property
+    def shows_prompts(self) -> bool:
+        """Whether a result states the unlabeled prompts: those of a task always, general text where it is read."""
+        return self.reads_prompts or self.calib_choice.kind not in GENERAL
+
+    @property
     def reads_prompts(self) -> bool:
         """Whether this row's scorer reads unlabeled prompts."""
         return self.method.scorer is not None and "calib" in SCORERS.get(self.method.scorer).needs

@@ -123,7 +123,7 @@ def provenance(case: Case, plan: Plan) -> dict:
             "layers": {fqn: layer.bits for fqn, layer in plan.layers.items()}, "avg_bits": plan.avg_bits,
             "model_avg_bits": plan.model_avg_bits, "seed": case.cell.seed, "versions": versions(),
             "machine": case.model.machine,
-            "data": {"calibration": case.prompts_digest if case.reads_prompts or case.calib_data.calib_docs else None,
+            "data": {"calibration": case.prompts_digest if case.shows_prompts else None,
                      "evaluation": case.data.eval_digest}}
 
 

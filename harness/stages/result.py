@@ -34,7 +34,7 @@ def finished(case: Case, key: str, *, planned: Planned, true: Plan, stages: dict
                 group_size=case.group_size if case.method.budgeted else None,
                 per_linear={fqn: layer.bits for fqn, layer in true.layers.items()}, notes=true.notes)
     calibration = {}
-    if case.reads_prompts or case.calib_data.calib_docs:
+    if case.shows_prompts:
         calibration = {"read": case.reads_prompts, "text": case.prompts.task, "documents": len(case.prompts.doc_ids),
                        "truncated": case.prompts.truncated, "digest": case.prompts_digest}
     return Result(

@@ -234,7 +234,7 @@ FLAGS = {
     "combination": asks("--method TAQ+knapsak", "unknown allocator 'knapsak'", "did you mean 'knapsack'?",
                         "known: balanced"),
     "data set": asks("--dataset triviaqa", "unknown dataset 'triviaqa'", "did you mean 'trivia_qa'?",
-                     "known: code_mmlu"),
+                     "known: arc_challenge"),
     "bits out of range": asks("--avg_bits 0.5", "--avg_bits 0.5 is out of range", "between 2 and 16"),
     "bits of this model": asks("--avg_bits 2.1", "--avg_bits 2.1", "on tiny", "with levels", "give 2.56", leaves=KNOWN),
     "one model twice": asks("--model {tiny} {tiny}", "--model names '{tiny}' twice", "name each once"),
@@ -409,7 +409,7 @@ SAMPLE = {
                            ("{at}/data/mmlu_pro/test.parquet", "parquet", "write it again"), KNOWN),
     "more examples than documents": asks("--num_fewshot 500", "num_fewshot is 500", "only 6 calibration documents",
                                          "lower it", leaves=KNOWN),
-    "text that is not embedded": asks("--calib wikitext2", "general text 'wikitext2' has no embedded set",
+    "text that is not embedded": asks("--calib wikitext2 --method TAQ", "general text 'wikitext2' has no embedded set",
                                       "--data_source hub", leaves=KNOWN),
 }
 CACHES = {

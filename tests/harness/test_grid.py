@@ -312,7 +312,8 @@ CHANGES = {  # field of the grid -> another value, and exactly which digests of 
     # it)
     "calib_tokens": (100, set()), "loss_mask": ("answer", set()), "quantizer": ("gptq", ASKED),
     "calib_window": (100, set()), "grad_dtype": ("bf16", set()), "corrupt": ("rtn", set()),
-    "keep_ratio": ((0.01,), set()), "calib": (None, None),
+    "keep_ratio": ((0.01,), set()), "calib": (None, None), "ppl_window": (64, set()),
+    "calib_dataset": ("trivia_qa", {"cell", "scores", "plan"}),
     # axes of the grid, and fields that a tiny model or the embedded data cannot vary
     "models": (None, None), "methods": (None, None), "datasets": (None, None), "data_source": (None, None),
     "data_dir": (None, None), "chat_template": (None, None), "cache_dir": (None, None)}
@@ -348,7 +349,8 @@ def test_golden_keys():
     grid = replace(grid, methods=tuple(GOLDEN_KEYS))
     model = SimpleNamespace(ref=ModelRef("m", "r", "bfloat16"), machine="cpu:TEST/1t", shapes={"a": (96, 96)},
                             weights=96 * 96)
-    data = SimpleNamespace(labels_digest="labels", eval_digest="eval", cfg=EvalConfig("letter"),
+    data = SimpleNamespace(task=SimpleNamespace(general_text=None), labels_digest="labels", eval_digest="eval",
+                           cfg=EvalConfig("letter"),
                            solver_calib=lambda *_, **__: SimpleNamespace(loss_mask=(np.ones(3, bool),)))
     cases = Cases(grid, None, {grid.models[0]: model}, None)
     cases._data[grid.models[0], "mmlu_pro"] = data
