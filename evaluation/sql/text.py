@@ -3,7 +3,7 @@
 import re
 
 TOKEN = re.compile(r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | \[[^\]]*\] | \w+ | [<>=!|]{2} | \S""", re.VERBOSE)
-BEGINS = re.compile(r"\s*(?:select|with|values)\b|\s*\(", re.IGNORECASE)
+BEGINS = re.compile(r"\s*(?:select\b|values\b|\(|with\s+(?:recursive\s+)?\S+\s*(?:\(|as\b))", re.IGNORECASE)
 FENCED = re.compile(r"```(?:[ \t]*\w*sql\w*\b)?(.*?)(?:```|\Z)", re.IGNORECASE | re.DOTALL)
 ENDS = re.compile(r"```|\n[ \t]*\n")  # what ends a query outside a fenced block, besides ";"
 
