@@ -55,12 +55,12 @@ def schema_text(entry: dict) -> str:
     primary = {number for key in entry["primary_keys"] for number in (key if isinstance(key, list) else [key])}
     lines = [f"Database {entry['db_id']} has these tables:"]
     for table, name in enumerate(tables):
-        own = [number for number, (of, _) in enumerate(columns) if of == table]
-        parts = [", ".join(f"{columns[number][1]} {entry['column_types'][number]}" for number in own)]
-        keys = [columns[number][1] for number in own if number in primary]
+        parts = [", ".join(f"{column} {kind}" for (of, column), kind in zip(columns, entry["column_types"], strict=True)
+                           if of == table)]
+        keys = [columns[number][1] for number in sorted(primary) if columns[number][0] == table]
         parts += [f"primary key {', '.join(keys)}"] if keys else []
         parts += [f"foreign key {columns[one][1]} -> {tables[columns[other][0]]}({columns[other][1]})"
-                  for one, other in entry["foreign_keys"] if one in own]
+                  for one, other in entry["foreign_keys"] if columns[one][0] == table]
         lines.append(f"{name}({'; '.join(parts)})")
     return "\n".join(lines)
 
