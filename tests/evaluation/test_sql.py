@@ -141,7 +141,7 @@ def test_an_answer_that_does_not_end_is_ended(base, asked, answer, survived):
     asked.compare(base, "SELECT 1", "SELECT 1")
     first, began = asked.process.pid, time.monotonic()
     verdict = asked.compare(base, "SELECT 1", answer, seconds=0.1)
-    assert time.monotonic() - began < 1.5 and "longer than 0.1 s" in verdict.answer_error
+    assert time.monotonic() - began < 3 and "longer than 0.1 s" in verdict.answer_error
     assert asked.compare(base, "SELECT count(*) FROM pet", "SELECT 4").same
     assert (asked.process.pid == first) is survived
 
