@@ -38,6 +38,7 @@ class Source:
     optional: tuple[str, ...] = ()  # fields read when present
     other_folders: tuple[str, ...] = ()  # where the rows are looked for next, below --data_dir
     hub_options: dict = dataclasses.field(default_factory=dict)  # further arguments of ``datasets.load_dataset``
+    if_there: bool = False  # whether a folder without the file is fine: then there are no rows
 
     @property
     def name(self) -> str:

@@ -35,7 +35,7 @@ def load_rows(of: Source, source: str, data_dir=None, token: str | None = None) 
         rows = _from_file(path, of, source)
     else:
         raise unknown_source(source)
-    if not rows:
+    if not rows and not of.if_there:
         where = f"folder {str(data_dir)!r}" if source == "folder" else f"source {source!r}"
         raise DataError(f"dataset {of.name!r} from {where} has no rows; expected at least one, check the source")
     if source != "hub":
@@ -61,7 +61,10 @@ def _from_folder(of: Source, folder: Path) -> list[Row]:
     check_data_folder(folder, "in the hub's schema")
     if not of.has_subsets:
         places = [folder / place for place in (of.folder, *of.other_folders)]
-        return _from_file(next(filter(None, map(existing_file, places)), None) or _pick_file(places[0]), of, "folder")
+        path = next(filter(None, map(existing_file, places)), None)
+        if path is None and of.if_there:
+            return []
+        return _from_file(path or _pick_file(places[0]), of, "folder")
     head, tail = of.folder.split("*")
     base = folder / head
     subsets = sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []

@@ -14,6 +14,7 @@ Worked examples are ``prompt + joiner + gold``, each followed by a blank line.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Task:
     max_new_tokens = None  # tokens that the model may write; None = the grid's
     max_length = None  # tokens that prompts are cut to where the grid's --max_length is lower
     num_fewshot = None  # worked examples where the grid does not say; None = 5 of open questions, none else
-    calib_source = None  # a Source: the split that calibrates; None = documents of ``source`` that do not evaluate
+    calib_source = None  # a Source: the split that calibrates; None, or no rows = those of ``source`` not evaluated
     example_source = None  # a Source: the split of the worked examples; None = those that calibrate
     windows = False  # whether the documents are windows of the joined text, of --ppl_window tokens
     general_text = None  # the general text that stands in for calibration documents (--calib)
@@ -60,6 +61,19 @@ class Task:
     id_field = "question_id"  # the field that makes ids, for messages
     dropped = "left out"  # why ``make_doc`` gives None
     unclean = False  # whether published rows have flaws (see ``flaw``): then every copy has, and they are dropped
+
+    # ---- what is read besides rows
+
+    def opened(self, folder: Path | None) -> "Task":
+        """The task with what else it reads in the data folder, such as databases; None: rows come from elsewhere.
+
+        It is asked once before rows are read, so what it finds may be kept in the task that it returns.
+        """
+        return self
+
+    def content(self, docs: Sequence[Doc]) -> str | None:
+        """Digest of what judges these documents and stands in none of them; part of what identifies their samples."""
+        return None
 
     # ---- rows to documents
 
@@ -117,10 +131,11 @@ class Task:
     def split(self, load: Callable[[Source], list[Row]], calib: int, evaluate: int, seed: int) -> Split:
         """Documents that calibrate and documents that evaluate, out of the rows that ``load`` reads."""
         docs = self.docs(load(self.source))
-        if self.calib_source is None:
+        rows = load(self.calib_source) if self.calib_source else []
+        if not rows:
             parts = split(docs, calib, evaluate, seed=seed, stratified=self.stratified)
         else:
-            own = self.docs(load(self.calib_source))
+            own = self.docs(rows)
             own = DocList(marked(own, self.calib_source.split), own.notes, self.name)
             parts = split_apart(own, docs, calib, evaluate, seed=seed, stratified=self.stratified)
         if self.example_source is None:

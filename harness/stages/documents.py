@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache, cached_property
+from pathlib import Path
 
 from core.calibration import GENERAL, CalibChoice
 from core.digest import digest
@@ -30,8 +31,13 @@ FEWSHOT_OPEN = 5  # a small model without examples answers open questions with a
 def load_split(dataset: str, source: str, data_dir: str | None, token: str | None, calib: int, evaluate: int,
                seed: int) -> Split:
     """Read, check and split a data set once a process; the note says what was cut or dropped."""
-    return get_task(dataset).split(lambda of: load_rows(of, source, data_dir=data_dir, token=token), calib, evaluate,
-                                   seed=seed)
+    return open_task(dataset, source, data_dir).split(
+        lambda of: load_rows(of, source, data_dir=data_dir, token=token), calib, evaluate, seed=seed)
+
+
+def open_task(dataset: str, source: str, data_dir: str | None) -> Task:
+    """The task of a data set, with what it reads in the data folder besides rows."""
+    return get_task(dataset).opened(Path(data_dir) if source == "folder" and data_dir else None)
 
 
 @cache
@@ -88,10 +94,11 @@ class TaskData:
     def eval_digest(self) -> str:
         """What is asked and how it is batched."""
         content = DATASETS.contents.get(self.task.name)  # a plugin's task is its file too
+        files = self.task.content([r.doc for r in self.requests])
         return digest({"task": self.task.name, "version": self.task.version, "asked": self.asked_digest,
                        "config": asdict(self.cfg),
                        "batches": self.batches, "prefix": shared_prefix(self.requests, self.cfg)}
-                      | ({"content": content} if content else {}))
+                      | ({"content": content} if content else {}) | ({"files": files} if files else {}))
 
     def back_off(self, batch_tokens: int) -> None:
         """Ask the same questions in smaller batches: a new batch plan, hence new samples' identity."""
@@ -104,7 +111,8 @@ class TaskData:
         """The calibration documents with their answers, which an oracle sees."""
         labels = [[d.doc_id, d.question, d.gold, d.gold_index, list(d.aliases), list(d.options)]
                   for d in self.calib_docs]
-        return digest([self.task.name, self.task.version, labels])
+        files = self.task.content(self.calib_docs)
+        return digest([self.task.name, self.task.version, labels, *([files] if files else [])])
 
     def prompts(self, choice: CalibChoice, tokens: int, window: int) -> CalibSet:
         """What unlabeled scorers read: the calibration documents' prompts, or general text.
@@ -150,7 +158,7 @@ def tokens_digest(calib: CalibSet) -> str:
 
 def task_data(grid: Grid, dataset: str, tokenizer, parameters: int, token: str | None) -> TaskData:
     """Read a data set and put it to a model of this size."""
-    task = get_task(dataset)
+    task = open_task(dataset, grid.data_source, grid.data_dir)
     documents = load_split(dataset, grid.data_source, grid.data_dir, token, calib=grid.calib_size,
                            evaluate=grid.eval_size, seed=grid.split_seed)
     return TaskData(task, eval_config(grid, task, parameters), documents, tokenizer, grid=grid, token=token)
