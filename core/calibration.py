@@ -11,7 +11,7 @@ from typing import NamedTuple
 from core.errors import UserError, did_you_mean
 from core.settings import SETTINGS, Setting
 
-KINDS = ("task", "c4", "wikitext2", "mix")
+KINDS = ("task", "c4", "wikitext2", "mix", "auto")
 GENERAL = ("c4", "wikitext2")  # texts without answers
 
 
@@ -24,18 +24,19 @@ class CalibChoice(NamedTuple):
     @property
     def text(self) -> str | None:
         """The general text that has to be loaded, if any."""
-        return {"task": None, "mix": "c4"}.get(self.kind, self.kind)
+        return {"task": None, "auto": "c4", "mix": "c4"}.get(self.kind, self.kind)
 
 
 def parse_calib(text: str) -> CalibChoice:
-    """Read "task", "c4", "wikitext2" or "mix:0.5"; UserError for anything else."""
+    """Read "task", "c4", "wikitext2", "mix:0.5" or "auto"; UserError for anything else."""
     kind, colon, number = text.partition(":")
     if kind not in KINDS:
-        raise UserError(f"unknown --calib {text!r}{did_you_mean(kind, KINDS)}; use task, c4, wikitext2 or mix:0.5")
+        raise UserError(f"unknown --calib {text!r}{did_you_mean(kind, KINDS)}; use task, c4, wikitext2, mix:0.5 or "
+                        "auto")
     if kind != "mix":
         if colon:
             raise UserError(f"--calib {text!r} has a share, which only a mix has; write {kind} or mix:0.5")
-        return CalibChoice(kind, 1.0 if kind == "task" else 0.0)
+        return CalibChoice(kind, 1.0 if kind in ("task", "auto") else 0.0)
     try:
         share = float(number)
     except ValueError:
@@ -46,8 +47,8 @@ def parse_calib(text: str) -> CalibChoice:
 
 
 CALIB = Setting("calib", str, "task",
-                "what solvers and gradients calibrate on: task (worked documents), c4, wikitext2, or "
-                "mix:0.5 (share of task)", check=parse_calib)
+                "what solvers and gradients calibrate on: task (worked documents), c4, wikitext2, "
+                "mix:0.5 (share of task), or auto (the share by the alignment of gradients)", check=parse_calib)
 CALIB_DATASET = Setting("calib_dataset", str, None,
                         "data set whose documents calibrate, whatever is asked; default: the data set that is asked")
 CALIB_TOKENS = Setting("calib_tokens", int, 8192, "tokens that they read, drawn by --seeds; 262144 as published", low=2)

@@ -61,7 +61,7 @@ def conditioned(grid: Grid, conditioning: tuple[str, ...]) -> tuple[str, ...]:
 
     A method that reads no calibration data, or says in its brackets on what it calibrates, stays one row.
     """
-    mixed = {text for text in conditioning if parse_calib(text).kind == "mix"}
+    mixed = {text for text in conditioning if parse_calib(text).kind in ("mix", "auto")}
     rows = []
     for name in grid.methods:
         spec = resolve_method(name)

@@ -56,3 +56,11 @@ def tiny_folder(tmp_path_factory) -> Path:
     from tests.tiny import save_tiny
 
     return save_tiny(tmp_path_factory.mktemp("model") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def source_data(tmp_path_factory) -> Path:
+    """A data folder with a few rows of every source's task; not to be written to."""
+    from tests.source_rows import write_rows
+
+    return write_rows(tmp_path_factory.mktemp("source_data"))

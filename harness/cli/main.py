@@ -72,6 +72,7 @@ def show_dry_run(grid, token: str | None, options) -> int:
 
     with Progress(len(cells_of(grid))) as progress:
         cases = open_cases(grid, token, progress)
+        cases.computes = False
         preflight(cases, weights=False, limit=options.mem_bytes, workers=options.sharing, gpus=options.gpus,
                   writes=False)
     dry_run(cases, plain_console(), limit=options.mem_bytes, workers=options.workers, sharing=options.sharing)

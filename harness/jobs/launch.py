@@ -53,6 +53,7 @@ def launch(grid: Grid, token: str | None, options: Options, plugins: list[str],
     dtype = "bf16" if grid.dtype == "auto" and options.gpus else grid.dtype
     here = replace(grid, device="cpu", dtype=dtype) if options.executor == "slurm" else grid
     cases = open_cases(here, token, progress)
+    cases.computes = False  # the jobs do
     preflight(cases, weights=options.executor != "slurm", limit=options.mem_bytes, workers=options.sharing,
               gpus=options.gpus)
     groups, readers = score_groups(cases)

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from core.errors import UserError
 from core.forward import is_out_of_memory
 from core.registry import SCORERS, MethodSpec
 from core.types import Budget, CalibSet
-from harness.grid import AUTO_GROUPS, Cell, Grid, cells_of
+from harness.grid import AUTO_GROUPS, Cell, Grid, cells_of, reads_solver_calib
 from harness.progress import Progress
 from harness.stages.documents import TaskData, load_general, task_data, tokens_digest
 from harness.stages.model import LazyModel, check_finite
@@ -39,6 +40,7 @@ class Case:
         self.cell, self.grid, self.store = cell, cases.grid, cases.store
         self.model: LazyModel = cases.models[cell.model]
         self._cases, self._known = cases, {}
+        self.aligned = None  # with --calib auto: what was chosen, and why
 
     @property
     def progress(self) -> Progress:
@@ -62,12 +64,33 @@ class Case:
     def calib_choice(self) -> CalibChoice:
         """What calibrates; a data set without documents of its own to calibrate on has general text for them."""
         choice, task = parse_calib(self.value("calib")), self.calib_data.task
-        if task.general_text is None or choice.kind in GENERAL:
+        if choice.kind in GENERAL:
             return choice
+        if task.general_text is None:
+            return choice if choice.kind != "auto" else self._aligned()
         if choice.kind == "mix":
             raise UserError(f"--calib {self.value('calib')} mixes {task.name} with general text, but {task.name} has "
                             f"only general text; use --calib {task.general_text}, or --calib_dataset with a task")
         return parse_calib(task.general_text)
+
+    def _aligned(self) -> CalibChoice:
+        """The task's share by the alignment of gradients; half where nothing may be computed yet (--dry_run)."""
+        from harness.stages.alignment import alignment  # it reads gradients, a stage above this
+
+        if not reads_solver_calib(self.method):  # prompts without answers are never mixed with text
+            return CalibChoice("task", 1.0)
+        self.aligned = alignment(self)
+        return CalibChoice("mix", 0.5) if self.aligned is None else self.aligned.choice
+
+    def calibrated_on(self, text: str) -> Case:
+        """The same row with other calibration data."""
+        settings = {**self.method.settings, "calib": text}
+        return Case(replace(self.cell, method=replace(self.method, settings=settings)), self._cases)
+
+    @property
+    def computes(self) -> bool:
+        """Whether stages may be computed, or only what is stored be looked at."""
+        return self._cases.computes
 
     @property
     def shows_prompts(self) -> bool:
@@ -151,6 +174,7 @@ class Cases(Sequence):
         self.grid, self.store, self.models, self.progress, self._token = grid, store, models, progress, token
         self._cases = [Case(cell, self) for cell in cells_of(grid)]
         self._data: dict[tuple[str, str], TaskData] = {}
+        self.computes = True
 
     def __getitem__(self, index: int) -> Case:
         return self._cases[index]

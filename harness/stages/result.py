@@ -9,6 +9,7 @@ from core.sample import Sample
 from core.types import Plan
 from evaluation.statistics.summary import by_stratum, summarise
 from harness.grid import reads_solver_calib, table_settings
+from harness.stages.alignment import words
 from harness.stages.case import Case
 from harness.stages.plan import Planned
 from report.records import Bits, MethodFacts, ModelFacts, Question, Result, TaskFacts
@@ -59,7 +60,7 @@ def _solver_facts(case: Case) -> dict | None:
     calib, data = case.solver_calib, case.calib_data
     return {"text": calib.task, "documents": len(calib.doc_ids), "tokens": sum(map(len, calib.tokens)),
             "asked_tokens": case.value("calib_tokens"), "truncated": calib.truncated, "seed": case.cell.seed,
-            "digest": case.solver_calib_digest,
+            "digest": case.solver_calib_digest, **({"chosen": words(case.aligned)} if case.aligned else {}),
             "whole_pool": calib.task == data.task.name and len(calib.doc_ids) >= len(data.calib_docs)}
 
 

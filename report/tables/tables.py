@@ -146,6 +146,8 @@ def _notes(dataset: str, cells: Sequence[Result]) -> list[str]:
         if text not in (None, dataset) and cell.name not in elsewhere.setdefault(text, []):
             elsewhere[text].append(cell.name)
     notes += [f"{dataset}: conditioned elsewhere, on {text}: {', '.join(names)}" for text, names in elsewhere.items()]
+    notes += [f"{dataset}: {cell.name}, seed {cell.seed}, calibrated on {cell.solver_calibration['chosen']}"
+              for cell in cells if (cell.solver_calibration or {}).get("chosen")]
     if len({cell.seed for cell in cells if (cell.solver_calibration or {}).get("whole_pool")}) > 1:
         notes.append(f"{dataset}: --calib_tokens took every calibration document, so all seeds read the same ones; "
                      "their sd says little")
