@@ -14,7 +14,7 @@ from evaluation.engine.ask import run_batch
 from evaluation.engine.prompts import EvalConfig, build_requests
 from evaluation.engine.windows import window_requests
 from evaluation.tasks import get_task
-from evaluation.tasks.gsm8k import numbers
+from evaluation.tasks.gsm8k import GSM8K, numbers
 from evaluation.tasks.hellaswag import clean
 from evaluation.tasks.mmlu import GROUPS, SUBJECTS
 from harness.cli.main import main
@@ -154,10 +154,11 @@ def test_the_last_word_is_right_if_it_is_the_models_first_choice(source_data):
         assert sample.correct == right and sample.scores["word_loglik"] == pytest.approx(3 * sample.gold_loglik)
 
 
-def test_one_solve_answers_three_data_sets(source_data, tiny_folder, tmp_path, capsys):
+def test_one_solve_answers_three_data_sets(source_data, tiny_folder, tmp_path, capsys, monkeypatch):
     """Calibrated on mmlu, asked mmlu, gsm8k and wikitext2: the tables say so, and the weights are made once."""
+    monkeypatch.setattr(GSM8K, "max_new_tokens", 4)
     asked = ["--model", str(tiny_folder), "--data_dir", str(source_data), "--calib_size", "6", "--eval_size", "8",
-             "--num_fewshot", "0", "--max_new_tokens", "4", "--ppl_window", "64", "--calib_tokens", "600",
+             "--num_fewshot", "0", "--ppl_window", "64", "--calib_tokens", "600",
              "--quantizer", "gptq", "--device", "cpu", "--avg_bits", "4.75", "--group_size", "32",
              "--cache_dir", str(tmp_path / "cache"), "--results_dir", str(tmp_path / "results")]
     assert main([*asked, "--method", "equal", "--dataset", "mmlu", "gsm8k", "wikitext2",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
+from evaluation.tasks.gsm8k import GSM8K
 from harness.cli.main import main
 from harness.presets import build_grid
 from harness.stages.alignment import align, words
@@ -56,12 +57,13 @@ def test_shares_follow_the_correlation_of_traces():
     assert words(some) == "mix:0.625 (traces on task and c4 correlate 0.80)"
 
 
-def test_auto_chooses_a_mixture_and_says_so(tiny_folder, tmp_path, capsys):
+def test_auto_chooses_a_mixture_and_says_so(tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(GSM8K, "max_new_tokens", 4)
     data = write_rows(tmp_path / "data")
     (data / "c4").mkdir()
     rows = [{"text": "Some page of the web, of no task at all. " * 12}] * 4
     (data / "c4" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = asked(tiny_folder, data, tmp_path, "--dataset", "gsm8k", "--max_new_tokens", "4", "--method", "TaCQ",
+    flags = asked(tiny_folder, data, tmp_path, "--dataset", "gsm8k", "--method", "TaCQ",
                   "--corrupt", "rtn", "--conditioning", "task", "auto")
     assert main([*flags, "--dry_run"]) == 0
     assert not list((tmp_path / "cache").glob("*/gradients.safetensors")), "a dry run computes nothing"
