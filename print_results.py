@@ -73,7 +73,7 @@ def _print(args) -> int:
     every = load_results(Path(args.results_dir))
     require_rows(every, args.results_dir)
     results = choose(every, {name: getattr(args, name) for name in FILTERS})
-    if args.html:
+    if args.html is not None:
         from report.page import write
 
         gc.enable()  # figures hold each other
@@ -90,7 +90,9 @@ def _refuse(args) -> None:
     from core.errors import UserError
 
     given = [name for name in PAGE_REFUSES if getattr(args, name)]
-    if args.html and given:
+    if args.html is not None and args.compare:
+        raise UserError("--compare prints two cells and --html draws a page of all; leave one of them out")
+    if args.html is not None and given:
         raise UserError(f"--{given[0]} has no meaning with --html, whose page holds every row and all details of the "
                         "cells that --model, --dataset, --avg_bits and --run_type choose; leave one of them out")
     given = [name for name in ("method", "sort", "details") if getattr(args, name)]

@@ -7,6 +7,7 @@ Settings of methods are declared by the methods (core/settings.py) and held in `
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
@@ -102,6 +103,7 @@ class Grid:
     settings: Mapping[str, object] = field(default_factory=dict)  # of methods, where they are not at their defaults
 
     def __post_init__(self):
+        _check_types(self)
         _check_axes(self)
         _check_fields(self)
         for name, value in self.settings.items():
@@ -130,6 +132,23 @@ def _check_axes(grid: Grid) -> None:
 
 def _flag(name: str) -> str:
     return next(f.metadata["flag"] for f in fields(Grid) if f.name == name) or name
+
+
+def _check_types(grid: Grid) -> None:
+    """From Python anything can be given; flags have their types from the parser."""
+    hints = typing.get_type_hints(Grid)
+    for f in fields(Grid):
+        if not f.metadata:
+            continue
+        value, kind = getattr(grid, f.name), hints[f.name]
+        several = typing.get_origin(kind) is tuple
+        kinds = set(typing.get_args(kind)) - {Ellipsis} or {kind}
+        kinds |= {int} if float in kinds else set()
+        values = value if several and isinstance(value, tuple) else (value,)
+        odd = [v for v in values if type(v) not in kinds]
+        if odd or (several and not isinstance(value, tuple)):
+            wanted = " or ".join(sorted("nothing" if k is type(None) else k.__name__ for k in kinds))
+            raise UserError(f"{f.name} is {value!r}; give {'a tuple of ' if several else ''}{wanted}")
 
 
 def _check_fields(grid: Grid) -> None:

@@ -36,7 +36,9 @@ def build_grid(run_type: str, conditioning: tuple[str, ...] = (), **given) -> Gr
     names = {f.name for f in fields(Grid)}
     unknown = [name for name in given if name not in names and name not in SETTINGS]
     if unknown:
-        raise TypeError(f"fields that no grid has: {sorted(unknown)}")
+        known = (*names, *(setting.name for setting in SETTINGS))
+        raise UserError(f"no grid has a field or setting {unknown[0]!r}{did_you_mean(unknown[0], known)}; "
+                        "--help lists them")
     if given.get("data_dir") and "data_source" not in given:
         given["data_source"] = "folder"
     asked = PRESETS[run_type] | given

@@ -52,7 +52,8 @@ class Originals:
         self.holds = None
         for done, (fqn, layer) in enumerate(layers.items(), 1):
             with torch.no_grad():
-                self.put(fqn, QUANTIZERS.get(quantizer).fn(self._on_device(fqn), layer))
+                values = QUANTIZERS.get(quantizer).fn(self._on_device(fqn), layer)
+                self.put(fqn, checked(quantizer, fqn, values, self.weights[fqn].shape))
             step(done, len(layers))
 
     def restore(self, names: set[str] | None = None) -> None:
@@ -85,9 +86,10 @@ class Originals:
             aid = replace(aid, options=options or {}, fisher=None if fisher is None else fisher[fqn],
                           kept_dtype=sixteen_bit(self.weights[fqn].dtype))
             stored = spec.fn(self._on_device(fqn).float(), layers[fqn], aid)
-            if not torch.isfinite(stored.values).all():
-                raise UserError(f"{quantizer} gave {fqn} weights that are not finite; use more calibration tokens "
-                                "(--calib_tokens) or more bits")
+            if not isinstance(stored, Stored):
+                raise ValueError(f"{quantizer} gave {fqn} a {type(stored).__name__}; a quantizer that reads data "
+                                 "returns core.types.Stored")
+            checked(quantizer, fqn, stored.values, self.weights[fqn].shape)
             self.changed.add(fqn)
             see(fqn, stored)
             solved[fqn] = replace(stored, values=torch.empty(0), parts={})
@@ -105,12 +107,25 @@ class Originals:
         return {fqn: solved[fqn] for fqn in layers}
 
     def _on_device(self, fqn: str) -> torch.Tensor:
-        return self.weights[fqn].to(self.linears[fqn].weight.device)
+        """A copy: a quantizer may write into what it is given."""
+        return self.weights[fqn].to(self.linears[fqn].weight.device, copy=True)
 
     def put(self, fqn: str, value: torch.Tensor) -> None:
         """Make one linear hold ``value`` [out, in]."""
         self.linears[fqn].weight.data.copy_(value)
         self.changed.add(fqn)
+
+
+def checked(quantizer: str, fqn: str, values, shape) -> torch.Tensor:
+    """What a quantizer gave one linear, if it is a finite tensor of the weight's shape."""
+    if not isinstance(values, torch.Tensor) or tuple(values.shape) != tuple(shape):
+        shaped = isinstance(values, torch.Tensor)
+        given = f"a tensor of shape {tuple(values.shape)}" if shaped else f"a {type(values).__name__}"
+        raise ValueError(f"{quantizer} gave {fqn} {given}; it must give a tensor of shape {tuple(shape)}")
+    if not torch.isfinite(values).all():
+        raise UserError(f"{quantizer} gave {fqn} weights that are not finite; use more calibration tokens "
+                        "(--calib_tokens) or more bits")
+    return values
 
 
 @dataclass
@@ -164,7 +179,8 @@ def distortion_table(weights: dict[str, torch.Tensor], budget: Budget, quantizer
         weight = weight.detach().to(device) if device else weight.detach()
         table[fqn] = []
         for level in sorted(budget.levels):
-            delta = weight.float() - fn(weight, grid_plan(level, budget)).float()
+            rounded = checked(quantizer, fqn, fn(weight.clone(), grid_plan(level, budget)), weight.shape)
+            delta = weight.float() - rounded.float()
             table[fqn].append(float(delta.square().sum(dtype=torch.float64)))
         step(done, len(weights))
     return table

@@ -5,7 +5,7 @@ import sys
 from dataclasses import fields, replace
 
 from core.commandline import Parser, exit_status
-from core.errors import storage_error
+from core.errors import UserError, storage_error
 from core.plugins import load_plugin
 
 
@@ -33,10 +33,14 @@ def _main(argv: list[str]) -> int:
     for path in early.parse_known_args(argv)[0].plugin:
         load_plugin(path)
     args = {name: value for name, value in vars(build_parser().parse_args(argv)).items() if value is not None}
-    if args.pop("list"):
+    asked = [name for name in ("status", "collect", "cancel") if name in args]
+    listed = args.pop("list")
+    if len(asked) + listed > 1:
+        both = ["list"] * listed + asked
+        raise UserError(f"--{both[0]} and --{both[1]} are two things to do; give one of them")
+    if listed:
         print(listing())
         return 0
-    asked = [name for name in ("status", "collect", "cancel") if name in args]
     if asked:
         return about_run(asked[0], args.get("results_dir", "results"), args[asked[0]])
     return run(args)

@@ -1,6 +1,7 @@
 """Before any heavy work: data load and are disjoint, groups divide, budgets can be met, memory and disk suffice."""
 
 import math
+from pathlib import Path
 
 from core.errors import DataError, UserError
 from harness.forecast.disk import check_disk
@@ -9,6 +10,7 @@ from harness.forecast.sizes import finished
 from harness.grid import reads_solver_calib
 from harness.presets import check_writable
 from harness.stages.case import Case, Cases, seems_finite
+from harness.stages.cell import stored_result
 from harness.stages.model import check_plain, check_positions
 from quantization.bits import achievable
 
@@ -18,10 +20,9 @@ def preflight(cases: Cases, weights: bool = True, limit: int | None = None, work
     """Check everything that can be checked before heavy work; raise one clear error at the first that fails.
 
     weights: load them now to look for NaN; limit: bytes of memory that a worker may use, if less than there is;
-    workers:
-    processes that share this machine's memory, 0 if they run elsewhere; gpus: how many each of those elsewhere has;
-    only:
-    the cells that this process will do, if not all: what others need is no reason to stop; writes: whether it computes.
+    workers: processes that share this machine's memory, 0 if they run elsewhere; gpus: how many each of those elsewhere
+    has; only: the cells that this process will do, if not all: what others need is no reason to stop; writes: whether
+    it computes.
     """
     say = cases.progress.say
     for name, model in cases.models.items():
@@ -37,10 +38,13 @@ def preflight(cases: Cases, weights: bool = True, limit: int | None = None, work
     chosen = list(cases if only is None else only)
     check_fits(chosen, limit, workers, gpus=gpus)
     cases.forget_texts()
-    if not writes or all(map(finished, chosen)):  # a cache that cannot be written serves what it has
+    folder = Path(cases.grid.results_dir)
+    if not writes or all(stored_result(case, folder) for case in chosen):
         return
-    for flag in ("results_dir", "cache_dir"):
-        check_writable(f"--{flag}", getattr(cases.grid, flag))
+    check_writable("--results_dir", cases.grid.results_dir)
+    if all(map(finished, chosen)):  # a cache that cannot be written serves what it has
+        return
+    check_writable("--cache_dir", cases.grid.cache_dir)
     # several models: each is checked when its turn comes, they need not fit together
     if weights and len(cases.models) == 1:
         model = next(iter(cases.models.values()))

@@ -9,7 +9,7 @@ from core.registry import ScorerSpec
 from evaluation.engine.batches import request_cost, shared_prefix
 from evaluation.engine.kv_cache import MIN_SAVED
 from harness.stages.case import Case
-from harness.stages.cell import cell_key
+from harness.stages.cell import cell_key, served
 from harness.stages.documents import TaskData
 from report.records import read_if_whole
 
@@ -58,9 +58,9 @@ def documents_read(case: Case, spec: ScorerSpec) -> int | None:
 
 
 def finished(case: Case) -> bool:
-    """Whether a cell has a result whose samples are in the store: a run then only reads."""
+    """Whether all that a cell's result is read from is in the store: a run then computes nothing."""
     for file in Path(case.grid.results_dir).glob(f"*__{cell_key(case)}.json"):
         plain = read_if_whole(file)
         if plain and plain.get("status") == "ok" and case.store.has(plain["stages"]["samples"]):
             return True
-    return False
+    return served(case)

@@ -14,7 +14,7 @@ from core.errors import StorageError, storage_error
 from harness.jobs.board import results_folder, unit_name
 from harness.jobs.post import Post
 from harness.stages.case import Case, Cases
-from harness.stages.cell import cell_key, run_cell, stored_result, upstream
+from harness.stages.cell import cell_key, run_cell, served, stored_result, upstream
 from harness.stages.scores import scores
 from report.records import Result
 
@@ -55,7 +55,8 @@ def _attempt(case: Case, unit: str, folder: Path, post: Post | None, *, patient:
     """Run a cell unless another process has it or (patient) is making what it needs; None if it has to wait."""
     lock = None
     try:
-        if stored_result(case, folder) is None:  # one that is there needs no lock: its cache may be read-only
+        # one that is there needs no lock: its cache may be read-only
+        if stored_result(case, folder) is None and not served(case):
             if patient and any(map(case.store.busy, upstream(case).values())):
                 return None
             if (lock := case.store.take(claim(case))) is None:

@@ -103,6 +103,16 @@ def stored_result(case: Case, folder: Path) -> Result | None:
     return result if case.store.get(result.stages["samples"]) else None
 
 
+def served(case: Case) -> bool:
+    """Whether the store has all that the cell's result is read from: its plan, its weights' record, its samples."""
+    if case.method.allocator != "none" and not case.store.has(plan_key(case)[0]):
+        return False
+    planned = plan(case).id
+    solved = reads_data(case.method)
+    return (case.store.has(samples_key(case, planned)[0])
+            and (not solved or case.store.has(weights_key(case, planned)[0])))
+
+
 def compute_cell(case: Case) -> tuple[Result, list[Sample]]:
     """The chain of stages; returns the result and the samples."""
     planned = plan(case)

@@ -90,9 +90,11 @@ def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
         base=(lambda shape: base_layer(params["base"], shape)) if "base" in spec.params else None,
         once=partial.once)
     mend = "lower --batch_tokens, --score_docs or --calib_tokens, or use --device cpu or --grad_dtype bf16"
-    with untouched(model.module, f"scorer {spec.name!r}"), case.memory(f"{spec.name} scores", mend):
-        given = spec.fn(context)
-    model.originals.restore()
+    try:
+        with untouched(model.module, f"scorer {spec.name!r}", model.release), case.memory(f"{spec.name} scores", mend):
+            given = spec.fn(context)
+    finally:
+        model.originals.restore(set(model.originals.linears))  # a scorer may have written into weights on its own
     check_scores(given, spec, model.shapes)
     return given
 
@@ -105,6 +107,8 @@ def check_scores(given: Scores, spec: ScorerSpec, shapes: dict[str, tuple[int, i
         raise ValueError(f"scorer {spec.name!r} gave {given.granularity} scores of {len(given.values)} linears; "
                          f"it must give {spec.granularity} scores of all {len(shapes)}")
     for fqn, value in given.values.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"scorer {spec.name!r}: scores of {fqn} are a {type(value).__name__}; give a torch.Tensor")
         rows, columns = shapes[fqn]
         wanted = {"layer": (), "linear": (), "channel": (columns,), "element": (rows, columns)}.get(given.granularity)
         shape = tuple(value.shape[:-1] if given.levels else value.shape)

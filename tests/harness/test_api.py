@@ -53,3 +53,12 @@ def test_a_model_as_it_was_loaded_and_what_cannot_be(tiny_folder, asked):
         score(str(tiny_folder), "random", "mmlu_pro", seeds=(1, 2), **asked)
     with pytest.raises(UserError, match="was quantized on mmlu_pro"):
         evaluate(quantize(str(tiny_folder), "uniform", "mmlu_pro", avg_bits=4.75, **asked), "trivia_qa")
+
+
+@pytest.mark.parametrize("given,said", [
+    ({"nosuch": 3}, "no grid has a field or setting 'nosuch'"), ({"score_doc": 3}, "did you mean 'score_docs'"),
+    ({"calib_size": "a"}, "calib_size is 'a'; give int"), ({"avg_bits": "x"}, "avg_bits is .*; give a tuple of float"),
+    ({"threads": "2"}, "threads is '2'; give int")])
+def test_a_wrong_name_or_type_is_one_sentence(given, said, tiny_folder):
+    with pytest.raises(UserError, match=said):
+        quantize(str(tiny_folder), "TAQ", "trivia_qa", **given)

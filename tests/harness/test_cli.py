@@ -86,3 +86,8 @@ print(sorted({{"torch", "transformers", "datasets", "pandas", "scipy.stats"}} & 
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     *shown, last = done.stdout.splitlines()
     assert last == f"[] {1 if flags == ['--collect'] else 0}" and shown, done.stderr
+
+
+def test_two_things_to_do_are_refused(capsys, tmp_path):
+    assert main(["--status", "--cancel", "--results_dir", str(tmp_path)]) == 2
+    assert "--status and --cancel are two things to do" in capsys.readouterr().err

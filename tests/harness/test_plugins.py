@@ -156,3 +156,85 @@ def test_scores_of_the_right_shape_are_taken(granularity, value, levels):
 def test_scores_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="returned dict; it must return"):
         check_scores({"a": 1}, SCORERS.get("equal"), SHAPES)
+
+
+def scale_the_norm(model):
+    model.norm.weight.data.mul_(5)
+
+
+def scale_a_buffer(model):
+    next(model.buffers()).mul_(3)
+
+
+def scale_embeddings(model):
+    model.get_input_embeddings().weight.data.mul_(2)
+
+
+def put_another_module(model):
+    model.norm = torch.nn.Identity()
+
+
+@pytest.mark.parametrize("spoil", [scale_the_norm, scale_a_buffer, scale_embeddings, put_another_module])
+def test_values_that_a_scorer_changes_are_put_back(spoil):
+    model = tiny_model("llama").model
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = model(ids).last_hidden_state
+        with pytest.raises(ValueError, match="it left other"), untouched(model, "it"):
+            spoil(model)
+        with pytest.raises(KeyError), untouched(model, "it"):
+            spoil(model)
+            raise KeyError
+        assert torch.equal(model(ids).last_hidden_state, before)
+
+
+def test_a_model_that_cannot_be_put_back_is_loaded_again(monkeypatch):
+    monkeypatch.setattr("harness.stages.untouched.SMALL", 100)
+    model, loaded = tiny_model("llama").model, []
+    with pytest.raises(ValueError, match="it left other values in embed_tokens"), \
+            untouched(model, "it", lambda: loaded.append(1)):
+        scale_embeddings(model)
+    assert loaded == [1]
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_scorer_that_writes_into_weights_changes_no_later_cell(stop, registries, tiny_folder, tmp_path):
+    @scorer("writer_test", granularity="layer", needs=())
+    def writes(ctx):
+        for linear in ctx.linears.values():
+            linear.weight.data.mul_(0)
+        if stop:
+            raise RuntimeError("half-way")
+        return Scores("layer", ctx.spread([1.0] * len(ctx.blocks)), "test")
+
+    method("writer_test", scorer="writer_test")
+    assert run(tiny_folder, tmp_path / "a", "--method", "TAQ", datasets=("mmlu_pro",)) == 0
+    run(tiny_folder, tmp_path / "b", "--method", "writer_test", "TAQ", datasets=("mmlu_pro",))
+    clean, later = ({r.name: r for r in load_results(tmp_path / side / "results")} for side in "ab")
+    assert later["TAQ"].metrics == clean["TAQ"].metrics and later["TAQ"].stages == clean["TAQ"].stages
+    assert not later["writer_test"].ok
+
+
+def bad_quantizer(kind: str):
+    def q(weight, layer):
+        if kind == "in place":
+            return weight.zero_()
+        if kind == "shape":
+            return weight.mean(1, keepdim=True)
+        return None if kind == "none" else weight * float("nan")
+    return q
+
+
+@pytest.mark.parametrize("kind,said", [("in place", None), ("shape", "gave .* a tensor of shape"),
+                                       ("none", "gave .* a NoneType"), ("nan", "gave .* weights that are not finite")])
+def test_what_a_quantizer_gives_is_checked(kind, said, registries, tiny_folder, tmp_path):
+    import re
+
+    quantizer("bad_test")(bad_quantizer(kind))
+    names = ("equal+top_fraction+bad_test", "TAQ")
+    assert run(tiny_folder, tmp_path / "a", "--method", "TAQ", datasets=("mmlu_pro",)) == 0
+    run(tiny_folder, tmp_path / "b", "--method", *names, datasets=("mmlu_pro",))
+    clean, later = ({r.name: r for r in load_results(tmp_path / side / "results")} for side in "ab")
+    assert later["TAQ"].metrics == clean["TAQ"].metrics
+    bad = later["equal+top_fraction+bad_test"]
+    assert bad.ok if said is None else re.search(said, bad.error), bad.error

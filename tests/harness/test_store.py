@@ -374,6 +374,9 @@ def test_a_cache_that_cannot_be_written_serves_what_it_has(tiny_folder, tmp_path
         if subprocess.run(["touch", f"{cache}/x"], capture_output=True).returncode == 0:
             subprocess.run(["mount", "-o", "remount,bind,ro", cache], check=True)
         assert run(tiny_folder, tmp_path, datasets=("mmlu_pro",)) == 0 and files(tmp_path, "*.json*") == before
+        fresh = str(tmp_path / "fresh")  # results that are not there yet, all of them read from the cache
+        assert run(tiny_folder, tmp_path, "--results_dir", fresh, datasets=("mmlu_pro",)) == 0
+        assert len(list(Path(fresh).glob("*__*.json"))) == len(list((tmp_path / "results").glob("*__*.json")))
         assert run(tiny_folder, tmp_path, "--method", "equal", "--dry_run", datasets=("mmlu_pro",)) == 0
         capsys.readouterr()
         assert run(tiny_folder, tmp_path, "--method", "equal", datasets=("mmlu_pro",)) == 2
