@@ -9,6 +9,7 @@ from core.method_names import resolve_method
 from core.registry import CONTROLS
 from core.settings import SETTINGS
 from evaluation.tasks import get_task
+from evaluation.tasks.lm_eval import look_in
 from harness.grid import Grid, with_methods
 
 DEMO_MODEL = "smollm2-135m"
@@ -38,6 +39,7 @@ def build_grid(run_type: str, **given) -> Grid:
     asked = PRESETS[run_type] | given
     settings = given.get("settings", {}) | {k: asked.pop(k) for k in [*asked] if k in SETTINGS}
     grid = Grid(**{"run_type": run_type} | asked | {"settings": settings})
+    look_in(grid.lm_eval_path)
     for name in grid.datasets:
         get_task(name)
     grid = with_methods(grid, (*CONTROLS, *grid.methods))
