@@ -14,7 +14,7 @@ from core.errors import DataError, UserError, one_line
 from evaluation.data.documents import Doc
 from evaluation.tasks.base import Task
 
-SCORINGS = ("generate", "letter", "cloze", "likelihood", "lm_eval")
+SCORINGS = ("generate", "letter", "cloze", "likelihood", "given")
 
 # Templates that print today's date or switch on a thinking block would change the prompt behind our back
 CHAT_OPTIONS = {"date_string": "26 Jul 2024", "enable_thinking": False}

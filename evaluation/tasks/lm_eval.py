@@ -21,7 +21,7 @@ from evaluation.tasks.base import Task, register
 LENGTH = Setting("lm_eval_max_length", int, 0, "tokens of a prompt with its answer, or of a rolling window, of "
                                                "lm_eval:NAME data sets; 0: the model's own limit", low=0)
 SETTINGS.declare((LENGTH,), "lm_eval data sets")
-SCORINGS = {"choice": "lm_eval", "generate": "generate", "likelihood": "likelihood"}
+SCORINGS = {"choice": "given", "generate": "generate", "likelihood": "likelihood"}
 _folder: str | None = None
 
 

@@ -190,7 +190,7 @@ def data_of(folder, tokenizer, name="t_choice", **given):
 
 def test_the_grid_asks_it_and_its_digest_sees_the_yaml_and_the_rows(tasks, tiny, tmp_path):
     data = data_of(tasks, tiny[1])
-    assert data.cfg.scoring == "lm_eval" and data.cfg.num_fewshot == 2 and data.cfg.max_length == 512
+    assert data.cfg.scoring == "given" and data.cfg.num_fewshot == 2 and data.cfg.max_length == 512
     assert isinstance(data.task, Bridged) and data.task.chance([r.doc for r in data.requests]) == 0.25
     assert data_of(tasks, tiny[1], num_fewshot=1).cfg.num_fewshot == 1
     assert data_of(tasks, tiny[1], lm_eval_max_length=64).cfg.max_length == 64
