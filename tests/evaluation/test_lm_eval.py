@@ -1,8 +1,10 @@
 """Tasks of lm-evaluation-harness through our engine: its own numbers on a tiny model, and what is refused."""
 
 import json
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,6 +271,22 @@ def test_names_groups_folders_and_broken_files(tasks, tmp_path):
     look_in(str(tasks))
 
 
+def test_the_documents_yaml_file_loads(tasks, tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "ADD_A_DATASET.md").read_text()
+    (yaml,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    (tmp_path / "my_task.yaml").write_text(yaml.replace("FOLDER", str(tmp_path)))
+    rows = [{"question": f"{part} {i}?", "options": ["no", "yes", "never"], "answer": i % 3}
+            for part in ("train", "asked") for i in range(9)]
+    for name, some in (("train", rows[:9]), ("asked", rows[9:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    look_in(str(tmp_path))
+    task = get_task("lm_eval:my_task")
+    parts = task.split(None, 4, 6, seed=0)
+    assert [doc.gold for doc in parts.eval] == list("ABCABC") and parts.calib[0].question == "Question: train 0?\nAnswer:"
+    assert task.metrics == {"accuracy": "acc", "acc_norm": "acc_norm"}
+    look_in(str(tasks))
+
+
 def test_a_chat_template_is_refused(tasks, tiny):
     with pytest.raises(UserError, match="which have no chat template here; run it without --chat_template on"):
         data_of(tasks, tiny[1], chat_template="on")
@@ -289,3 +307,37 @@ def test_registering_the_bridge_imports_nothing():
     code = ("import sys, evaluation.tasks, harness.presets; "
             "sys.exit(bool({'lm_eval', 'torch', 'datasets'} & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_grid_of_them_runs_and_its_files_go_back(tasks, tiny, tiny_folder, tmp_path, capsys):
+    """Every kind through quantizing, calibrating, tables and files; a second run computes nothing."""
+    from harness.cli.main import main
+    from print_results import main as print_main
+    from report.records import load_results, load_samples
+
+    names = ("t_choice", "t_prompts", "t_bare", "t_word", "t_written", "t_rolling")
+    flags = ["--model", str(tiny_folder), "--dataset", *(f"lm_eval:{name}" for name in names), "--calib_size", "4",
+             "--eval_size", "6", "--avg_bits", "4.75", "--threads", "1", "--device", "cpu", "--quantizer", "gptq",
+             "--calib_tokens", "200", "--method", "TaCQ", "--lm_eval_path", str(tasks), "--lm_eval_max_length", "256",
+             "--cache_dir", str(tmp_path / "cache"), "--results_dir", str(tmp_path / "results")]
+    assert main(flags) == 0
+    look_in(str(tasks))
+    results = {r.dataset.removeprefix("lm_eval:"): r for r in load_results(tmp_path / "results") if r.name == "TaCQ"}
+    assert set(results) == set(names)
+    for name, metric in (("t_choice", "acc_norm"), ("t_word", "perplexity"), ("t_rolling", "bits_per_byte"),
+                         ("t_written", "exact_match,whole")):
+        assert metric in results[name].task.metrics and results[name].metrics[metric] is not None
+    assert results["t_choice"].scoring == "given" and results["t_choice"].task.chance == 0.25
+    assert load_samples(results["t_choice"])[0].choice_logprobs is not None
+    before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.json*")}
+    capsys.readouterr()
+    assert main(flags) == 0
+    look_in(str(tasks))
+    assert before == {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.json*")}
+    assert print_main(["--results_dir", str(tmp_path / "results"), "--format", "lm_eval", "--method", "TaCQ",
+                       "--output", str(tmp_path / "back")]) == 0
+    (file,) = (tmp_path / "back").glob("*/results_*.json")
+    assert set(json.loads(file.read_text())["results"]) == set(names)
+    lines = [json.loads(line) for line in next(file.parent.glob("samples_t_choice_*")).read_text().splitlines()]
+    expected, _ = theirs("t_choice", tasks, *tiny, 256)
+    assert [line["prompt_hash"] for line in lines] == [one["prompt_hash"] for one in expected[:6]]
