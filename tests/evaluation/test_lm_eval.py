@@ -282,7 +282,8 @@ def test_the_documents_yaml_file_loads(tasks, tmp_path):
     look_in(str(tmp_path))
     task = get_task("lm_eval:my_task")
     parts = task.split(None, 4, 6, seed=0)
-    assert [doc.gold for doc in parts.eval] == list("ABCABC") and parts.calib[0].question == "Question: train 0?\nAnswer:"
+    assert [doc.gold for doc in parts.eval] == list("ABCABC")
+    assert parts.calib[0].question == "Question: train 0?\nAnswer:"
     assert task.metrics == {"accuracy": "acc", "acc_norm": "acc_norm"}
     look_in(str(tasks))
 
