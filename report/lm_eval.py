@@ -26,7 +26,7 @@ BRIDGED = "lm_eval:"  # data sets that are its own tasks
 KINDS = {"choice": "multiple_choice", "generate": "generate_until", "likelihood": "loglikelihood"}
 FALLING = ("perplexity", "ppl", "bits_per_byte", "rel_error")
 RISING = ("acc", "exact_match", "f1", "em", "gold_loglik", "last_number")
-TOTALS = ("loglik", "perplexity", "word_loglik")  # scores that hold a gold text's summed nats
+TOTALS = ("loglik", "word_loglik")  # scores that hold a gold text's summed nats
 
 
 def write(folder: Path | str, results: Sequence[Result]) -> list[Path]:
@@ -169,6 +169,8 @@ def _line(number: int, sample: Sample, asked: Question | None, *, kind: str, key
     ends, raw, filtered = _responses(sample, kind, options, first)
     whole = _sha(question)  # of a bridged task's documents, whose question is the prompt, as its own files have it
     values = {base: sample.metric(name) for name, base in metrics.items() if sample.metric(name) is not None}
+    if "perplexity" in metrics and (nats := _nats(sample)) is not None:
+        values["perplexity"] = nats  # a document's there is its gold text's nats
     return {"doc_id": number, "doc": doc, "target": target,
             "arguments": {f"gen_args_{i}": {"arg_0": question, "arg_1": end} for i, end in enumerate(ends)},
             "resps": raw, "filtered_resps": filtered, "filter": key, "metrics": list(values),
@@ -185,9 +187,14 @@ def _responses(sample: Sample, kind: str, options: list[str], first: bool) -> tu
     if kind == "generate":
         read = "[invalid]" if sample.answer is None else sample.answer
         return [{}], [[sample.text]], [read if first else sample.text]
-    nats = next((sample.scores[name] for name in TOTALS if name in sample.scores), sample.gold_loglik)
-    pair = [str(nats), str(bool(sample.correct))]
+    nats = _nats(sample)
+    pair = [str(sample.gold_loglik if nats is None else nats), str(bool(sample.correct))]
     return [sample.gold], [[pair]], [pair]
+
+
+def _nats(sample: Sample) -> float | None:
+    """The summed nats of a document's gold text, where the task keeps them."""
+    return next((sample.scores[name] for name in TOTALS if name in sample.scores), None)
 
 
 def _sha(text: str) -> str:

@@ -15,6 +15,7 @@ CORRECT = ("acc", "exact_match", "accuracy", "em", "acc_norm", "acc_bytes")  # t
 OF_PAIRS = ("f1", "mcc", "brier_score", "likelihood")  # of choices: computed from all documents at once, none has one
 UNITS = {"word_perplexity": "words", "byte_perplexity": "bytes", "bits_per_byte": "bytes"}
 LABELS = {"word_perplexity": "word ppl", "byte_perplexity": "byte ppl", "bits_per_byte": "bits/byte"}
+RENAMED = "lm_eval_"  # before a name that every task of ours uses for something else
 INVALID = "[invalid]"  # what its filters put where no answer can be read
 
 
@@ -41,7 +42,7 @@ class Metrics:
     def named(self, metric: str, key: str) -> str:
         """A metric's name among scores: with its filter where there are several."""
         name = f"{metric},{key}" if len(self.filters) > 1 else metric
-        return f"lm_eval_{name}" if name in COMMON else name
+        return f"{RENAMED}{name}" if name in COMMON else name
 
     @cached_property
     def correct(self) -> str | None:
@@ -52,7 +53,7 @@ class Metrics:
     @property
     def shown(self) -> dict[str, str]:
         rest = {name: LABELS.get(name, name) for name in self.names if name != self.correct}
-        return ({"accuracy": self.correct} if self.correct else {}) | rest
+        return ({"accuracy": self.correct.removeprefix(RENAMED)} if self.correct else {}) | rest
 
     def grade(self, doc: Doc, row: dict, asked: list, results: list) -> Grade:
         """The library's judgement; ``results``: a (log-probability, greedy) pair or a text for each of its requests."""
@@ -64,6 +65,10 @@ class Metrics:
                     found[name] = float(value)
                 if name == self.correct:
                     read = answers[0]
+        if self.output == "loglikelihood" and "perplexity" in found:
+            # there it is the nats of the gold text, of which a run's perplexity is computed; a difference of two
+            # documents' "perplexities" would be in nats and have the wrong sign
+            found["loglik"] = found.pop("perplexity")
         correct = found.get(self.correct) if found.get(self.correct) in (0.0, 1.0) else None
         scores = {name: value for name, value in found.items() if name != self.correct or correct is None}
         return Grade(self._answer(doc, results, read), correct, scores)
@@ -96,10 +101,10 @@ class Metrics:
 
     def derived(self, metrics: dict[str, Interval | None]) -> dict[str, Interval | None]:
         """Perplexities, which are no means over documents; words and bytes belong to the rows: only nats spread."""
-        if self.output == "loglikelihood" and metrics.get("perplexity"):
-            return {"perplexity": _swapped(metrics["perplexity"], lambda nats: math.exp(-nats))}
-        if self.output != "loglikelihood_rolling" or not metrics.get("loglik"):
+        if not metrics.get("loglik"):
             return {}
+        if self.output == "loglikelihood":
+            return {"perplexity": _swapped(metrics["loglik"], lambda nats: math.exp(-nats))}
         out = {}
         for name in (name for name in self.names if name in UNITS and metrics.get(UNITS[name])):
             count = metrics[UNITS[name]].value

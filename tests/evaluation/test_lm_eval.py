@@ -134,7 +134,8 @@ def test_log_probabilities_and_grades_are_its_own(tasks, tiny, name, length):
         assert sample.correct == one["acc"]
         for metric in task.metrics:
             if metric != "accuracy":
-                assert sample.scores[metric] == pytest.approx(float(one[metric]), abs=1e-3)
+                got = sample.scores["loglik" if metric == "perplexity" else metric]
+                assert got == pytest.approx(float(one[metric]), abs=1e-3)
     found = summarise(samples)
     found |= task.derived(found)
     assert found["accuracy"].value == pytest.approx(totals["acc,none"])
@@ -328,6 +329,7 @@ def test_a_grid_of_them_runs_and_its_files_go_back(tasks, tiny, tiny_folder, tmp
     for name, metric in (("t_choice", "acc_norm"), ("t_word", "perplexity"), ("t_rolling", "bits_per_byte"),
                          ("t_written", "exact_match,whole")):
         assert metric in results[name].task.metrics and results[name].metrics[metric] is not None
+    assert [*results["t_choice"].task.metrics][:2] == ["accuracy", "acc_norm"]  # the table's column is the accuracy
     assert results["t_choice"].scoring == "given" and results["t_choice"].task.chance == 0.25
     assert load_samples(results["t_choice"])[0].choice_logprobs is not None
     before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.json*")}

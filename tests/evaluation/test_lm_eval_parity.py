@@ -115,7 +115,7 @@ def test_the_last_word(tasks, model, shared):
     lines, totals = golden("t_lambada_openai")
     _, requests, samples = asked_bridged("t_lambada_openai", model)
     assert [r.prompt_sha for r in requests] == [g["prompt"] for g in lines]
-    told("t_lambada_openai", "bridged", [abs(s.scores["perplexity"] - g["logliks"][0])
+    told("t_lambada_openai", "bridged", [abs(s.scores["loglik"] - g["logliks"][0])
                                          for s, g in zip(samples, lines, strict=True)])
     assert [s.correct for s in samples] == [g["grades"]["acc"] for g in lines]
     task = get_task("lm_eval:t_lambada_openai")

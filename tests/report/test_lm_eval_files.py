@@ -92,7 +92,7 @@ def test_kinds_of_tasks_in_its_names(tmp_path):
     put(made, "lm_eval:t_gen", [sample(i, gold="18", text=" 18 e", answer=None if i else "18", correct=1.0 - i,
                                        scores={"exact_match,last": 1.0}) for i in range(2)], "generate",
         {"accuracy": "exact_match,said", "exact_match,last": "exact_match,last"}, "generate")
-    put(made, "lm_eval:t_word", [sample(i, gold=" word", scores={"perplexity": -3.0}) for i in range(2)], "likelihood",
+    put(made, "lm_eval:t_word", [sample(i, gold=" word", scores={"loglik": -3.0}) for i in range(2)], "likelihood",
         {"accuracy": "acc", "perplexity": "perplexity"}, "likelihood",
         perplexity=load_results(made)[0].metrics["accuracy"])
     write(tmp_path / "out", load_results(made))
@@ -110,7 +110,7 @@ def test_kinds_of_tasks_in_its_names(tmp_path):
     assert [(line["filter"], line["filtered_resps"]) for line in written] == [
         ("said", ["18"]), ("said", ["[invalid]"]), ("last", [" 18 e"]), ("last", [" 18 e"])]
     assert written[0]["exact_match"] == 1.0 and written[1]["exact_match"] == 0.0 and written[0]["resps"] == [[" 18 e"]]
-    assert word[0]["resps"] == [[["-3.0", "True"]]] and word[0]["acc"] == 1.0
+    assert word[0]["resps"] == [[["-3.0", "True"]]] and word[0]["acc"] == 1.0 and word[0]["perplexity"] == -3.0
 
 
 def test_the_same_row_under_two_settings_is_two_folders(folder, tmp_path):
