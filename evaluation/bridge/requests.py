@@ -47,6 +47,8 @@ def _request(task, doc: Doc, pairs: list[tuple[str, str]], *, tokenizer, cfg: Ev
     if min(rooms) < 1:
         raise UserError(f"document {doc.doc_id!r} of {task.name} leaves no room for its prompt in {cfg.max_length} "
                         "tokens; raise --lm_eval_max_length or use a model with a longer context")
+    if written:  # lm-evaluation-harness asks for no gold text: it gets what room the prompt leaves
+        tails = [tails[0][:max(1, cfg.max_length - min(len(heads[0]), rooms[0]) + 1)]]
     first, *others = [head[-room:] for head, room in zip(heads, rooms, strict=True)]
     prompt = pairs[0][0]
     return Request(doc=replace(doc, question=prompt), context=first, continuations=tails if choice else (),

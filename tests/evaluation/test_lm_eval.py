@@ -142,9 +142,12 @@ def test_log_probabilities_and_grades_are_its_own(tasks, tiny, name, length):
     assert "perplexity" not in found or found["perplexity"].value == pytest.approx(totals["perplexity,none"], rel=1e-3)
 
 
-def test_written_texts_pass_its_filters(tasks, tiny):
-    expected, _ = theirs("t_written", tasks, *tiny, 512)
-    task, _, samples = ours("t_written", *tiny, 512)
+@pytest.mark.parametrize("length", [512, 30])
+def test_written_texts_pass_its_filters(tasks, tiny, length):
+    expected, _ = theirs("t_written", tasks, *tiny, length)
+    task, requests, samples = ours("t_written", *tiny, length)
+    assert any(r.truncated for r in requests) == (length == 30)
+    assert max(len(r.context) + len(r.gold) - 1 for r in requests) <= length
     first, whole = ([one for one in expected if one["filter"] == key] for key in ("first", "whole"))
     assert [s.text for s in samples] == [one["resps"][0][0] for one in first]
     assert [s.answer for s in samples] == [None if one["filtered_resps"][0] == "[invalid]" else
@@ -160,6 +163,7 @@ def test_rolling_perplexities_are_its_own(tasks, tiny, length):
     expected, totals = theirs("t_rolling", tasks, *tiny, length)
     task, requests, samples = ours("t_rolling", *tiny, length)
     assert len(requests) == len(ROWS) if length == 512 else len(requests) > 2 * len(ROWS)
+    assert max(len(r.context) + len(r.gold) - 1 for r in requests) == (24 if length == 512 else length)
     by_row = {row: sum(s.scores["loglik"] for s in samples if s.doc_id.startswith(f"test/{row}/"))
               for row in range(len(ROWS))}
     assert list(by_row.values()) == pytest.approx([float(one["resps"][0][0]) for one in expected], abs=1e-3)
