@@ -138,6 +138,7 @@ def test_written_answers(tasks, model, shared):
     _, requests, samples = asked_own("t_gsm8k", model, shared)
     assert [r.prompt_sha for r in requests] == [g["prompt"] for g in said]
     assert [s.text for s in samples] == [g["text"] for g in said]
+    assert [s.scores["last_number"] for s in samples] == [g["grades"]["exact_match"] for g in last]
     print(f"t_gsm8k: {len(samples)} documents, same texts")
 
 
