@@ -39,7 +39,7 @@ $(VENV)/runtime: requirements.txt | $(BIN)/python
 	$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/dev: requirements-dev.txt $(VENV)/runtime
+$(VENV)/dev: requirements-dev.txt requirements-lm-eval.txt $(VENV)/runtime
 	@echo "Installing requirements-dev.txt into $(VENV) (once)"
 	$(PIP) -r requirements-dev.txt
 	@touch $@

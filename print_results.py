@@ -11,11 +11,13 @@ EPILOG = """examples:
   python print_results.py --dataset mmlu_pro --sort -loglik    one data set, the best first
   python print_results.py --html report.html                   every figure, one page to keep or to send
   python print_results.py --format latex > table.tex           for a paper
+  python print_results.py --format lm_eval --output FOLDER     for tools that read lm-evaluation-harness's files
   python print_results.py --compare uniform TaCQ --dataset trivia_qa --avg_bits 2.25
                                                                two cells, down to the questions that flipped
 """
 FILTERS = ("model", "dataset", "avg_bits", "run_type")  # they choose cells; --method and --seed, rows of whole tables
-PAGE_REFUSES = ("method", "seed", "sort", "details", "format", "all", "compare")
+PAGE_REFUSES = ("method", "seed", "sort", "details", "format", "output", "all", "compare")
+FILES_REFUSE = ("html", "sort", "details", "all", "compare")
 
 
 def build_parser(formats, sorts):
@@ -26,10 +28,13 @@ def build_parser(formats, sorts):
 
     parser = Parser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results_dir", default="results", help="folder with the results (default: results)")
-    parser.add_argument("--format", type=_format, choices=formats, help="how to print (default: terminal)")
+    parser.add_argument("--format", type=_format, choices=(*formats, "lm_eval"),
+                        help="how to print (default: terminal); lm_eval: not printed, see --output")
     parser.add_argument("--details", action="store_true", help="add the tables of each data set: intervals, p values, "
                         "flips, KL, categories (csv and json hold the numbers anyway)")
     parser.add_argument("--html", metavar="FILE", help="write the page with every table and figure instead of printing")
+    parser.add_argument("--output", metavar="FOLDER", help="with --format lm_eval: write results and samples as "
+                        "lm-evaluation-harness does, a folder a row")
     parser.add_argument("--sort", metavar="NAME", help=f"order rows by {', '.join(sorts)} (mean over the data sets), "
                                                        "-NAME: largest first")
     cells = parser.add_argument_group("filters", "p values, families and marks are those of the whole table, whatever "
@@ -80,6 +85,8 @@ def _print(args) -> int:
         print(write(args.results_dir, args.html, results))
     elif args.compare:
         _print_pair(args, results)
+    elif args.format == "lm_eval":
+        _write_files(args, results)
     else:
         _print_tables(args, results, every)
     return 0
@@ -95,11 +102,30 @@ def _refuse(args) -> None:
     if args.html is not None and given:
         raise UserError(f"--{given[0]} has no meaning with --html, whose page holds every row and all details of the "
                         "cells that --model, --dataset, --avg_bits and --run_type choose; leave one of them out")
+    if (args.format == "lm_eval") != bool(args.output):
+        raise UserError("--format lm_eval writes files, so it needs --output FOLDER, and --output has no meaning "
+                        "without it; give both or neither")
+    given = [name for name in FILES_REFUSE if getattr(args, name)]
+    if args.output and given:
+        raise UserError(f"--{given[0]} has no meaning with --format lm_eval, which writes every number of every row; "
+                        "leave one of them out")
     given = [name for name in ("method", "sort", "details") if getattr(args, name)]
     if args.compare and given:
         raise UserError(f"--{given[0]} has no meaning with --compare, which prints two cells; leave one of them out")
     if args.all and not args.compare:
         raise UserError("--all lists the questions that flipped between two cells; give --compare A B with it")
+
+
+def _write_files(args, results: list) -> None:
+    from report.lm_eval import write
+    from report.tables.filters import known
+
+    for name, of in (("method", "name"), ("seed", "seed")):
+        if wanted := getattr(args, name):
+            known(name, wanted, {getattr(r, of) for r in results})
+            results = [r for r in results if getattr(r, of) in wanted]
+    for path in write(args.output, results):
+        print(path)
 
 
 def _print_tables(args, results: list, every: list) -> None:

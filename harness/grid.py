@@ -62,6 +62,8 @@ class Grid:
     data_dir: str | None = asked(DATA, "folder with the data sets in the hub's layout; implies --data_source folder",
                                  None,
                                  metavar="DIR", runtime=True)  # what it holds is in the digests, not where it lies
+    lm_eval_path: str | None = asked(DATA, "folder with YAML tasks of lm-evaluation-harness, for data sets "
+                                           "lm_eval:NAME beside its own", None, metavar="DIR", runtime=True)
     calib_size: int = asked(DATA, "documents that calibrate; if the source is short, the ratio to --eval_size is kept "
                                   "and said", 512,
                             metavar="N", low=1)

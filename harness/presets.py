@@ -10,6 +10,7 @@ from core.method_names import readable, resolve_method, variants
 from core.registry import CONTROLS
 from core.settings import SETTINGS
 from evaluation.tasks import get_task
+from evaluation.tasks.lm_eval import look_in
 from harness.grid import Grid, reads_solver_calib, with_methods
 
 DEMO_MODEL = "smollm2-135m"
@@ -44,6 +45,7 @@ def build_grid(run_type: str, conditioning: tuple[str, ...] = (), **given) -> Gr
     asked = PRESETS[run_type] | given
     settings = given.get("settings", {}) | {k: asked.pop(k) for k in [*asked] if k in SETTINGS}
     grid = Grid(**{"run_type": run_type} | asked | {"settings": settings})
+    look_in(grid.lm_eval_path)
     for name in grid.datasets:
         get_task(name)
     if grid.value("calib_dataset"):

@@ -63,6 +63,12 @@ class TaskFacts:
     metrics: dict[str, str]  # names of what a table shows, in its order, and their short labels ("accuracy": "EM")
     chance: float | None = None  # accuracy of a guess, 0..1; None for open questions
 
+    def __post_init__(self):
+        # files hold names in alphabetical order, in which acc_norm would come before the accuracy, the main metric
+        if "accuracy" in self.metrics:
+            first = {"accuracy": self.metrics["accuracy"]}
+            object.__setattr__(self, "metrics", first | self.metrics)
+
 
 @dataclass(frozen=True)
 class Result:

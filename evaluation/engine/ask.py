@@ -9,6 +9,7 @@ An out-of-memory error passes through; the caller backs off with a new batch pla
 """
 
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 
@@ -38,11 +39,13 @@ def run_batch(model, tokenizer, task: Task, requests, cfg: EvalConfig, prefix: P
     requests = list(requests)
     if not requests:
         return []
-    contexts = [r.context for r in requests]
+    contexts = [context for r in requests for context in r.contexts]
+    rows = list(accumulate((len(r.contexts) for r in requests[:-1]), initial=0))  # each request's first context
     reserve = max(request_cost(r, cfg)[2] for r in requests)
     state = prefill(model, contexts, prefix if prefix_fits(prefix, contexts, reserve) else None)
     if task.kind == "choice":
-        jobs = [(row, ids) for row, r in enumerate(requests) for ids in r.continuations]
+        jobs = [(row + (number if r.others else 0), ids) for row, r in zip(rows, requests, strict=True)
+                for number, ids in enumerate(r.continuations)]
         scored = iter(score_continuations(model, state, jobs))
         return [_choice_sample(task, r, [next(scored) for _ in r.continuations], cfg) for r in requests]
     golds = score_continuations(model, state, [(row, r.gold) for row, r in enumerate(requests)])
@@ -71,7 +74,7 @@ def evaluate(model, tokenizer, task: Task, requests, cfg: EvalConfig,
 def _choice_sample(task: Task, request: Request, scored, cfg: EvalConfig) -> Sample:
     doc = request.doc
     sums = tuple(float(s.logprobs.sum()) for s in scored)
-    grade = task.grade_options(doc, sums, cfg.scoring)
+    grade = task.grade_asked(doc, sums, [bool(s.greedy.all()) for s in scored], cfg.scoring)
     return _sample(request, grade, text=doc.options[LETTERS.index(grade.answer)], choice_logprobs=sums,
                    gold_loglik=float(scored[doc.gold_index].logprobs.mean()), n_new=0)
 

@@ -12,27 +12,28 @@ MIN_PREFIX = 32  # tokens; below it the expanded cache costs more than it saves
 def request_cost(request: Request, cfg: EvalConfig) -> tuple[int, int, int]:
     """Return (context tokens, rows after it, tokens of the longest such row): what a request adds to a batch."""
     if request.continuations:
-        longest = max(len(c) for c in request.continuations)
-        return len(request.context), len(request.continuations), longest - 1  # the first token is read off the context
+        longest = max(len(c) for c in request.continuations) - 1  # the first token is read off the context
+        return max(map(len, request.contexts)), len(request.continuations), longest
     return len(request.context), 1, max(cfg.max_new_tokens, len(request.gold))
 
 
 def batch_plan(requests, cfg: EvalConfig) -> tuple[tuple[int, ...], ...]:
     """Return the batches as indices into ``requests``: longest first, stable, each within the token budget."""
     costs = [request_cost(r, cfg) for r in requests]
-    order = sorted(range(len(requests)), key=lambda i: -len(requests[i].context))
+    order = sorted(range(len(requests)), key=lambda i: -costs[i][0])
     if cfg.batch_size is not None:
         return tuple(tuple(order[i:i + cfg.batch_size]) for i in range(0, len(order), cfg.batch_size))
     batches: list[tuple[int, ...]] = []
     batch: list[int] = []
-    width = rows = tail = 0
+    heads = width = rows = tail = 0
     for i in order:
-        w, r, t = max(width, costs[i][0]), rows + costs[i][1], max(tail, costs[i][2])
-        if batch and (len(batch) + 1) * w + r * t > cfg.batch_tokens:
+        own = len(requests[i].contexts)
+        h, w, r, t = heads + own, max(width, costs[i][0]), rows + costs[i][1], max(tail, costs[i][2])
+        if batch and h * w + r * t > cfg.batch_tokens:
             batches.append(tuple(batch))
-            batch, (w, r, t) = [], costs[i]
+            batch, h, (w, r, t) = [], own, costs[i]
         batch.append(i)
-        width, rows, tail = w, r, t
+        heads, width, rows, tail = h, w, r, t
     return (*batches, tuple(batch)) if batch else tuple(batches)
 
 
@@ -42,7 +43,7 @@ def shared_prefix(requests, cfg: EvalConfig | None = None) -> int:
     At least one token of every context stays outside, because its logits are needed.  Cut contexts
     begin elsewhere; their batches run without the prefix.
     """
-    contexts = [r.context for r in requests if not r.truncated]
+    contexts = [context for r in requests if not r.truncated for context in r.contexts]
     if len(contexts) < 2 or (cfg is not None and cfg.batch_size == 1):
         return 0
     first, last = min(contexts), max(contexts)  # in lexical order these two differ the earliest

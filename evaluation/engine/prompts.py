@@ -14,7 +14,7 @@ from core.errors import DataError, UserError, one_line
 from evaluation.data.documents import Doc
 from evaluation.tasks.base import Task
 
-SCORINGS = ("generate", "letter", "cloze", "likelihood")
+SCORINGS = ("generate", "letter", "cloze", "likelihood", "given")
 
 # Templates that print today's date or switch on a thinking block would change the prompt behind our back
 CHAT_OPTIONS = {"date_string": "26 Jul 2024", "enable_thinking": False}
@@ -52,12 +52,20 @@ class Request:
     gold: tuple[int, ...]  # token ids of the gold answer
     prompt_sha: str  # sha256 of the prompt text, first 16 hex digits
     truncated: bool
+    others: tuple[tuple[int, ...], ...] = ()  # contexts of the further continuations, where each has one of its own
+
+    @property
+    def contexts(self) -> tuple[tuple[int, ...], ...]:
+        """All that must be run before answers: one context, or one for each continuation."""
+        return (self.context, *self.others)
 
 
 def build_requests(task: Task, docs, exemplars, tokenizer, cfg: EvalConfig) -> list[Request]:
     """Tokenise ``docs``; before each stand ``cfg.num_fewshot`` worked examples, as a rule out of ``exemplars``."""
     if cfg.scoring not in task.scorings:
         raise UserError(f"scoring {cfg.scoring!r} does not fit {task.name}; use one of: {', '.join(task.scorings)}")
+    if docs and (own := task.requests(docs, tokenizer, cfg)) is not None:
+        return own
     prompts = [render(tokenizer, text, cfg.chat_template) for text in _whole_prompts(task, docs, exemplars, cfg)]
     lead = before_answer(task, cfg.chat_template)
     answers = [[lead + text for text in task.continuations(doc, cfg.scoring) or (task.target(doc, cfg.scoring),)]

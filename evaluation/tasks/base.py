@@ -52,6 +52,8 @@ class Task:
     max_new_tokens = None  # tokens that the model may write; None = the grid's
     max_length = None  # tokens that prompts are cut to where the grid's --max_length is lower
     num_fewshot = None  # worked examples where the grid does not say; None = 5 of open questions, none else
+    fixed_fewshot = False  # whether that number stands whatever the grid says
+    whole_prompts = False  # whether prompts are cut at the model's own limit only (and --lm_eval_max_length)
     calib_source = None  # a Source: the split that calibrates; None, or no rows = those of ``source`` not evaluated
     example_source = None  # a Source: the split of the worked examples; None = those that calibrate
     windows = False  # whether the documents are windows of the joined text, of --ppl_window tokens
@@ -170,6 +172,10 @@ class Task:
         worked = (f"{self.prompt(d, scoring)}{self.joiner}{self.target(d, scoring)}\n\n" for d in examples)
         return "".join(worked) + self.prompt(doc, scoring)
 
+    def requests(self, docs: Sequence[Doc], tokenizer, cfg) -> list | None:
+        """Return the documents as requests (evaluation/engine/prompts.py), or None for the engine to make them."""
+        return None
+
     def calib_prompt(self, doc: Doc) -> str:
         """Return the unlabeled prompt: question and options, ending in ``Answer:``, no gold."""
         return self.prompt(doc, self.scorings[0])
@@ -196,6 +202,10 @@ class Task:
         """
         values = [value for value in (sample.correct, sample.f1) if value is not None] or [*sample.scores.values()]
         return sum(values) / len(values)
+
+    def grade_asked(self, doc: Doc, logprobs: Sequence[float], greedy: Sequence[bool], scoring: str) -> Grade:
+        """Judge a choice: the options' summed log-probabilities, and whether each is the model's first choice."""
+        return self.grade_options(doc, logprobs, scoring)
 
     def chance(self, docs: Sequence[Doc]) -> float | None:
         """Return the accuracy of a guess, 0 to 1; None where there is nothing to guess."""

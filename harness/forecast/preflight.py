@@ -105,7 +105,9 @@ def describe(case: Case, say) -> None:
     """One line about what is asked."""
     data, cfg = case.data, case.data.cfg
     cut = sum(request.truncated for request in data.requests)
-    longest = max(len(r.context) + max(cfg.max_new_tokens, *map(len, (*r.continuations, r.gold)))
+    written = cfg.max_new_tokens if data.task.kind == "generate" else 0
+    # the last token of an answer is asked for, but is no input
+    longest = max(len(r.context) + max(written, *(len(end) - 1 for end in (*r.continuations, r.gold)))
                   for r in data.requests)
     check_positions(case.model, longest, f"the longest question of {data.task.name} with its answer")
     say(f"{data.task.name}: {len(data.calib_docs)} documents calibrate, {len(data.requests)} evaluate; {cfg.scoring}, "

@@ -41,7 +41,8 @@ def asked(data: TaskData) -> list[Asked]:
         width = max(request_cost(r, data.cfg)[0] for r in requests)
         steps = data.cfg.max_new_tokens if data.task.kind == "generate" else 0
         prefix = 0 if any(r.truncated for r in requests) else shared
-        batches.append(Asked(rows=len(batch), width=width, tails=len(tails), tail=max(tails, default=0),
+        rows = sum(len(r.contexts) for r in requests)
+        batches.append(Asked(rows=rows, width=width, tails=len(tails), tail=max(tails, default=0),
                              real=sum(tails), steps=steps, prefix=prefix))
     return batches
 

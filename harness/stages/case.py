@@ -190,7 +190,8 @@ class Cases(Sequence):
         key = model_name, dataset
         if key not in self._data:
             model = self.models[model_name]
-            data = task_data(self.grid, dataset, model.tokenizer, parameters=model.parameters, token=self._token)
+            data = task_data(self.grid, dataset, model.tokenizer, parameters=model.parameters,
+                             positions=model.positions, token=self._token)
             # so all cells of a data set are asked alike
             while (entry := self.store.get(batches_key(model, data)[0])) is not None:
                 data.back_off(json.loads((entry / "batch_tokens.json").read_text()))

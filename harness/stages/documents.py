@@ -22,6 +22,7 @@ from evaluation.engine.prompts import EvalConfig, Request, build_requests
 from evaluation.engine.windows import window_requests
 from evaluation.tasks import get_task
 from evaluation.tasks.base import Task
+from evaluation.tasks.lm_eval import look_in
 from harness.grid import Grid
 
 FEWSHOT_OPEN = 5  # a small model without examples answers open questions with an empty line
@@ -29,8 +30,9 @@ FEWSHOT_OPEN = 5  # a small model without examples answers open questions with a
 
 @cache
 def load_split(dataset: str, source: str, data_dir: str | None, token: str | None, calib: int, evaluate: int,
-               seed: int) -> Split:
+               seed: int, lm_eval_path: str | None = None) -> Split:
     """Read, check and split a data set once a process; the note says what was cut or dropped."""
+    look_in(lm_eval_path)
     return open_task(dataset, source, data_dir).split(
         lambda of: load_rows(of, source, data_dir=data_dir, token=token), calib, evaluate, seed=seed)
 
@@ -46,16 +48,19 @@ def load_general(name: str, source: str, data_dir: str | None, token: str | None
     return load_texts(name, source, data_dir, token)
 
 
-def eval_config(grid: Grid, task: Task, parameters: int) -> EvalConfig:
-    """Resolve the automatic choices for a task and a model of this size."""
+def eval_config(grid: Grid, task: Task, parameters: int, positions: int = 0) -> EvalConfig:
+    """Resolve the automatic choices for a task and a model of this size that takes so many tokens."""
     scoring = grid.scoring if grid.scoring in task.scorings else task.default_scoring(parameters)
     open_question = task.kind == "generate"
     own = task.num_fewshot if task.num_fewshot is not None else FEWSHOT_OPEN if open_question else 0
-    shots = grid.num_fewshot if grid.num_fewshot is not None else own
+    shots = own if grid.num_fewshot is None or task.fixed_fewshot else grid.num_fewshot
+    longest = max(grid.max_length, task.max_length or 0)
+    if task.whole_prompts:
+        longest = grid.value("lm_eval_max_length") or positions or longest
     # nothing else writes: the flag must not change its identity
     new_tokens = task.max_new_tokens or grid.max_new_tokens if open_question else 1
     return EvalConfig(scoring=scoring, num_fewshot=shots, chat_template=grid.chat_template == "on",
-                      max_length=max(grid.max_length, task.max_length or 0), max_new_tokens=new_tokens,
+                      max_length=longest, max_new_tokens=new_tokens,
                       batch_tokens=grid.batch_tokens, batch_size=grid.batch_size)
 
 
@@ -87,7 +92,7 @@ class TaskData:
     def asked_digest(self) -> str:
         """The questions, however they are batched."""
         return digest([[r.doc.doc_id, r.doc.gold, list(r.doc.aliases), list(r.context),
-                        [list(c) for c in r.continuations], list(r.gold)]
+                        [list(c) for c in r.continuations], list(r.gold), *map(list, r.others)]
                        for r in self.requests])
 
     @cached_property
@@ -156,9 +161,12 @@ def tokens_digest(calib: CalibSet) -> str:
     return calib_digest(replace(calib, loss_mask=()))
 
 
-def task_data(grid: Grid, dataset: str, tokenizer, parameters: int, token: str | None) -> TaskData:
+def task_data(grid: Grid, dataset: str, tokenizer, *, parameters: int, positions: int = 0,
+              token: str | None = None) -> TaskData:
     """Read a data set and put it to a model of this size."""
+    look_in(grid.lm_eval_path)
     task = open_task(dataset, grid.data_source, grid.data_dir)
     documents = load_split(dataset, grid.data_source, grid.data_dir, token, calib=grid.calib_size,
-                           evaluate=grid.eval_size, seed=grid.split_seed)
-    return TaskData(task, eval_config(grid, task, parameters), documents, tokenizer, grid=grid, token=token)
+                           evaluate=grid.eval_size, seed=grid.split_seed, lm_eval_path=grid.lm_eval_path)
+    cfg = eval_config(grid, task, parameters, positions)
+    return TaskData(task, cfg, documents, tokenizer, grid=grid, token=token)

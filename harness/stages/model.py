@@ -120,6 +120,15 @@ class LazyModel:
         return sum(p.numel() for p in self.skeleton.parameters())
 
     @cached_property
+    def positions(self) -> int:
+        """Tokens that the model takes at once, read where lm-evaluation-harness reads them; 2048 where none says."""
+        configs = self.skeleton.config.get_text_config(), self.skeleton.config
+        told = [getattr(config, name, None) for config in configs
+                for name in ("n_positions", "max_position_embeddings", "n_ctx")]
+        limit = self.tokenizer.model_max_length  # 10^30 where the tokenizer does not know
+        return next((n for n in told if n), limit if limit < 10**9 else 2048)
+
+    @cached_property
     def sizes(self) -> Sizes:
         return Sizes(self)
 

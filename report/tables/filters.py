@@ -21,7 +21,7 @@ def choose(results: Sequence[Result], wanted: dict[str, Sequence | None]) -> lis
     """The cells of these models (by name, or as they were given), data sets, budgets and run types."""
     for name, values in wanted.items():
         if values:
-            _known(name, values, {value for r in results for value in CELLS[name](r)} - {""})
+            known(name, values, {value for r in results for value in CELLS[name](r)} - {""})
             results = [r for r in results if not CELLS[name](r) or CELLS[name](r) & set(values)]
     if results and wanted.get("avg_bits") and all(r.avg_bits is None for r in results):
         given = " ".join(f"{bits:g}" for bits in wanted["avg_bits"])
@@ -36,7 +36,7 @@ def rows_of(tables: Sequence[TableData], methods: Sequence[str] | None, seeds: S
     """The same tables with these rows only."""
     wanted = {name: values for name, values in (("method", methods), ("seed", seeds)) if values}
     for name, values in wanted.items():
-        _known(name, values, {row[name] for table in tables for row in table.rows})
+        known(name, values, {row[name] for table in tables for row in table.rows})
 
     def fits(row: dict) -> bool:
         return all(row[name] in values for name, values in wanted.items())
@@ -71,7 +71,7 @@ def _sorted(table: TableData, name: str, falling: bool) -> tuple[dict, ...]:
     return tuple(sorted(table.rows, key=lambda row: (places[row["dataset"]], order.index(row["method"]), row["seed"])))
 
 
-def _known(name: str, values: Sequence, there: set) -> None:
+def known(name: str, values: Sequence, there: set) -> None:
     """A value that nothing has is an error that says what there is."""
     for value in values:
         if value not in there:

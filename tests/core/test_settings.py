@@ -81,6 +81,7 @@ def test_brackets_that_mean_nothing_are_one_sentence(name, said):
 def test_every_setting_is_read_by_a_method_and_says_so():
     read = {name for method in METHODS for names in readable(METHODS.get(method)) for name in names}
     read |= {"ppl_window"}  # of the perplexity data sets
+    read |= {"lm_eval_max_length"}  # of lm_eval:NAME data sets
     read |= {name for allocator in ALLOCATORS for name in ALLOCATORS.get(allocator).options}  # SliM-LLM+balanced
     assert {setting.name for setting in SETTINGS} <= read
     for setting in SETTINGS:

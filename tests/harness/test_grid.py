@@ -314,6 +314,7 @@ CHANGES = {  # field of the grid -> another value, and exactly which digests of 
     "calib_window": (100, set()), "grad_dtype": ("bf16", set()), "corrupt": ("rtn", set()),
     "keep_ratio": ((0.01,), set()), "calib": (None, None), "ppl_window": (64, set()),
     "calib_dataset": ("trivia_qa", {"cell", "scores", "plan"}),
+    "lm_eval_path": (".", set()), "lm_eval_max_length": (64, set()),  # of lm_eval:NAME data sets alone
     # axes of the grid, and fields that a tiny model or the embedded data cannot vary
     "models": (None, None), "methods": (None, None), "datasets": (None, None), "data_source": (None, None),
     "data_dir": (None, None), "chat_template": (None, None), "cache_dir": (None, None)}
