@@ -98,7 +98,8 @@ def _refuse(args) -> None:
 
     given = [name for name in PAGE_REFUSES if getattr(args, name)]
     if args.html is not None and args.compare:
-        raise UserError("--compare has no meaning with --html, a page of all cells, for it prints two; leave one of them out")
+        raise UserError("--compare has no meaning with --html: it prints two cells, and a page holds all; leave one of "
+                        "them out")
     if args.html is not None and given:
         raise UserError(f"--{given[0]} has no meaning with --html, whose page holds every row and all details of the "
                         "cells that --model, --dataset, --avg_bits and --run_type choose; leave one of them out")
