@@ -8,16 +8,22 @@ The training split calibrates and gives the examples (its first rows; the publis
 demonstrations of the chain-of-thought paper, in an order drawn anew for every question).  Two ways of reading the
 answer are reported: the number after "the answer is", else the last number (TaCQ's rule, which is the accuracy), and
 the last number alone.  Numbers are compared as texts, without commas, $ and a full stop at the end.
+
+``gsm8k:gold`` asks only how likely the gold solutions are: for models that solve none, and in a fraction of the time.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from core.errors import UserError
+from core.sample import Interval, Sample
 from evaluation.data.documents import Doc
 from evaluation.data.rows import Row, Source
 from evaluation.grading import Grade
 from evaluation.tasks.base import Task, register
+from evaluation.tasks.perplexity import perplexity
 
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
 SAID = re.compile(r"the answer is", re.IGNORECASE)
@@ -50,6 +56,11 @@ class GSM8K(Task):
         return Doc(str(row.number), row.get("question"), gold=f"{reasoning}#### {number} The answer is {number}.",
                    aliases=(number,))
 
+    def part(self, name: str) -> Task:
+        if name != "gold":
+            raise UserError(f"gsm8k has no part {name!r}; use gsm8k, or gsm8k:gold for the gold solutions' likelihood")
+        return GoldSolutions("gsm8k:gold", self.source)
+
     def exemplars(self, doc: Doc, pool: Sequence[Doc], count: int) -> Sequence[Doc]:
         return pool[:count]
 
@@ -67,6 +78,21 @@ class GSM8K(Task):
         answer = after[0] if after else every[-1] if every else None
         (gold,) = doc.aliases
         return Grade(answer, answer == gold, {"last_number": float(bool(every) and every[-1] == gold)})
+
+
+@dataclass(frozen=True)
+class GoldSolutions(GSM8K):
+    """The same documents after the same examples; nothing is written."""
+
+    kind = "likelihood"
+    scorings = ("likelihood",)
+    metrics = {"perplexity": "token ppl"}
+
+    def derived(self, metrics: dict[str, Interval | None]) -> dict[str, Interval | None]:
+        return {"perplexity": perplexity(metrics["gold_loglik"])}
+
+    def score(self, sample: Sample) -> float:
+        return math.exp(min(0.0, sample.gold_loglik))
 
 
 register(GSM8K("gsm8k", replace(GSM8K.calib_source, split="test", folder="gsm8k/test")))

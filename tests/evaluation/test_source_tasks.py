@@ -85,6 +85,20 @@ def test_gsm8k_calibrates_on_train_and_shows_its_first_rows(source_data):
     assert text.startswith("Question: What is 0 + 2?\nAnswer: It is 2.\n#### 2 The answer is 2.\n\n")
 
 
+@torch.inference_mode()
+def test_gsm8k_gold_asks_for_the_solutions_likelihood_alone(source_data):
+    task, tok, model = get_task("gsm8k:gold"), byte_tokenizer(), tiny_model("llama", max_position_embeddings=4096)
+    whole_task, split = get_task("gsm8k"), parts("gsm8k:gold", source_data, evaluate=2)
+    assert split == parts("gsm8k", source_data, evaluate=2) and list(task.metrics) == ["perplexity"]
+    cfg = EvalConfig("likelihood", num_fewshot=1, max_new_tokens=1)
+    requests = build_requests(task, split.eval, split.examples, tok, cfg=cfg)
+    written = EvalConfig("generate", num_fewshot=1, max_new_tokens=1)
+    both = [run_batch(model, tok, *asked) for asked in ((task, requests, cfg), (whole_task, requests, written))]
+    assert [s.gold_loglik for s in both[0]] == [s.gold_loglik for s in both[1]] and both[0][0].correct is None
+    with pytest.raises(UserError, match="gsm8k has no part 'silver'"):
+        get_task("gsm8k:silver")
+
+
 def test_prompts_of_the_cloze_tasks(source_data):
     assert clean("  a [title] b [step] c") == "a. b c"
     text = whole("hellaswag", source_data, "cloze", 0)
