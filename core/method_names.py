@@ -14,10 +14,11 @@ from core.settings import SETTINGS, shown
 def resolve_method(name: str) -> MethodSpec:
     """The method called ``name``, or built of ``scorer+allocator[+quantizer]``; either with settings in brackets."""
     plain, bracket, inside = name.partition("[")
+    plain = plain.strip()
     spec = METHODS.get(plain) if "+" not in plain else _combined(plain)
     if not bracket:
         return spec
-    if not inside.endswith("]") or not inside[:-1].strip():
+    if not inside.endswith("]") or not inside[:-1].strip() or set(inside[:-1]) & set("[]"):
         raise UserError(f"method {name!r} has brackets that are not NAME[setting=value,...]; write for example "
                         "TaCQ[calib=c4]")
     return _with_settings(spec, inside[:-1])
@@ -46,9 +47,9 @@ def _with_settings(spec: MethodSpec, text: str) -> MethodSpec:
             raise UserError(f"{spec.name}[{text}] has {pair.strip()!r} where setting=value belongs; write for example "
                             f"{spec.name}[calib=c4]")
         if key not in (*settings, *options):
-            reads = ", ".join((*settings, *options)) or "no setting"
-            raise UserError(f"{spec.name} reads no setting {key!r}{did_you_mean(key, (*settings, *options))}; it "
-                            f"reads: {reads}")
+            reads = ", ".join((*settings, *options))
+            raise UserError(f"{spec.name} reads no setting {key!r}{did_you_mean(key, (*settings, *options))}"
+                            + (f"; it reads: {reads}" if reads else ", and none at all; write it without brackets"))
         if key in values:
             raise UserError(f"{spec.name}[{text}] names {key} twice; name each setting once")
         values[key] = SETTINGS[key].read(value, where=f"{spec.name}[{key}]")

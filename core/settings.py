@@ -1,9 +1,9 @@
 """Settings of methods: each is declared once, where it is read, with its type, default, range and one line of help.
 
-A setting stands on the record of the scorer, allocator or quantizer that reads it (``@scorer(..., params=(SCORE_DOCS,
-...))``).
-From there come its flag and the ``--help`` text, the values that are allowed, the key under which scores are stored,
-what may stand in a method's brackets (``TaCQ[corrupt=rtn]``), and the "did you mean" of a misspelt one.
+A setting stands on the record of the scorer, allocator or quantizer that reads it, as in
+``@scorer(..., params=(SCORE_DOCS, ...))``.  From there come its flag and the ``--help`` text, the values that are
+allowed, the key under which scores are stored, what may stand in a method's brackets (``TaCQ[corrupt=rtn]``), and the
+"did you mean" of a misspelt one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class Setting:
         if self.kind in (int, float) and not self._in_range(value):
             raise UserError(f"{shown} {value:g}; it must be {self.range}")
         if self.check is not None:
-            self.check(value)
+            try:
+                self.check(value)
+            except UserError as error:  # it speaks of the flag
+                raise UserError(f"{where}: {error}" if where else str(error)) from None
         return value
 
     def of(self, options: dict):
@@ -85,7 +88,7 @@ class Setting:
         """Type, range and default on one line, for listings."""
         kind = "|".join(map(str, self.choices)) if self.choices else self.kind.__name__
         bounds = f", {self.range}" if self.low is not None or self.high is not None else ""
-        return f"{kind}{bounds}; default {shown(self.default)}"
+        return f"{kind}{bounds}" + ("" if self.default is None else f"; default {shown(self.default)}")
 
 
 def shown(value) -> str:

@@ -147,7 +147,9 @@ class ScoreContext:
     def param(self, name: str) -> Any:
         """Return a config field; one that the scorer did not declare is an error (it would not be in its key)."""
         if name not in self.allowed:
-            raise KeyError(f"the scorer read {name!r}, which its @scorer(params=...) does not declare: {self.allowed}")
+            declared = ", ".join(self.allowed) or "nothing"
+            raise ValueError(f"the scorer read {name!r}, which its @scorer(params=...) does not declare; it declares "
+                             f"{declared}")
         return self.params[name]
 
     def spread(self, per_block) -> dict[str, torch.Tensor]:

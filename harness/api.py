@@ -56,9 +56,9 @@ def score(model: str, method: str, dataset: str, **grid) -> Scores:
 
     model: alias, hub id or folder; method: a name of ``--list``, with settings in brackets if wanted
     (``TaCQ[calib=c4]``), whose scorer runs; dataset: what it is conditioned on.  ``grid`` takes any field of the grid
-    or setting of a method, as
-    the flags do (``avg_bits=3.25`` where the scorer reads the base level, ``calib_size=64``, ``data_dir="DATA"``,
-    ``seeds=(1,)``, ``run_type="full"``; the default is the demo's, with the embedded data sets).
+    or setting of a method, as the flags do (``avg_bits=3.25`` where the scorer reads the base level,
+    ``calib_size=64``, ``data_dir="DATA"``, ``seeds=(1,)``, ``run_type="full"``; the default is the demo's, with the
+    embedded data sets).
 
     Returns Scores: ``values`` by full name of the linear, float32 of shape [] (block, linear), [in] (channel), [out or
     1, in/g] (group) or [out, in] (element); higher = protect; ``unit`` and ``notes`` say more.
@@ -87,7 +87,7 @@ def quantize(model: str, method: str, dataset: str, avg_bits: float = 4.25, **gr
     return Quantized(model=case.model.module, tokenizer=case.model.tokenizer, plan=true, bits=bits, case=case)
 
 
-def evaluate(model: "Quantized | str", dataset: str | None = None, **grid) -> Answers:
+def evaluate(model: Quantized | str, dataset: str | None = None, **grid) -> Answers:
     """Ask a model the data set's evaluation documents: a quantized one those it was made for, or a model by name as it
     was loaded.
 

@@ -47,48 +47,42 @@ class Grid:
                           runtime=True)
     models: tuple[str, ...] = asked(RUN, "smollm2-135m, a hub id (owner/name) or a local folder; several allowed",
                                     flag="model", metavar="M")
-    methods: tuple[str, ...] = asked(RUN,
-                                     "methods of the list below, settings of one row in brackets: TaCQ[calib=c4]; "
-                                     "several allowed",
-                                     flag="method", metavar="M")
+    methods: tuple[str, ...] = asked(RUN, "methods of the list below, settings of one row in brackets: "
+                                          "TaCQ[calib=c4]; several allowed", flag="method", metavar="M")
     datasets: tuple[str, ...] = asked(RUN, "data sets of the list below; several allowed", flag="dataset", metavar="D")
-    avg_bits: tuple[float, ...] = asked(RUN,
-                                        "stored bits a weight, metadata included, that every common row gets, met from "
-                                        "below within --tolerance", metavar="B")
+    avg_bits: tuple[float, ...] = asked(RUN, "stored bits a weight, metadata included, that every common row gets, met "
+                                             "from below within --tolerance", metavar="B")
     seeds: tuple[int, ...] = asked(RUN, "seeds of random scores and of the documents that solvers and gradients read; "
-                                        "several give "
-                                   "mean and sd", (42,), metavar="S")
+                                        "several give mean and sd", (42,), metavar="S")
     data_source: str = asked(DATA, "where rows come from", "hub", choices=("hub", "folder", "embedded"))
+    # what it holds is in the digests, not where it lies
     data_dir: str | None = asked(DATA, "folder with the data sets in the hub's layout; implies --data_source folder",
-                                 None,
-                                 metavar="DIR", runtime=True)  # what it holds is in the digests, not where it lies
+                                 None, metavar="DIR", runtime=True)
     lm_eval_path: str | None = asked(DATA, "folder with YAML tasks of lm-evaluation-harness, for data sets "
                                            "lm_eval:NAME beside its own", None, metavar="DIR", runtime=True)
     calib_size: int = asked(DATA, "documents that calibrate; if the source is short, the ratio to --eval_size is kept "
-                                  "and said", 512,
-                            metavar="N", low=1)
+                                  "and said", 512, metavar="N", low=1)
     eval_size: int = asked(DATA, "documents that evaluate", 2048, metavar="N", low=1)
     split_seed: int = asked(DATA, "seed of the stratified split", 42, metavar="S")
     quantizer: str = asked(BITS, "quantizer of every common row; the demo rounds, to stay within minutes", "gptq",
                            choices=COMMON_QUANTIZERS)
-    keep_ratio: tuple[float, ...] = asked(BITS,
-                                          "kept weights of native rows such as TaCQ-native; several from one scoring",
-                                          (0.0035,), metavar="R")
+    keep_ratio: tuple[float, ...] = asked(BITS, "kept weights of native rows such as TaCQ-native; several from one "
+                                                "scoring", (0.0035,), metavar="R")
     levels: tuple[int, ...] = asked(BITS, "bits that a linear may get, of 2 3 4 5 6 8 16", LEVELS, metavar="B")
-    group_size: int | None = asked(BITS,
-                                   "input columns that share a scale (default: largest of 128, 96, 64, 32 that fits)",
-                                   None, metavar="G")
+    group_size: int | None = asked(BITS, "input columns that share a scale (default: largest of 128, 96, 64, 32 that "
+                                         "fits)", None, metavar="G")
     tolerance: float = asked(BITS, "how far below --avg_bits a plan may stay", 0.01, metavar="T")
     scoring: str = asked(EVALUATION, "how choices are scored; auto: cloze below 1e9 parameters, else letter", "auto",
                          choices=("auto", "letter", "cloze"))
-    num_fewshot: int | None = asked(EVALUATION,
-                                    "examples before each question (default: 5 for open questions, 0 for choices)",
-                                    None, metavar="K", low=0)
+    num_fewshot: int | None = asked(EVALUATION, "examples before each question (default: the data set's, else 5 for "
+                                                "open questions, 0 for choices)", None, metavar="K", low=0)
     chat_template: str = asked(EVALUATION, "wrap prompts in the model's chat template; recorded in every result", "off",
                                choices=("off", "on"))
-    max_length: int = asked(EVALUATION, "tokens of a prompt; longer ones are cut on the left and counted", 512,
+    max_length: int = asked(EVALUATION, "tokens of a prompt, at least 2048 where examples are long (mmlu, gsm8k, "
+                                        "spider); longer ones are cut on the left and counted", 512,
                             metavar="T", low=8)
-    max_new_tokens: int = asked(EVALUATION, "tokens of a generated answer", 16, metavar="T", low=1)
+    max_new_tokens: int = asked(EVALUATION, "tokens of a generated answer, where the data set has no number of "
+                                            "its own", 16, metavar="T", low=1)
     batch_tokens: int = asked(EVALUATION, "padded tokens a batch; halved on out-of-memory", 4096, metavar="T", low=64)
     batch_size: int | None = asked(EVALUATION, "documents a batch, instead of --batch_tokens", None, metavar="N", low=1)
     # what these come to (dtype, kind of device, threads) is in the digests, not how it was asked for

@@ -77,8 +77,17 @@ class Row:
         """Return the one complaint about a field of this row."""
         missing = object()
         value = self.get(field, missing)
-        state = "it is missing" if value is missing else f"it is {_short(value)}"
+        state = f"it is {_short(value)}" if value is not missing else self._lacking(field)
         return DataError(f"{self.origin}, row {self.number}, field {field!r}: expected {expected}, but {state}; {mend}")
+
+    def _lacking(self, field: str) -> str:
+        """Why a field is not there: missing, or what should hold it is no record."""
+        value, keys = self.data, field.split(".")
+        for i, key in enumerate(keys[:-1]):
+            value = value.get(key) if isinstance(value, dict) else None
+            if value is not None and not isinstance(value, dict):
+                return f"{'.'.join(keys[:i + 1])!r} is {_short(value)}, no record"
+        return "it is missing"
 
     def check(self, fields: dict[str, str]) -> None:
         """Raise unless every field is there and of its kind."""

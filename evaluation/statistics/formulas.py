@@ -61,7 +61,7 @@ def mcnemar(a, b) -> float:
 
 
 def bootstrap_means(values: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
-    """Return the mean of each resample, float64 [resamples]; in pieces, so memory stays bounded."""
+    """Return the mean of each resample, float64 [resamples]; in parts, so memory stays bounded."""
     values = np.asarray(values, dtype=np.float64)
     if len(values) == 0:
         return np.full(resamples, np.nan)

@@ -1,4 +1,4 @@
-"""Seconds of the pieces of a cell, from one decoder block of the model's own architecture with random weights.
+"""Seconds of the parts of a cell, from one decoder block of the model's own architecture with random weights.
 
 No weights of the model are read.  The block is as wide as the model's, in its dtype, on its device; the vocabulary is
 small, and the head is timed by itself as what it is: one matrix product and one log-softmax.  Every timing is

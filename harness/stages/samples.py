@@ -2,8 +2,7 @@
 
 Batches are fixed before the first one.  Each finished batch is a file of the unfinished stage, so a killed run loses
 the batch in flight and no more, and the resumed run replays whole batches to the same bytes.  The solved weights are
-kept as
-long.  An out-of-memory error halves the token budget: a new batch plan, hence a new digest.
+kept as long.  An out-of-memory error halves the token budget: a new batch plan, hence a new digest.
 """
 
 from dataclasses import replace

@@ -2,8 +2,7 @@
 
 ŵ stays in the model and is made again when a later run needs it; what came out of it is stored: the true plan
 (outliers, group bits), damping and loss of every linear.  Consecutive cells with the same weights share them.  Finished
-blocks of a
-solve outlive a kill (harness/store/solved_blocks.py).
+blocks of a solve outlive a kill (harness/store/solved_blocks.py).
 """
 
 import json

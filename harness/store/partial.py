@@ -2,8 +2,7 @@
 
 Every file begins with a line that holds the sha256 of the rest, so that a truncated or flipped one is noticed, thrown
 away and made again, and the seconds that it took.  Files are written whole (temporary file, fsync, rename).  The folder
-goes when
-the stage is stored.
+goes when the stage is stored.
 """
 
 import hashlib

@@ -216,7 +216,7 @@ class Store:
 
     def partial(self, key: str) -> Partial:
         """The files of an unfinished entry; they survive a kill."""
-        return Partial(self.root / ".partial" / key, lambda name: self._note("piece", f"{key}/{name}"))
+        return Partial(self.root / ".partial" / key, lambda name: self._note("part", f"{key}/{name}"))
 
     def sweep(self) -> None:
         """Remove temporary folders that killed processes left long ago, and stages that were given up."""

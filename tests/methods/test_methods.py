@@ -54,7 +54,7 @@ def test_batching_does_not_change_scores(name):
 
 def test_an_undeclared_parameter_cannot_be_read():
     ctx = context(tiny_model("llama"), SCORERS.get("TAQO"))
-    with pytest.raises(KeyError, match="does not declare"):
+    with pytest.raises(ValueError, match="does not declare; it declares"):
         ctx.param("kl_docs")
 
 
