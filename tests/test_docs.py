@@ -1,16 +1,22 @@
 """Documents that run: the example method and data set, links, and the README's commands."""
 
 import json
+import os
 import re
+import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from core.registry import DATASETS, SCORERS
+from core.settings import SETTINGS
 from evaluation.data.documents import Doc
 from evaluation.grading import Grade
 from harness.cli.flags import build_parser
 from harness.cli.main import main
+from harness.grid import Grid
+from harness.presets import build_grid
 from report.records import load_results, load_samples
 from tests.tiny import context, tiny_model
 
@@ -93,6 +99,22 @@ def test_commands_use_flags_that_exist(page):
     """Every run_taq_icml.py line of the documents parses."""
     for line in re.findall(r"python run_taq_icml\.py ([^\n`]*)", page.read_text()):
         build_parser().parse_args(line.split("#")[0].split())
+
+
+@pytest.mark.parametrize("script", sorted((REPO / "scripts" / "examples").glob("*.sh")), ids=lambda p: p.name)
+def test_example_scripts_ask_for_grids_that_exist(script, tmp_path):
+    """What each hands to python, with flags of the user's own behind."""
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\nshift\nfor word in "$@"; do echo "$word"; done\n')
+    fake.chmod(0o755)
+    model = ["some/model"] if "MODEL" in script.read_text() else []
+    told = subprocess.run([script, "DATA", *model, "--eval_size", "7"], capture_output=True, text=True, check=True,
+                          env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    args = {k: tuple(v) if isinstance(v, list) else v for k, v in
+            vars(build_parser().parse_args(told.stdout.splitlines())).items() if v is not None}
+    names = {f.name for f in fields(Grid)} | {s.name for s in SETTINGS} | {"conditioning"}
+    grid = build_grid(args.pop("run_type"), **{k: v for k, v in args.items() if k in names})
+    assert grid.eval_size == 7 and "TaCQ" in grid.methods and len(grid.seeds) == 3 and "gsm8k" in grid.datasets
 
 
 def test_readme_opens_with_the_two_commands():

@@ -51,3 +51,25 @@ def test_without_results_it_says_so(monkeypatch, tmp_path, there):
     _, verdict, drawn, _, _, ahead, answers = run(monkeypatch, tmp_path / "none")
     assert "no data: 'none' holds no finished results" in verdict and ("does not exist" in verdict) is not there
     assert not drawn and "no data" in ahead and "no data" in answers
+
+
+@pytest.mark.slow
+def test_the_runner_chooses_runs_and_looks(monkeypatch, tiny_folder, tmp_path):
+    """notebooks/taq_icml.ipynb as it is stored, on a tiny model."""
+    runner = NOTEBOOK.with_name("taq_icml.ipynb")
+    monkeypatch.setenv("TAQ_MODEL", str(tiny_folder))
+    monkeypatch.setenv("TAQ_MORE", "--calib_size 8 --eval_size 8 --score_docs 6 --kl_docs 4 --num_fewshot 0 "
+                                   "--max_new_tokens 4 --group_size 32 --device cpu --threads 1 "
+                                   f"--cache_dir {tmp_path / 'cache'} --results_dir {tmp_path / 'results'}")
+    book = nbformat.read(runner, as_version=4)
+    nbformat.validate(book)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert code and all(not cell.outputs and cell.execution_count is None for cell in code)
+    # the tiny model's linears hold groups of 32, whose scales cost half a bit
+    book.cells[2].source = book.cells[2].source.replace("[4.25]", "[4.75]")
+    where = {"metadata": {"path": str(runner.parent)}}
+    NotebookClient(book, timeout=300, kernel_name="python3", resources=where).execute()
+    shown = ["".join(o.get("text", "") or o["data"].get("text/markdown", o["data"].get("text/plain", ""))
+                     for o in cell.outputs if o.get("name") != "stderr") for cell in code]
+    assert "nothing was computed" in shown[1] and "all cells done" in shown[2]
+    assert "| TAQoS |" in shown[3] and "Bold: best at equal bits" in shown[3] and "stored bits a weight" in shown[4]
