@@ -73,13 +73,13 @@ def ended(root: Path) -> bool:
 
 
 def running_cell(lab, root: Path) -> str:
-    """The job number of a cell that has finished at least one batch."""
+    """The job number of a cell that has finished at least one batch: all that run have, or it might be another's."""
     board = runs(str(root / "results"))[-1]
 
     def job():
-        begun = any((root / "cache" / ".partial").rglob("*.jsonl"))
-        return next((p.job for p in units(board) if p.name.startswith("cell-") and p.state == "running"),
-                    None) if begun else None
+        begun = {path.parent for path in (root / "cache" / ".partial").rglob("*.jsonl")}
+        running = [p.job for p in units(board) if p.name.startswith("cell-") and p.state == "running"]
+        return running[0] if running and len(begun) >= len(running) else None
 
     return lab.wait_until(job, 120, "a cell to finish its first batch")
 
