@@ -26,7 +26,17 @@ from report.records import Result, load_results
 from report.settings_box import settings_box
 from report.tables.tables import TableData
 from report.text.details import categories, small_categories
-from report.text.lines import DETAIL_LEGEND, LEGEND, MARK_TEST, MARKS, POWER, chance_line, family_line, power_line
+from report.text.lines import (
+    DETAIL_LEGEND,
+    LEGEND,
+    MARK_TEST,
+    MARKS,
+    POWER,
+    chance_line,
+    falling_line,
+    family_line,
+    power_line,
+)
 from report.text.render import sheets_of
 from report.text.sheets import Sheet
 
@@ -95,7 +105,7 @@ def _table(table: TableData) -> dict:
     power = [line for dataset in table.datasets if (line := power_line(table, dataset))]
     small = [line for d in table.datasets for line in small_categories(categories(table, d).values(), d)]
     return {"title": table.title, "overview": first if table.rows else None, "details": more,
-            "lines": [*chance_line(table), *([POWER] if power else []), *power, *table.notes],
+            "lines": [*falling_line(table), *chance_line(table), *([POWER] if power else []), *power, *table.notes],
             "families": [*(family_line(table, dataset) for dataset in table.datasets), *small]}
 
 

@@ -14,6 +14,7 @@ from core.errors import UserError
 from report.figures.frames import SHARES, Part, load, plain, points, shown, whole
 from report.figures.style import PAPER, Figure, Look, alone, looks, panels, save
 from report.figures.svg import Drawing, Scale, drawable, num, scale_of, text_width
+from report.tables.comparison import falling
 from report.tables.tables import TableData
 
 WIDTH, SMALLER = 360.0, 290.0  # of a panel on a page, and in a file of its own
@@ -114,7 +115,9 @@ def unit(metric: str, name: str) -> float:
 def metric_name(frame: pd.DataFrame) -> str:
     """The main metric of a data set's rows, as an axis names it."""
     metric, label = frame[["metric", "label"]].iloc[0]
-    return "accuracy (%)" if metric == "accuracy" else plain(label) + (" (%)" if metric in SHARES else "")
+    if metric == "accuracy":
+        return "accuracy (%)"
+    return plain(label) + (" (%)" if metric in SHARES else " (left is better)" if falling(metric) else "")
 
 
 def full_precision(frame: pd.DataFrame, name: str) -> float | None:

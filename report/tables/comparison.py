@@ -19,6 +19,11 @@ P_VALUES = ("p", "p_loglik", "u_p", "u_p_loglik")  # Holm-corrected; <name>_raw 
 STEMS = {"accuracy": "accuracy", "gold_loglik": "loglik", "f1": "f1"}  # what a metric is called in a row; see stem()
 
 
+def falling(metric: str) -> bool:
+    """Whether less of a metric is better: perplexities, bits a byte, errors."""
+    return metric.endswith(("perplexity", "bits_per_byte", "error"))
+
+
 class Documents:
     """The per-document lines of results, each file read and checked once: fp16 stands in the tables of every budget."""
 

@@ -1,6 +1,7 @@
 """What is said below a table, one line each: legends, chance, families, the verdict, power, and what is missing."""
 
 from core.registry import CONTROLS
+from report.tables.comparison import falling
 from report.tables.tables import TableData
 from report.text.details import categories, small_categories
 from report.text.numbers import interval, none, percent, signed
@@ -29,7 +30,8 @@ def footnotes(table: TableData, kind: str, detailed: bool) -> list[str]:
         for dataset in table.datasets:
             lines += [family_line(table, dataset), *small_categories(categories(table, dataset).values(), dataset)]
     power = [line for dataset in table.datasets if (line := power_line(table, dataset))]
-    return [*lines, *chance_line(table), *verdict(table), *([POWER] if power else []), *power, *table.notes]
+    lines += [*falling_line(table), *chance_line(table), *verdict(table), *([POWER] if power else []), *power]
+    return [*lines, *table.notes]
 
 
 def chance_line(table: TableData) -> list[str]:
@@ -38,6 +40,13 @@ def chance_line(table: TableData) -> list[str]:
     if not shares:
         return []
     return ["A guess is right in " + ", ".join(f"{percent(share)} % of {dataset}" for dataset, share in shares.items())]
+
+
+def falling_line(table: TableData) -> list[str]:
+    """Which columns are better the lower they are."""
+    labels = dict.fromkeys(f"{dataset} {label}" for dataset, facts in table.facts.items()
+                           for metric, label in facts["metrics"].items() if falling(metric))
+    return [f"Lower is better: {', '.join(labels)} (a perplexity is exp of the mean nats a token)"] if labels else []
 
 
 def power_line(table: TableData, dataset: str) -> str:

@@ -186,6 +186,7 @@ def test_one_solve_answers_three_data_sets(source_data, tiny_folder, tmp_path, c
     assert sum(meta["identity"]["stage"] == "weights" for meta in solved) == 3  # uniform, random and equal: one each
     assert {r.solver_calibration["text"] for r in rows} == {"mmlu"}
     assert "gsm8k: conditioned elsewhere, on mmlu: uniform, random, equal" in said.replace("\n", " ")
+    assert "Lower is better: wikitext2 ppl (a perplexity is exp of the mean nats a token)" in said.replace("\n", " ")
     ppl = results["equal", "wikitext2"]
     samples = load_samples(ppl)
     mean = sum(s.gold_loglik for s in samples) / len(samples)
