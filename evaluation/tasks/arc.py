@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from evaluation.data.rows import Row, Source
-from evaluation.tasks.base import CLOZE_METRICS, ChoiceTask, register
+from evaluation.tasks.base import register
+from evaluation.tasks.choice import CLOZE_METRICS, ChoiceTask
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from evaluation.data.documents import LETTERS
 from evaluation.data.rows import Row, Source
-from evaluation.tasks.base import ChoiceTask, register
+from evaluation.tasks.base import register
+from evaluation.tasks.choice import ChoiceTask
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 
 from evaluation.data.rows import Row, Source
-from evaluation.tasks.base import CLOZE_METRICS, ChoiceTask, register
+from evaluation.tasks.base import register
+from evaluation.tasks.choice import CLOZE_METRICS, ChoiceTask
 
 
 def clean(text: str) -> str:

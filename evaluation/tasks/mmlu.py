@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from core.errors import UserError, did_you_mean
 from evaluation.data.documents import LETTERS, Doc
 from evaluation.data.rows import Row, Source
-from evaluation.tasks.base import ChoiceTask, register
+from evaluation.tasks.base import register
+from evaluation.tasks.choice import ChoiceTask
 
 GROUPS = {
     "stem": "abstract_algebra astronomy college_biology college_chemistry college_computer_science "

@@ -17,7 +17,8 @@ from evaluation.data.rows import Row, Source
 from evaluation.data.sources import load_rows
 from evaluation.data.splits import split
 from evaluation.tasks import get_task
-from evaluation.tasks.base import ChoiceTask, Task, register
+from evaluation.tasks.base import Task, register
+from evaluation.tasks.choice import ChoiceTask
 
 REPO = Path(__file__).resolve().parents[2]
 SHARED = REPO.parent / "shared"

@@ -22,7 +22,8 @@ from evaluation.engine.ask import evaluate
 from evaluation.engine.prompts import EvalConfig, build_requests
 from evaluation.grading import exact_match, token_f1
 from evaluation.tasks import get_task
-from evaluation.tasks.base import ChoiceTask, register
+from evaluation.tasks.base import register
+from evaluation.tasks.choice import ChoiceTask
 
 REPO = Path(__file__).resolve().parents[2]
 SHARED = REPO.parent / "shared"

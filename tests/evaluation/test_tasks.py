@@ -20,7 +20,8 @@ from evaluation.engine.prompts import EvalConfig, build_requests
 from evaluation.grading import Grade, exact_match, extract, token_f1
 from evaluation.statistics.summary import mean_task_metric, summarise
 from evaluation.tasks import get_task
-from evaluation.tasks.base import ChoiceTask, Task
+from evaluation.tasks.base import Task
+from evaluation.tasks.choice import ChoiceTask
 from tests.tiny import byte_tokenizer, tiny_model
 
 TRIVIA, PRO = get_task("trivia_qa"), get_task("mmlu_pro")
