@@ -118,7 +118,7 @@ def content(root: Path) -> dict[str, object]:
 
 
 def journal(root: Path) -> Counter:
-    """How often each entry of the store, and each piece of one, was finished, by all processes together."""
+    """How often each entry of the store, and each part of one, was finished, by all processes together."""
     lines = [line for path in (root / "cache" / "journal").iterdir() for line in path.read_text().splitlines()]
     return Counter((entry["stage"], entry["key"]) for entry in map(json.loads, lines))
 
@@ -129,7 +129,7 @@ def check(root: Path, wanted: dict[str, object]) -> None:
     twice = {what: count for what, count in journal(root).items() if count > 1}
     assert not twice, f"made again after they were stored: {twice}"
     assert not [p for p in (root / "cache" / ".partial").rglob("*")
-                if p.is_file()], "pieces of finished stages were left"
+                if p.is_file()], "parts of finished stages were left"
     assert not list((root / "cache").glob(".damaged-*"))
     # a kill in the making or the taking down of a run's board leaves a folder without run.json, which nothing reads
     assert not list((root / "results" / ".runs").glob("*/run.json")), "a finished run is still on the board"
@@ -167,10 +167,10 @@ def test_killed_at_thirty_random_moments(zygote, undisturbed, tiny_folder, tmp_p
 
 
 def at_work(root: Path, children: list[int]) -> int | None:
-    """A child that has kept a piece of a stage, and so is in the middle of one."""
+    """A child that has kept a part of a stage, and so is in the middle of one."""
     for child in children:
         path = root / "cache" / "journal" / f"{socket.gethostname()}-{child}.log"
-        if path.exists() and '"piece"' in path.read_text():
+        if path.exists() and '"part"' in path.read_text():
             return child
     return None
 
