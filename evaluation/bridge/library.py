@@ -90,13 +90,14 @@ def check_files(name: str, folder: str) -> None:
 @cache
 def described(name: str, folder: str | None) -> dict:
     """What a task's YAML file says, if it can be asked here; reads no rows."""
-    _, found = entry(name, folder)
-    if found.kind.name in GROUPS:
-        members = ", ".join(sorted(member for member in found.tags)[:3]) or ", ".join(_members(found)[:3])
-        raise UserError(f"lm_eval:{name} is {GROUPS[found.kind.name]} of tasks ({members}, ...); name its tasks one by "
-                        "one, each is a data set")
-    config = dict(found.cfg or {})
-    if found.kind.name != "TASK":
+    _, task_entry = entry(name, folder)
+    if task_entry.kind.name in GROUPS:
+        members = ", ".join(sorted(member for member in task_entry.tags)[:3]) or ", ".join(_members(task_entry)[:3])
+        kind = GROUPS[task_entry.kind.name]
+        raise UserError(f"lm_eval:{name} is {kind} of tasks ({members}, ...); name its tasks one by one, each is a "
+                        "data set")
+    config = dict(task_entry.cfg or {})
+    if task_entry.kind.name != "TASK":
         raise UserError(f"lm_eval:{name} is a Python class with requests of its own; only tasks of output types "
                         f"{', '.join(KINDS)} that a YAML file describes can be asked here")
     kind = config.setdefault("output_type", "generate_until")  # the library's own default
@@ -107,8 +108,8 @@ def described(name: str, folder: str | None) -> dict:
     return config
 
 
-def _members(found) -> list[str]:
-    members = (found.cfg or {}).get("task") or ()
+def _members(task_entry) -> list[str]:
+    members = (task_entry.cfg or {}).get("task") or ()
     return [member if isinstance(member, str) else str(member.get("task", member.get("group"))) for member in members]
 
 

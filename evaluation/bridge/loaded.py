@@ -120,9 +120,9 @@ class Loaded:
         """The indices of a row's right options, those that there are."""
         choices = self.task.doc_to_choice(row)
         gold = self.task.doc_to_text(row) if self.task.multiple_input else self.task.doc_to_target(row)
-        found = [choices.index(one) if isinstance(one, str) and one in choices else one
-                 for one in (gold if isinstance(gold, list) else [gold])]
-        return [int(one) for one in found if isinstance(one, Real) and 0 <= one < len(choices)]
+        indices = [choices.index(one) if isinstance(one, str) and one in choices else one
+                   for one in (gold if isinstance(gold, list) else [gold])]
+        return [int(one) for one in indices if isinstance(one, Real) and 0 <= one < len(choices)]
 
     def golds(self, row: dict) -> list[str]:
         """The gold texts of an open question, one at least."""
@@ -135,8 +135,8 @@ class Loaded:
     def plain_requests(self, row: dict) -> list:
         """The library's requests for a row, without worked examples."""
         context = self.task.fewshot_context(row, num_fewshot=0, gen_prefix=self.task.doc_to_prefix(row))
-        made = self.task.construct_requests(doc=row, ctx=context, metadata=(self.name, 0, 1))
-        return made if isinstance(made, list) else [made]
+        requests = self.task.construct_requests(doc=row, ctx=context, metadata=(self.name, 0, 1))
+        return requests if isinstance(requests, list) else [requests]
 
     def asked(self, docs: Sequence[Doc], shots: int) -> dict[str, list]:
         """The library's requests by document, with worked examples where the document is of the evaluated split."""
@@ -150,10 +150,10 @@ class Loaded:
             self.task.set_fewshot_seed(SEED)
             with library.quiet():
                 self.task.build_all_requests(limit=max(numbers.values()) + 1)
-            made: dict[int, list] = {}
+            by_row: dict[int, list] = {}
             for one in self.task.instances:
-                made.setdefault(one.doc_id, []).append(one)
-            self._asked |= {doc_id: sorted(made[number], key=lambda one: one.idx)
+                by_row.setdefault(one.doc_id, []).append(one)
+            self._asked |= {doc_id: sorted(by_row[number], key=lambda one: one.idx)
                             for doc_id, number in numbers.items()}
         return self._asked
 

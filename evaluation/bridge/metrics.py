@@ -57,20 +57,20 @@ class Metrics:
 
     def grade(self, doc: Doc, row: dict, asked: list, results: list) -> Grade:
         """The library's judgement; ``results``: a (log-probability, greedy) pair or a text for each of its requests."""
-        found, read = {}, None
+        values, read = {}, None
         for key, answers in self._filtered(asked, results).items():
             for metric, value in self.task.process_results(row, answers).items():
                 name, value = self.named(metric, key), value.item() if hasattr(value, "item") else value
                 if isinstance(value, Real) and math.isfinite(value):
-                    found[name] = float(value)
+                    values[name] = float(value)
                 if name == self.correct:
                     read = answers[0]
-        if self.output == "loglikelihood" and "perplexity" in found:
+        if self.output == "loglikelihood" and "perplexity" in values:
             # there it is the nats of the gold text, of which a run's perplexity is computed; a difference of two
             # documents' "perplexities" would be in nats and have the wrong sign
-            found["loglik"] = found.pop("perplexity")
-        correct = found.get(self.correct) if found.get(self.correct) in (0.0, 1.0) else None
-        scores = {name: value for name, value in found.items() if name != self.correct or correct is None}
+            values["loglik"] = values.pop("perplexity")
+        correct = values.get(self.correct) if values.get(self.correct) in (0.0, 1.0) else None
+        scores = {name: value for name, value in values.items() if name != self.correct or correct is None}
         return Grade(self._answer(doc, results, read), correct, scores)
 
     def _filtered(self, asked: list, results: list) -> dict[str, list]:

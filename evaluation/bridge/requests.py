@@ -26,13 +26,13 @@ def requests(task, docs, tokenizer, cfg: EvalConfig) -> list[Request]:
     asked = loaded.asked(docs, cfg.num_fewshot)
     if task.output_type == "loglikelihood_rolling":
         return [window for doc in docs for window in _windows(loaded, doc, tokenizer, cfg.max_length)]
-    made = []
+    built = []
     for doc in docs:
         pairs = [one.args for one in asked[doc.doc_id]]
         if task.kind == "generate":
             pairs = [(pairs[0][0], loaded.config.target_delimiter + doc.gold)]
-        made.append(_request(task, doc, pairs, tokenizer=tokenizer, cfg=cfg))
-    return made
+        built.append(_request(task, doc, pairs, tokenizer=tokenizer, cfg=cfg))
+    return built
 
 
 def _request(task, doc: Doc, pairs: list[tuple[str, str]], *, tokenizer, cfg: EvalConfig) -> Request:
@@ -86,10 +86,10 @@ def rolling(ids: list[int], first: int, length: int) -> list[tuple[list[int], li
 
 def _windows(loaded, doc: Doc, tokenizer, length: int) -> list[Request]:
     (ids,) = encode(tokenizer, [doc.question])
-    made = []
+    built = []
     for number, (given, asked) in enumerate(rolling(ids, prefix_token(tokenizer), length)):
         shown = Doc(f"{doc.doc_id}/{number}", tokenizer.decode(asked[:SHOWN]))
         loaded.shares[shown.doc_id] = doc.doc_id, len(asked) / len(ids)
-        made.append(Request(doc=shown, context=tuple(given), continuations=(), gold=tuple(asked), truncated=False,
+        built.append(Request(doc=shown, context=tuple(given), continuations=(), gold=tuple(asked), truncated=False,
                             prompt_sha=hashlib.sha256(repr((given, asked)).encode()).hexdigest()[:16]))
-    return made
+    return built

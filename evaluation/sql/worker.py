@@ -54,16 +54,16 @@ def _confine() -> None:
 def verdict(request: dict) -> dict:
     """Whether the answer's rows are the gold query's; what went wrong with either."""
     said = {"same": False, "gold_error": None, "answer_error": None}
-    found = []
+    tables = []
     for which in ("gold", "answer"):
         signal.setitimer(signal.ITIMER_REAL, request["seconds"] + GRACE)
         try:
-            found.append(rows_of(request["database"], request[which], request["seconds"], request["rows"]))
+            tables.append(rows_of(request["database"], request[which], request["seconds"], request["rows"]))
         except (Refused, sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError) as error:
             said[f"{which}_error"] = (str(error) or type(error).__name__)[:200]
             return said
     signal.setitimer(signal.ITIMER_REAL, request["seconds"] + GRACE)
-    return said | {"same": same_rows(*found, ordered=request["ordered"])}
+    return said | {"same": same_rows(*tables, ordered=request["ordered"])}
 
 
 def rows_of(database: str, query: str, seconds: float, most: int) -> list[tuple]:
