@@ -12,7 +12,6 @@ the last number alone.  Numbers are compared as texts, without commas, $ and a f
 ``gsm8k:gold`` asks only how likely the gold solutions are: for models that solve none, and in a fraction of the time.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from evaluation.data.documents import Doc
 from evaluation.data.rows import Row, Source
 from evaluation.grading import Grade
 from evaluation.tasks.base import Task, register
-from evaluation.tasks.perplexity import perplexity
+from evaluation.tasks.perplexity import likelihood, perplexity
 
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
 SAID = re.compile(r"the answer is", re.IGNORECASE)
@@ -92,7 +91,7 @@ class GoldSolutions(GSM8K):
         return {"perplexity": perplexity(metrics["gold_loglik"])}
 
     def score(self, sample: Sample) -> float:
-        return math.exp(min(0.0, sample.gold_loglik))
+        return likelihood(sample)
 
 
 register(GSM8K("gsm8k", replace(GSM8K.calib_source, split="test", folder="gsm8k/test")))

@@ -1,6 +1,5 @@
 """LAMBADA (OpenAI's version): the last word of a passage, right if the model's first choice at every token of it."""
 
-import math
 from dataclasses import dataclass
 
 from core.sample import Interval
@@ -8,6 +7,7 @@ from evaluation.data.documents import Doc
 from evaluation.data.rows import Row, Source
 from evaluation.grading import Grade
 from evaluation.tasks.base import Task, register
+from evaluation.tasks.perplexity import perplexity
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class Lambada(Task):
         return Grade(doc.gold if greedy else "", greedy, {"word_loglik": loglik})
 
     def derived(self, metrics: dict[str, Interval | None]) -> dict[str, Interval | None]:
-        nats = metrics["word_loglik"]
-        return {"perplexity": nats and Interval(*(math.exp(-v) for v in (nats.value, nats.high, nats.low)))}
+        return {"perplexity": perplexity(metrics["word_loglik"])}
 
 
 register(Lambada("lambada_openai", Source(

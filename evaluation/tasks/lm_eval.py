@@ -5,7 +5,6 @@ are ours.  What it reports as ``acc`` or ``exact_match`` is the accuracy, other 
 split evaluates (validation if it has none); its training split calibrates, else rows that do not evaluate.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,7 @@ from evaluation.data.rows import Source
 from evaluation.data.splits import Split
 from evaluation.grading import Grade
 from evaluation.tasks.base import Task, register
+from evaluation.tasks.perplexity import likelihood
 
 LENGTH = Setting("lm_eval_max_length", int, 0, "tokens of a prompt with its answer, or of a rolling window, of "
                                                "lm_eval:NAME data sets; 0: the model's own limit", low=0)
@@ -143,7 +143,7 @@ class Bridged(Task):
 
     def score(self, sample: Sample) -> float:
         """Right or wrong; else how likely the gold text is, a token."""
-        return math.exp(min(0.0, sample.gold_loglik)) if sample.correct is None else sample.correct
+        return likelihood(sample) if sample.correct is None else sample.correct
 
     def chance(self, docs: Sequence[Doc]) -> float | None:
         """Of options the share that is right."""

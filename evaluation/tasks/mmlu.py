@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from core.errors import UserError, did_you_mean
-from evaluation.data.documents import LETTERS, Doc
+from evaluation.data.documents import Doc
 from evaluation.data.rows import Row, Source
 from evaluation.tasks.base import register
 from evaluation.tasks.choice import ChoiceTask
@@ -74,10 +74,8 @@ class MMLU(ChoiceTask):
         return f"{row.get('subject')}/{row.number}"
 
     def prompt(self, doc: Doc, scoring: str) -> str:
-        if scoring == "cloze":
-            return super().prompt(doc, scoring)
-        lines = "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, doc.options, strict=False))
-        return f"{doc.question}\n{lines}Answer:"
+        text = super().prompt(doc, scoring)
+        return text if scoring == "cloze" else text.removeprefix("Question: ")
 
     def exemplars(self, doc: Doc, pool: Sequence[Doc], count: int) -> Sequence[Doc]:
         """The first ``count`` dev rows of the document's subject."""

@@ -41,7 +41,12 @@ class Perplexity(Task):
         return {"perplexity": perplexity(metrics["gold_loglik"])}
 
     def score(self, sample: Sample) -> float:
-        return math.exp(min(0.0, sample.gold_loglik))
+        return likelihood(sample)
+
+
+def likelihood(sample: Sample) -> float:
+    """How likely the gold text is a token, 0 to 1: an oracle's number where nothing is right or wrong."""
+    return math.exp(min(0.0, sample.gold_loglik))
 
 
 def perplexity(loglik: Interval | None) -> Interval | None:

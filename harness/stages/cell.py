@@ -107,7 +107,7 @@ def served(case: Case) -> bool:
     """Whether the store has all that the cell's result is read from: its plan, its weights' record, its samples."""
     if case.method.allocator != "none" and not case.store.has(plan_key(case)[0]):
         return False
-    planned = plan(case).id
+    planned = case.once("plan id", lambda: plan(case).id)  # every forecast asks; masks take long to read
     solved = reads_data(case.method)
     return (case.store.has(samples_key(case, planned)[0])
             and (not solved or case.store.has(weights_key(case, planned)[0])))
