@@ -37,8 +37,9 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def device_peak_bytes(device) -> int | None:
-    """Highest memory that torch held on a GPU so far, in bytes; None on a CPU."""
+def device_peak_bytes(devices) -> int | None:
+    """Highest memory that torch held on these GPUs so far, in bytes, added up; None if none of them is one."""
     import torch
 
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    gpus = {device for device in devices if device.type == "cuda"}
+    return sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else None

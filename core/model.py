@@ -33,12 +33,10 @@ def pick_device(name: str) -> torch.device:
     if name.partition(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        return torch.empty(1, device=name).device  # "cuda" has a number then
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here ({one_line(error)}); "
                         "use auto, cpu, cuda or cuda:N") from None
-    return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

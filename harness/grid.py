@@ -87,6 +87,10 @@ class Grid:
     batch_size: int | None = asked(EVALUATION, "documents a batch, instead of --batch_tokens", None, metavar="N", low=1)
     # what these come to (dtype, kind of device, threads) is in the digests, not how it was asked for
     device: str = asked(MACHINE, "auto, cpu, cuda or cuda:N", "auto", runtime=True)
+    grad_device: str | None = asked(MACHINE, "where gradients are taken (default: --device); several, such as "
+                                             "cuda:0,1, share the model's blocks", None, metavar="DEV", runtime=True)
+    eval_device: str | None = asked(MACHINE, "where questions are asked (default: --device)", None, metavar="DEV",
+                                    runtime=True)
     dtype: str = asked(MACHINE, "arithmetic and weights as loaded; auto: bf16 where the hardware has it", "auto",
                        choices=("auto", "bf16", "fp16", "fp32"), runtime=True)
     threads: int = asked(MACHINE, "CPU threads, 0 for all cores; part of a result's identity", 0, metavar="N", low=0,

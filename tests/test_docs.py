@@ -108,12 +108,14 @@ def test_example_scripts_ask_for_grids_that_exist(script, tmp_path):
     fake.write_text('#!/bin/sh\nshift\nfor word in "$@"; do echo "$word"; done\n')
     fake.chmod(0o755)
     model = ["some/model"] if "MODEL" in script.read_text() else []
-    told = subprocess.run([script, "DATA", *model, "--eval_size", "7"], capture_output=True, text=True, check=True,
+    told = subprocess.run([script, "DATA", *model, "--eval_size", "7", "--grad_device", "cuda:0,1",
+                           "--eval_device", "cuda:0"], capture_output=True, text=True, check=True,
                           env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
     args = {k: tuple(v) if isinstance(v, list) else v for k, v in
             vars(build_parser().parse_args(told.stdout.splitlines())).items() if v is not None}
     names = {f.name for f in fields(Grid)} | {s.name for s in SETTINGS} | {"conditioning"}
     grid = build_grid(args.pop("run_type"), **{k: v for k, v in args.items() if k in names})
+    assert (grid.grad_device, grid.eval_device) == ("cuda:0,1", "cuda:0")
     assert grid.eval_size == 7 and "TaCQ" in grid.methods and len(grid.seeds) == 3 and "gsm8k" in grid.datasets
 
 

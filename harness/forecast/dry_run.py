@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.forecast.limits import cpu_limit
-from harness.forecast.memory import Parts, memory
+from harness.forecast.memory import Parts, devices_of, memory
 from harness.forecast.sizes import finished
 from harness.forecast.time import Costs
 from harness.grid import seeded
@@ -51,8 +51,10 @@ def _row(case: Case, seconds: float) -> list[str]:
 def memory_columns(case: Case, stages: list[Parts]) -> list[str]:
     """Bytes at the stage that takes the most: weights, activations, scores and solver, all."""
     top = max(stages, key=lambda stage: stage.total)
-    device, host = max(stage.device for stage in stages), max(stage.host for stage in stages)
-    whole = gigabytes(top.total) if case.model.device.type != "cuda" else f"{gigabytes(device)} + {gigabytes(host)} CPU"
+    on_gpu = [stage for stage in stages if any(d.type == "cuda" for d in devices_of(case, stage.name))]
+    host = max(stage.host if stage in on_gpu else stage.total for stage in stages)
+    gpu = f"{gigabytes(max(stage.device for stage in on_gpu))} + " if on_gpu else ""
+    whole = f"{gpu}{gigabytes(host)}{' CPU' if on_gpu else ''}"
     return [gigabytes(top.weights + top.originals), gigabytes(top.activations), gigabytes(top.scores + top.solver),
             f"~{whole}"]
 

@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 
 from core.errors import UserError
-from harness.forecast.memory import Parts, memory
+from core.placement import Devices
+from harness.forecast.memory import GRADIENTS, Parts, devices_of, memory
 from harness.forecast.sizes import finished
 from harness.stages.case import Case
-from harness.stages.model import LazyModel
 
 HOST, DEVICE = ("originals", "scores", "process"), ("weights", "activations", "solver", "context")
 MENDS = {"weights": "--dtype bf16 or a smaller model", "originals": "--dtype bf16 or a smaller model",
          "process": "a smaller model",
          "scores": "the grid without this method (--method)",
          "solver": "a lower --calib_tokens or the grid without this method (--method)", "context": "--device cpu"}
-LONGEST = ("gradients are taken", "linears are solved")  # stages whose activations go with the longest document
+LONGEST = (GRADIENTS, "linears are solved")  # stages whose activations go with the longest document
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,14 @@ def cpu_limit(limit: int | None = None, workers: int = 1) -> tuple[int, str]:
     return min(offers, key=lambda pair: pair[0])
 
 
-def limits(model: LazyModel, limit: int | None = None, workers: int = 1, gpus: int = 0) -> list[Limit]:
-    """The budgets of a cell on the model's device; gpus: those of a job elsewhere, the model being on the CPU here."""
+def limits(devices: Devices, limit: int | None = None, workers: int = 1, gpus: int = 0) -> list[Limit]:
+    """The budgets of a stage on these devices; gpus: those of a job elsewhere, the model being on the CPU here."""
     size, whose = cpu_limit(limit, workers)
-    if model.device.type != "cuda":
+    if all(device.type != "cuda" for device in devices):
         return [Limit(size, HOST if gpus and not workers else HOST + DEVICE, whose)]
-    device = torch.cuda.get_device_properties(model.device).total_memory
-    return [Limit(device, DEVICE, f"the memory of {model.device}"), Limit(size, HOST, whose)]
+    together = sum(torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else size
+                   for device in devices)
+    return [Limit(together, DEVICE, f"the memory of {' and '.join(map(str, devices))}"), Limit(size, HOST, whose)]
 
 
 def used(parts: Parts, budget: Limit) -> int:
@@ -91,8 +92,8 @@ def check_fits(cases: list[Case], limit: int | None = None, workers: int = 1, *,
     for case in cases:
         if finished(case):
             continue
-        stages = memory(case)
-        over = [(case, stage, budget) for budget in limits(case.model, limit, workers, gpus) for stage in stages
+        over = [(case, stage, budget) for stage in memory(case)
+                for budget in limits(devices_of(case, stage.name), limit, workers, gpus)
                 if used(stage, budget) > budget.bytes]
         if over:
             misfits.append(max(over, key=lambda misfit: used(misfit[1], misfit[2]) / misfit[2].bytes))
@@ -109,7 +110,7 @@ def mend(case: Case, stage: Parts, budget: Limit) -> str:
     """What makes the largest part smaller."""
     largest = max(budget.parts, key=lambda name: getattr(stage, name))
     widened = case.value("grad_dtype") == "fp32" and case.model.ref.dtype != "float32"
-    if largest == "weights" and stage.name == "gradients are taken" and widened:
+    if largest == "weights" and stage.name == GRADIENTS and widened:
         return "--grad_dtype bf16"
     if largest == "activations":
         asked = "--batch_size" if case.grid.batch_size else "--batch_tokens"

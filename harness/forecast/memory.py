@@ -19,6 +19,7 @@ are not counted.
 from dataclasses import dataclass
 
 from core.model import DTYPES
+from core.placement import Devices
 from core.registry import QUANTIZERS, SCORERS, ScorerSpec
 from evaluation.engine.kv_cache import LOGIT_ROWS
 from harness.forecast.sizes import Asked, asked, prompt_batches
@@ -32,6 +33,7 @@ from streams.gradients import SLICE
 
 PROCESS = 500 * 10**6  # Python, torch, the tokenizer and the documents, measured
 CONTEXT = 500 * 10**6  # a CUDA context
+GRADIENTS, ASKING = "gradients are taken", "questions are asked"
 FACTOR = 6  # matrices [in, in] at once: Hessian, undead, damped, lower factor, inverse, upper factor
 WORKING = 5  # float32 copies of the weight that a solver works on: the weight, columns, errors, values, codes and masks
 
@@ -110,7 +112,7 @@ def memory(case: Case) -> list[Parts]:
     d, method = case.model.sizes, case.method
     stages = [Parts("weights are loaded", originals=d.parameters * d.itemsize)]
     base = {"weights": d.parameters * d.itemsize, "originals": d.linears * d.itemsize,
-            "context": CONTEXT if case.model.device.type == "cuda" else 0}
+            "context": context_bytes(case, "")}
     spec = SCORERS.get(method.scorer) if method.scorer else None
     # scores are read to make a plan, never again
     planned = method.allocator == "none" or case.store.has(plan_key(case)[0])
@@ -124,7 +126,18 @@ def memory(case: Case) -> list[Parts]:
     if element and not planned:
         stages.append(Parts("kept weights are chosen", **base, scores=(4 * 3 + 1) * d.linears))
     activations = max(batch_bytes(d, batch) for batch in asked(case.data))
-    return [*stages, Parts("questions are asked", **base, activations=activations, scores=element * d.linears)]
+    asking = base | {"context": context_bytes(case, ASKING)}
+    return [*stages, Parts(ASKING, **asking, activations=activations, scores=element * d.linears)]
+
+
+def devices_of(case: Case, stage: str) -> Devices:
+    """Where the model lies in a stage."""
+    model = case.model
+    return model.grad_devices if stage == GRADIENTS else (model.eval_device if stage == ASKING else model.device,)
+
+
+def context_bytes(case: Case, stage: str) -> int:
+    return CONTEXT * sum(device.type == "cuda" for device in devices_of(case, stage))
 
 
 def gradient_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]:
@@ -138,7 +151,7 @@ def gradient_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Part
     same, wider = str(dtype) == f"torch.{case.model.ref.dtype}", dtype.itemsize > d.itemsize
     weights = d.parameters * (dtype.itemsize + (0 if same or wider else d.itemsize))
     made = d.linears * d.itemsize if spec and spec.compares else 0  # the quantized model was made before
-    return [Parts("gradients are taken", **base | {"weights": weights},
+    return [Parts(GRADIENTS, **base | {"weights": weights, "context": context_bytes(case, GRADIENTS)},
                   activations=backward_bytes(d, longest, dtype.itemsize), scores=4 * d.linears * len(kinds) + made)]
 
 

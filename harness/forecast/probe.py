@@ -34,7 +34,7 @@ ROWS = 512
 OVERHEAD = 3
 
 
-def one_block(source: LazyModel):
+def one_block(source: LazyModel, device: torch.device):
     """A model of one decoder block with random weights, or None for a family that cannot be cut to one."""
     from transformers import AutoModelForCausalLM
 
@@ -46,7 +46,7 @@ def one_block(source: LazyModel):
     config.num_hidden_layers, config.vocab_size = 1, VOCABULARY
     config.pad_token_id = config.bos_token_id = config.eos_token_id = None
     try:
-        with torch.device(source.device):
+        with torch.device(device):
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, source.ref.dtype),
                                                      trust_remote_code=False)
     # a family that checks its own fields against each other; its time is then estimated from the number of its weights
@@ -61,14 +61,14 @@ def tokens(*lengths: int) -> list[np.ndarray]:
 
 
 class Probe:
-    """Timings of one model, each made once."""
+    """Timings of one model on one device, each made once."""
 
-    def __init__(self, source: LazyModel):
-        self.source, self.sizes, self.known = source, source.sizes, {}
+    def __init__(self, source: LazyModel, device: torch.device):
+        self.source, self.device, self.sizes, self.known = source, device, source.sizes, {}
 
     @cached_property
     def model(self):
-        return one_block(self.source)
+        return one_block(self.source, self.device)
 
     def seconds(self, run, load: int = 1, least: int = 1) -> float:
         """Seconds of ``run(n)`` a unit of load, for the n up to ``load`` that fits the time."""
@@ -88,8 +88,8 @@ class Probe:
         return time.perf_counter() - start
 
     def _finish(self) -> None:
-        if self.source.device.type == "cuda":
-            torch.cuda.synchronize(self.source.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def once(self, key, make) -> float:
         if key not in self.known:
@@ -99,7 +99,7 @@ class Probe:
     def token(self, rows: int, width: int) -> float:
         """Seconds a token and block of contexts in this shape."""
         def run(n):
-            ids, mask = forward.pad(tokens(*[width] * n), self.source.device)
+            ids, mask = forward.pad(tokens(*[width] * n), self.device)
             with torch.inference_mode():
                 call(self.model, ids, mask, None, last_only=True)
         return self.once(("token", rows, width), lambda: self._bare() if self.model is None
@@ -126,7 +126,7 @@ class Probe:
     def flops(self, dtype: torch.dtype) -> float:
         """Operations a second of matrix products in a dtype."""
         def make():
-            a, b = (torch.ones(size, 1024, device=self.source.device, dtype=dtype) for size in (512, 1024))
+            a, b = (torch.ones(size, 1024, device=self.device, dtype=dtype) for size in (512, 1024))
             return 2 * 512 * 1024 * 1024 / self.seconds(lambda n: [a @ b for _ in range(n)], 2**16)
         return self.once(("flops", dtype), make)
 
@@ -136,7 +136,7 @@ class Probe:
         columns = min(d.vocabulary, HEAD)
 
         def make():
-            weight = torch.ones(columns, d.hidden, device=self.source.device,
+            weight = torch.ones(columns, d.hidden, device=self.device,
                                 dtype=getattr(torch, self.source.ref.dtype))
             x = torch.ones(512, d.hidden, device=weight.device, dtype=weight.dtype)
             return self.seconds(lambda n: torch.log_softmax((x[:n] @ weight.t()).float(), -1), 512,
@@ -168,13 +168,13 @@ class Probe:
         """Seconds a weight of a quantizer's own work on the commonest linear, factors of wide Hessians not counted."""
         shapes = list(self.source.shapes.values())
         rows, cols = max(dict.fromkeys(shapes), key=lambda shape: (shapes.count(shape), shape))
-        rows, cols = rows if self.source.device.type == "cuda" else min(rows, ROWS), min(cols, SOLVED)
+        rows, cols = rows if self.device.type == "cuda" else min(rows, ROWS), min(cols, SOLVED)
         return self.once((quantizer, repr(layer), repr(options)),
                          lambda: self._solve(quantizer, layer, options, shape=(rows, cols)))
 
     def _solve(self, quantizer: str, layer: LayerPlan, options: dict, *, shape: tuple[int, int]) -> float:
         spec, generator = QUANTIZERS.get(quantizer), torch.Generator().manual_seed(0)
-        weight = (0.02 * torch.randn(shape, generator=generator)).to(self.source.device)
+        weight = (0.02 * torch.randn(shape, generator=generator)).to(self.device)
         x = torch.randn(2 * shape[1], shape[1], generator=generator).to(weight.device)
         aid = Aid("probe", hessian=x.t() @ x, replay=lambda: iter([x]), fisher=weight.square(), options=options)
         half = weight.to(getattr(torch, self.source.ref.dtype))

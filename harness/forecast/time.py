@@ -39,7 +39,10 @@ class Costs:
     """Seconds of one model's cells, asked in running order."""
 
     def __init__(self, model: LazyModel):
-        self.model, self.sizes, self.probe = model, model.sizes, Probe(model)
+        self.model, self.sizes = model, model.sizes
+        places = model.device, model.grad_devices[0], model.eval_device
+        probes = {device: Probe(model, device) for device in places}
+        self.probe, self.grad_probe, self.eval_probe = (probes[device] for device in places)
         self._counted: set[str] = set()
 
     def seconds(self, case: Case) -> float:
@@ -47,7 +50,7 @@ class Costs:
         if finished(case):
             return 0.0
         spec, quant = case.method, QUANTIZERS.get(case.method.quantizer) if case.method.quantizer else None
-        total = self.evaluation(case)
+        total = self.evaluation(case, self.eval_probe)
         plan = plan_key(case)[0]
         planned = spec.allocator == "none" or case.store.has(plan)
         if spec.scorer and not planned and self._first(case, scores_key(case)[0]):
@@ -69,15 +72,15 @@ class Costs:
         self._counted.add(key)
         return True
 
-    def evaluation(self, case: Case) -> float:
+    def evaluation(self, case: Case, probe: Probe) -> float:
         """All batches: contexts, tails, generated tokens; the head wherever a logit is read."""
         batches = asked(case.data)
         middle = sorted(batches, key=lambda b: b.rows * b.width)[len(batches) // 2]
-        token = self.probe.token(middle.rows, middle.width)
+        token = probe.token(middle.rows, middle.width)
         run = sum(b.rows * (b.width - b.prefix) + b.padded for b in batches) * token
         if middle.steps:
-            run += sum(b.steps - 1 for b in batches) * self.probe.step(middle.rows, middle.width)
-        return self.sizes.blocks * run + self.probe.head() * sum(b.padded + b.rows * max(1, b.steps) for b in batches)
+            run += sum(b.steps - 1 for b in batches) * probe.step(middle.rows, middle.width)
+        return self.sizes.blocks * run + probe.head() * sum(b.padded + b.rows * max(1, b.steps) for b in batches)
 
     def scores(self, case: Case) -> float:
         """One scorer's work; see the rules above."""
@@ -85,7 +88,7 @@ class Costs:
         total = 0.0
         if "labels" in spec.needs:
             documents = len(case.calib_data.calib_docs[:documents_read(case, spec)])
-            total += spec.forwards(blocks) * self.evaluation(case) * documents / len(data.requests)
+            total += spec.forwards(blocks) * self.evaluation(case, self.probe) * documents / len(data.requests)
         elif "calib" in spec.needs:
             batches = sorted(prompt_batches(case, spec))
             token = self.probe.token(*batches[len(batches) // 2])
@@ -104,8 +107,8 @@ class Costs:
         lengths = [len(tokens) for tokens in case.solver_calib.tokens]
         length = max(2, sum(lengths) // len(lengths))
         # the logits and, back through the same matrix, the hidden states' gradient
-        head = 2 * self.probe.head() * length
-        backward = self.probe.backward(length, tuple(sorted(wanted_kinds(case) | kinds)), case.value("grad_dtype"))
+        head = 2 * self.grad_probe.head() * length
+        backward = self.grad_probe.backward(length, tuple(sorted(wanted_kinds(case) | kinds)), case.value("grad_dtype"))
         return len(lengths) * (self.sizes.blocks * backward + head)
 
     def stream(self, case: Case, sequential: bool) -> float:

@@ -51,13 +51,14 @@ def launch(grid: Grid, token: str | None, options: Options, plugins: list[str],
     check_place(grid, options)
     # the machine that hands jobs in need not have their GPU; keys made here only tell equal cells from different ones
     dtype = "bf16" if grid.dtype == "auto" and options.gpus else grid.dtype
-    here = replace(grid, device="cpu", dtype=dtype) if options.executor == "slurm" else grid
+    on_cpu = replace(grid, device="cpu", grad_device=None, eval_device=None, dtype=dtype)
+    here = on_cpu if options.executor == "slurm" else grid
     cases = open_cases(here, token, progress)
     cases.computes = False  # the jobs do
     preflight(cases, weights=options.executor != "slurm", limit=options.mem_bytes, workers=options.sharing,
               gpus=options.gpus)
     groups, readers = score_groups(cases)
-    asked = [grid.device, grid.dtype, options.executor, options.gpus]
+    asked = [*devices(grid).values(), grid.dtype, options.executor, options.gpus]
     names = [identity(case, asked, plugins) for case in cases]
     taken = in_other_hands(grid, names) if options.executor == "slurm" else {}
     forget_like(grid)
@@ -79,9 +80,17 @@ def check_place(grid: Grid, options: Options) -> None:
     if options.executor == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise UserError("--executor slurm: sbatch is not on this machine's path; give the command on a login node, or "
                         "use --executor process")
-    if options.executor == "process" and grid.device.startswith("cuda:"):
-        raise UserError(f"--device {grid.device} with --executor process would put every worker on one GPU; use "
-                        "--device cuda, and CUDA_VISIBLE_DEVICES to choose GPUs")
+    numbered = {name: text for name, text in devices(grid).items() if "cuda:" in text}
+    if options.executor == "process" and numbered:
+        name, text = next(iter(numbered.items()))
+        raise UserError(f"--{name} {text} with --executor process would put every worker on one GPU; use "
+                        f"--{name} cuda, and CUDA_VISIBLE_DEVICES to choose GPUs")
+
+
+def devices(grid: Grid) -> dict[str, str]:
+    """The devices that the grid names, by flag."""
+    named = {"device": grid.device, "grad_device": grid.grad_device, "eval_device": grid.eval_device}
+    return {name: text for name, text in named.items() if text}
 
 
 def identity(case: Case, asked: list, plugins: list[str]) -> str:

@@ -20,6 +20,7 @@ from core.calibration import GENERAL, CalibChoice, parse_calib
 from core.digest import digest, write_json
 from core.errors import UserError
 from core.forward import is_out_of_memory
+from core.placement import Devices
 from core.registry import SCORERS, MethodSpec
 from core.types import Budget, CalibSet
 from harness.grid import AUTO_GROUPS, Cell, Grid, cells_of, reads_solver_calib
@@ -156,14 +157,15 @@ class Case:
 
     @contextmanager
     def memory(self, what: str, mend: str = "lower --calib_tokens or --calib_window, or use --device cpu or "
-                                            "--grad_dtype bf16") -> Iterator[None]:
+                                            "--grad_dtype bf16", devices: Devices = ()) -> Iterator[None]:
         """Out of memory outside the evaluation is the user's to mend: smaller batches of questions would not help."""
         try:
             yield
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise UserError(f"out of memory on {self.model.device} while {what}; {mend}") from None
+            where = " and ".join(map(str, devices or (self.model.device,)))
+            raise UserError(f"out of memory on {where} while {what}; {mend}") from None
 
 
 class Cases(Sequence):
@@ -207,8 +209,8 @@ def open_cases(grid: Grid, token: str | None, progress: Progress) -> Cases:
     """The cells of a grid; a model's name that cannot be used is an error before any work."""
     store = Store(Path(grid.cache_dir), grid.eval_only)
     store.sweep()
-    models = {name: LazyModel(name, store.root / "base", grid.device, grid.dtype, threads=grid.threads, token=token,
-                              say=progress.say)
+    models = {name: LazyModel(name, store.root / "base", grid.device, grid.dtype, threads=grid.threads,
+                              grad_device=grid.grad_device, eval_device=grid.eval_device, token=token, say=progress.say)
               for name in grid.models}
     for model in models.values():
         model.on_load = lambda module, model=model: finite(store, model, module)
@@ -236,17 +238,17 @@ def finite(store: Store, model: LazyModel, module) -> None:
 
 def batches_key(model: LazyModel, data: TaskData) -> tuple[str, dict]:
     """Digest of the note that a model cannot run these batches on this kind of machine."""
-    return stage_key("batch_tokens", 1, model=model.ref.key, evaluation=data.eval_digest, machine=model.machine)
+    return stage_key("batch_tokens", 1, model=model.ref.key, evaluation=data.eval_digest, machine=model.eval_machine)
 
 
 def smaller_batches(case: Case, least: int) -> None:
     """Ask this data set's questions in batches of half the tokens from now on, in later runs too; says so."""
     cfg, model = case.data.cfg, case.model
-    if model.device.type == "cuda":
+    if model.eval_device.type == "cuda":
         torch.cuda.empty_cache()
     half = cfg.batch_tokens // 2
     if cfg.batch_size is not None or half < least:
-        raise UserError(f"out of memory on {model.device} with batches of {cfg.batch_size or cfg.batch_tokens} "
+        raise UserError(f"out of memory on {model.eval_device} with batches of {cfg.batch_size or cfg.batch_tokens} "
                         f"{'documents' if cfg.batch_size else 'tokens'}; lower --batch_size or --max_length, or use a "
                         "smaller model")
     log.warning("out of memory with batches of %d tokens; going on with %d (new batch plan, new digest)",

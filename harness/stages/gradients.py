@@ -58,7 +58,7 @@ def gradients_key(case: Case, kind: str) -> tuple[str, dict]:
     counted = case.once("counted", lambda: digest(list(case.solver_calib.loss_mask)))
     return stage_key("gradients", VERSIONS["gradients"], model=case.model.ref.key, kind=kind,
                      calib=case.solver_calib_digest,
-                     counted=counted, dtype=case.value("grad_dtype"), machine=case.model.machine)
+                     counted=counted, dtype=case.value("grad_dtype"), machine=case.model.grad_machine)
 
 
 def gradients(case: Case, kind: str) -> dict[str, torch.Tensor]:
@@ -96,7 +96,7 @@ def _backward(case: Case, kinds: tuple[str, ...], snapshots: "GradientSnapshots"
     model = case.model
     model.originals.restore()
     dtype = str(DTYPES[case.value("grad_dtype")]).removeprefix("torch.")
-    with case.memory("gradients are computed"):
+    with case.memory("gradients are computed", devices=model.grad_devices), model.on(*model.grad_devices):
         return gradient_sums(model.module, model.linears, case.solver_calib, kinds, grad_dtype=dtype,
                              progress=case.progress.update, snapshots=snapshots)
 

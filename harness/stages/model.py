@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from core import demo_model
 from core.architecture import find_blocks, find_linears, other_bits, uncovered
 from core.errors import UserError
 from core.model import empty_model, load_model, load_tokenizer, model_ref, pick_device, pick_dtype, resolve_model
+from core.placement import Devices, parse_devices, placed
 from core.types import ModelRef
 from harness.presets import BRIEF_MODELS, DEMO_MODEL
 from quantization.apply import Originals
@@ -47,16 +49,40 @@ class LazyModel:
     """
 
     def __init__(self, name: str, base: Path, device: str = "auto", dtype: str = "auto", *, threads: int = 0,
-                 token: str | None = None, say=log.info):
+                 grad_device: str | None = None, eval_device: str | None = None, token: str | None = None,
+                 say=log.info):
         self.label, self.token, self.say = name, token, say
         demo = name.lower() in (DEMO_MODEL, demo_model.NAME.lower())
         self.where = str(demo_model.ensure_demo_model(base, say)) if demo else resolve_model(name, KNOWN)
         self.device = pick_device(device)
+        self.grad_devices = parse_devices(grad_device) if grad_device else (self.device,)
+        self.eval_device = pick_device(eval_device) if eval_device else self.device
         self.ref: ModelRef = model_ref(self.where, pick_dtype(dtype, self.device), token, KNOWN)
         self.threads = threads or os.cpu_count() or 1
         torch.set_num_threads(self.threads)
-        self.machine = machine(self.device) + (f"/{self.threads}t" if self.device.type == "cpu" else "")
+        self.machine, self.eval_machine = self._machine(self.device), self._machine(self.eval_device)
+        # how many equal devices share the blocks changes no number
+        self.grad_machine = "+".join(dict.fromkeys(map(self._machine, self.grad_devices)))
         self.on_load: Callable[[nn.Module], None] = lambda module: None
+
+    def _machine(self, device: torch.device) -> str:
+        return machine(device) + (f"/{self.threads}t" if device.type == "cpu" else "")
+
+    @property
+    def devices(self) -> Devices:
+        """All that the model lies on at some time."""
+        return tuple(dict.fromkeys((self.device, *self.grad_devices, self.eval_device)))
+
+    @property
+    def machines(self) -> str:
+        """What did the arithmetic of a result, in words: one machine, or who did what."""
+        apart = {"gradients": self.grad_machine, "questions": self.eval_machine}
+        return ", ".join([self.machine, *(f"{what} on {where}" for what, where in apart.items()
+                                          if where != self.machine)])
+
+    def on(self, *devices: torch.device) -> AbstractContextManager[None]:
+        """The weights on other devices for a while, then where they were."""
+        return placed(self.module, self.blocks, devices, self.device)
 
     @cached_property
     def tokenizer(self):
@@ -75,7 +101,7 @@ class LazyModel:
         """Free the weights; what is known of the model stays."""
         for name in ("originals", "linears", "blocks", "module"):
             self.__dict__.pop(name, None)
-        if self.device.type == "cuda":
+        if any(device.type == "cuda" for device in self.devices):
             torch.cuda.empty_cache()
 
     @cached_property

@@ -122,7 +122,7 @@ def provenance(case: Case, plan: Plan) -> dict:
             "run_type": case.grid.run_type, "config_hash": digest(settings), "config": settings,
             "layers": {fqn: layer.bits for fqn, layer in plan.layers.items()}, "avg_bits": plan.avg_bits,
             "model_avg_bits": plan.model_avg_bits, "seed": case.cell.seed, "versions": versions(),
-            "machine": case.model.machine,
+            "machine": case.model.machines,
             "data": {"calibration": case.prompts_digest if case.shows_prompts else None,
                      "evaluation": case.data.eval_digest}}
 

@@ -45,7 +45,7 @@ def finished(case: Case, key: str, *, planned: Planned, true: Plan, stages: dict
         task_version=task.version, scoring=data.cfg.scoring, evaluation=asdict(data.cfg), data_note=data.note,
         bits=bits, stages=stages, calibration=calibration, solver_calibration=_solver_facts(case),
         probe=planned.probe, score_notes=planned.score_notes, seconds=seconds,
-        process_peak_bytes=peak_bytes(), device_peak_bytes=device_peak_bytes(case.model.device))
+        process_peak_bytes=peak_bytes(), device_peak_bytes=device_peak_bytes(case.model.devices))
 
 
 def questions(case: Case) -> list[Question]:
@@ -74,4 +74,4 @@ def _head(case: Case, key: str) -> dict:
     return {"cell": key, "model": ModelFacts(**asdict(case.model.ref), given=case.model.label),
             "method": MethodFacts(**asdict(cell.method)),
             "dataset": cell.dataset, "avg_bits": cell.avg_bits, "seed": cell.seed, "run_type": case.grid.run_type,
-            "settings": table_settings(case.grid), "machine": case.model.machine, "versions": versions()}
+            "settings": table_settings(case.grid), "machine": case.model.machines, "versions": versions()}

@@ -35,8 +35,10 @@ def samples_key(case: Case, plan_id: str) -> tuple[str, dict]:
         weights = weights_key(case, plan_id)[0]
     else:
         weights = [plan_id, QUANTIZERS.identity(quantizer) if quantizer else None, VERSIONS["weights"]]
+    # rounding on one kind of machine and asking on another
+    made = {"made_on": case.model.machine} if case.model.machine != case.model.eval_machine else {}
     return stage_key("samples", VERSIONS["samples"], model=case.model.ref.key, weights=weights,
-                     evaluation=case.data.eval_digest, machine=case.model.machine)
+                     evaluation=case.data.eval_digest, machine=case.model.eval_machine, **made)
 
 
 def samples(case: Case, planned: Planned) -> tuple[str, list[Sample]]:
@@ -69,12 +71,8 @@ def _compute(case: Case, planned: Planned, partial: Partial) -> Content | None:
         else:
             model.originals.apply(planned.plan, published_quantizer(case),
                                   case.progress.stage(f"{case.method.name}: quantizing"))
-        prefix = make_prefix(model.module, data.requests, data.cfg)
-    for done, index in enumerate(todo, len(data.batches) - len(todo)):
-        case.progress.update(label, done, len(data.batches))
-        batch = [data.requests[i] for i in data.batches[index]]
-        answered = run_batch(model.module, model.tokenizer, data.task, batch, cfg=data.cfg, prefix=prefix)
-        partial.save(batch_name(index), "".join(canonical_json(s.as_plain()) + "\n" for s in answered).encode())
+        with model.on(model.eval_device):
+            _ask(case, todo, partial)
     case.progress.update(label, len(data.batches), len(data.batches))
     text = _collect(case, partial)
     if text is None:
@@ -88,6 +86,17 @@ def _compute(case: Case, planned: Planned, partial: Partial) -> Content | None:
         (folder / "samples.jsonl").write_text(text)
 
     return Content(write, provenance(case, planned.plan))
+
+
+def _ask(case: Case, todo: list[int], partial: Partial) -> None:
+    """Run these batches and keep each."""
+    data, model = case.data, case.model
+    prefix = make_prefix(model.module, data.requests, data.cfg)
+    for done, index in enumerate(todo, len(data.batches) - len(todo)):
+        case.progress.update(case.cell.label, done, len(data.batches))
+        batch = [data.requests[i] for i in data.batches[index]]
+        answered = run_batch(model.module, model.tokenizer, data.task, batch, cfg=data.cfg, prefix=prefix)
+        partial.save(batch_name(index), "".join(canonical_json(s.as_plain()) + "\n" for s in answered).encode())
 
 
 def _collect(case: Case, partial: Partial) -> str | None:

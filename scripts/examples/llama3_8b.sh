@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # TaCQ's evaluation of Llama-3-8B-Instruct: every method conditioned on the task that it is asked, three draws of the
-# calibration documents.  About 40 GB of GPU memory: 16-bit gradients; on less, add --executor slurm (docs/CLUSTER.md).
+# calibration documents.  About 40 GB of GPU memory; where one GPU has less, two share the blocks while gradients are
+# taken: add --grad_device cuda:0,1 --eval_device cuda:0.  --dry_run shows what each row needs.
 #   scripts/examples/llama3_8b.sh DATA [more flags]     DATA: a data folder with mmlu/, gsm8k/ and spider/
 set -euo pipefail
 data=${1:?give the data folder}; shift

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same evaluation of Qwen2.5-7B-Instruct.
+# The same evaluation of Qwen2.5-7B-Instruct, with the same flags for two GPUs.
 #   scripts/examples/qwen2.5_7b.sh DATA [more flags]    DATA: a data folder with mmlu/, gsm8k/ and spider/
 set -euo pipefail
 data=${1:?give the data folder}; shift

@@ -426,6 +426,10 @@ CACHES = {
 }
 ENVIRONMENT = {
     "no such GPU": asks("--device cuda:99", "device 'cuda:99' cannot be used here", "use auto, cpu, cuda or cuda:N"),
+    "no such GPU for gradients": asks("--grad_device cpu,99", "device 'cuda:99' cannot be used here", "use auto, cpu"),
+    "one device for gradients twice": asks("--grad_device cpu,cpu", "device 'cpu' stands twice in 'cpu,cpu'",
+                                           "name each once"),
+    "two devices for questions": asks("--eval_device cpu,cuda", "device 'cpu,cuda'", "use auto, cpu, cuda or cuda:N"),
     "no such device": asks("--device gpu", "device 'gpu' is not supported", "use auto, cpu, cuda or cuda:N"),
     "no bitsandbytes": Row(lambda at, patch: patch.setitem(sys.modules, "bitsandbytes", None), "--method bnb-nf4",
                            ("need bitsandbytes, which does not import", "pip install bitsandbytes",

@@ -179,9 +179,11 @@ def test_the_mend_fits_the_largest_part(stage, grid, said):
 
 def test_a_gpu_and_the_cpu_are_two_budgets(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80))
-    device, host = limits(SimpleNamespace(device=torch.device("cuda:1")), limit=70)
+    device, host = limits((torch.device("cuda:1"),), limit=70)
     assert (device.bytes, device.parts, device.whose) == (80, DEVICE, "the memory of cuda:1")
     assert (host.bytes, host.parts) == (70, HOST)
+    both, _ = limits((torch.device("cuda:0"), torch.device("cuda:1")), limit=70)
+    assert (both.bytes, both.whose) == (160, "the memory of cuda:0 and cuda:1")
 
 
 def test_a_job_with_a_gpu_is_held_to_what_stays_on_its_cpu(tiny_folder, tmp_path, monkeypatch):
@@ -327,7 +329,8 @@ def test_shared_work_is_counted_once(tiny_folder, tmp_path, timed):
 def test_a_scorer_costs_what_it_declares(tiny_folder, tmp_path, timed):
     cases = opened(tiny_folder, tmp_path, methods=("TAQ", "TAQoS", "TAQO-oracle"), quantizer="rtn")
     found, case = seconds(cases), cases[0]
-    asking, plain = Costs(case.model).evaluation(case), found["TAQ", 4.75]
+    costs, plain = Costs(case.model), found["TAQ", 4.75]
+    asking = costs.evaluation(case, costs.probe)
     padded = sum(map(len, case.prompts.tokens))
     one_pass = plain - found["uniform", 4.75]
     assert 8 * TIMES["token"] * padded <= one_pass < 2 * 8 * TIMES["token"] * padded
@@ -339,10 +342,11 @@ def test_a_scorer_costs_what_it_declares(tiny_folder, tmp_path, timed):
 def test_generated_tokens_and_solvers_cost_more(tiny_folder, tmp_path, timed):
     case = opened(tiny_folder, tmp_path, datasets=("trivia_qa",), batch_size=12)[0]  # all in one batch
     costs = Costs(case.model)
-    once, wanted = costs.evaluation(case), 8 * TIMES["step"] * 3  # the first of 4 tokens comes from the context
+    once = costs.evaluation(case, costs.probe)
+    wanted = 8 * TIMES["step"] * 3  # the first of 4 tokens comes from the context
     assert len(case.data.batches) == 1 and once > wanted
     vars(case.data)["batches"] = case.data.batches * 2
-    assert costs.evaluation(case) == pytest.approx(2 * once)
+    assert costs.evaluation(case, costs.probe) == pytest.approx(2 * once)
     rounded, solved = (seconds(opened(tiny_folder, tmp_path, quantizer=name))["uniform", 4.75]
                        for name in ("rtn", "gptq"))
     assert solved > rounded + 2 * 8 * TIMES["token"] * 400 * 0.5
@@ -405,11 +409,11 @@ def test_one_block_of_every_family_runs(family, tmp_path):
     CONFIGS[family]().save_pretrained(tmp_path)
     ref = ModelRef("tiny", "x", "float32")
     model = SimpleNamespace(skeleton=empty_model(str(tmp_path), ref), ref=ref, device=torch.device("cpu"), sizes=None)
-    block = find_blocks(one_block(model))[1]
+    block = find_blocks(one_block(model, model.device))[1]
     whole = find_blocks(model.skeleton)[1]
     assert len(block) == 1
     assert sum(p.numel() for p in block[0].parameters()) == sum(p.numel() for p in whole[0].parameters())
-    probe = Probe(model)
+    probe = Probe(model, model.device)
     assert 0 < probe.token(2, 9) < 1 and 0 < probe.step(2, 9) < 1
 
 
@@ -422,12 +426,12 @@ def test_timings_are_a_unit_of_load_and_bounded(monkeypatch):
         runs.append(n)
 
     monkeypatch.setattr(harness.forecast.probe.time, "perf_counter", lambda: clock[0])
-    probe = Probe(SimpleNamespace(device=torch.device("cpu"), sizes=None))
+    probe = Probe(SimpleNamespace(sizes=None), torch.device("cpu"))
     assert probe.seconds(run, load=1000) == pytest.approx(0.02)
     assert max(runs) == 7 and clock[0] < 2  # 0.15 s hold seven
 
 
 def test_a_family_that_cannot_be_cut_is_estimated_from_its_size(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(harness.forecast.probe, "one_block", lambda model: None)
+    monkeypatch.setattr(harness.forecast.probe, "one_block", lambda model, device: None)
     found = seconds(opened(tiny_folder, tmp_path, methods=("SqueezeLLM",)))
     assert 0 < found["fp16", None] < found["SqueezeLLM", 4.75]

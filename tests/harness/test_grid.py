@@ -308,6 +308,8 @@ CHANGES = {  # field of the grid -> another value, and exactly which digests of 
     "score_docs": (3, set()), "oracle_docs": (3, set()), "oracle_metric": ("loglik", set()),
     "max_new_tokens": (9, set()), "eval_only": (True, set()),
     "results_dir": ("elsewhere", set()), "run_type": (None, None), "device": ("auto", set()),
+    # devices of another kind: tests/harness/test_devices.py
+    "grad_device": ("cpu", set()), "eval_device": ("cpu", set()),
     # what only solvers and gradients read moves nothing here (tests/harness/test_all_methods.py has the rows that read
     # it)
     "calib_tokens": (100, set()), "loss_mask": ("answer", set()), "quantizer": ("gptq", ASKED),
@@ -348,8 +350,8 @@ def test_golden_keys():
     """
     grid = build_grid("demo", methods=tuple(GOLDEN_KEYS), datasets=("mmlu_pro",), avg_bits=(4.25,), quantizer="gptq")
     grid = replace(grid, methods=tuple(GOLDEN_KEYS))
-    model = SimpleNamespace(ref=ModelRef("m", "r", "bfloat16"), machine="cpu:TEST/1t", shapes={"a": (96, 96)},
-                            weights=96 * 96)
+    model = SimpleNamespace(ref=ModelRef("m", "r", "bfloat16"), machine="cpu:TEST/1t", eval_machine="cpu:TEST/1t",
+                            grad_machine="cpu:TEST/1t", shapes={"a": (96, 96)}, weights=96 * 96)
     data = SimpleNamespace(task=SimpleNamespace(general_text=None), labels_digest="labels", eval_digest="eval",
                            cfg=EvalConfig("letter"),
                            solver_calib=lambda *_, **__: SimpleNamespace(loss_mask=(np.ones(3, bool),)))

@@ -1,0 +1,102 @@
+"""Where a model lies: on one device, or its blocks shared out over several for the time that something needs it.
+
+On several devices the embeddings, the last norm and the head stay on the first, so token ids go in and logits come out
+there; each block lies whole on one device, and what it is called with is moved there.  Neighbouring blocks lie
+together, so a forward pass crosses from one device to the next once.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from core.errors import UserError
+from core.model import pick_device
+
+Devices = tuple[torch.device, ...]
+
+
+def parse_devices(text: str) -> Devices:
+    """The devices called "cpu", "cuda", "cuda:1", or several: "cuda:0,1", "cuda:0,cpu".
+
+    Raises UserError for a device that is not there, and for one that is named twice.
+    """
+    names = [f"cuda:{name}" if name.isdecimal() else name for name in text.split(",")]
+    devices = tuple(map(pick_device, names))
+    twice = [name for i, name in enumerate(names) if devices[i] in devices[:i]]
+    if twice:
+        raise UserError(f"device {twice[0]!r} stands twice in {text!r}; name each once")
+    return devices
+
+
+def shares(model: nn.Module, blocks: Sequence[nn.Module], count: int) -> list[int]:
+    """The device, 0 to count − 1, of every block: neighbours together, about as many bytes on each device.
+
+    What is outside the blocks (embeddings, head) lies on device 0 and counts there.
+    """
+    def size(module: nn.Module) -> int:
+        return sum(p.numel() * p.element_size() for p in module.parameters())
+
+    sizes = [size(block) for block in blocks]
+    before, total = size(model) - sum(sizes), size(model)
+    places = []
+    for own in sizes:  # a block lies where its middle falls
+        places.append(min(count - 1, int((before + own / 2) * count / total)))
+        before += own
+    return places
+
+
+@contextmanager
+def placed(model: nn.Module, blocks: Sequence[nn.Module], devices: Devices, home: torch.device) -> Iterator[None]:
+    """The model on these devices; on exit it is at ``home`` again, without hooks.
+
+    Parameters stay the same objects, so what holds them (linears, sums by weight) goes on holding them.
+    """
+    hooks = []
+    try:
+        if devices != (home,):
+            model.to(devices[0])
+        if len(devices) > 1:
+            places = [devices[at] for at in shares(model, blocks, len(devices))]
+            _check_apart(blocks, places)
+            for block, device in zip(blocks, places):
+                block.to(device)
+                hooks.append(block.register_forward_pre_hook(_bring(device), with_kwargs=True))
+            hooks += [block.register_forward_hook(_take_back(devices[0])) for block in blocks[-1:]]
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        if devices != (home,):
+            model.to(home)
+            if any(device.type == "cuda" for device in devices):
+                torch.cuda.empty_cache()
+
+
+def moved(value, device: torch.device):
+    """``value`` with every tensor in it, also in tuples, lists and dicts, on the device."""
+    if torch.is_tensor(value):
+        return value.to(device)
+    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
+        return type(value)(moved(one, device) for one in value)
+    if type(value) is dict:
+        return {name: moved(one, device) for name, one in value.items()}
+    return value
+
+
+def _bring(device: torch.device):
+    return lambda _block, args, kwargs: (moved(args, device), moved(kwargs, device))
+
+
+def _take_back(device: torch.device):
+    return lambda _block, _args, output: moved(output, device)
+
+
+def _check_apart(blocks: Sequence[nn.Module], places: Sequence[torch.device]) -> None:
+    """A weight that two blocks share can lie on one device only."""
+    lies: dict[int, torch.device] = {}
+    for block, device in zip(blocks, places):
+        if any(lies.setdefault(id(p), device) != device for p in block.parameters()):
+            raise UserError("blocks of this model share weights, so they cannot be shared out over several devices; "
+                            "name one device")

@@ -1,0 +1,78 @@
+"""Gradients and questions on devices of their own: what is computed where, and what goes by its key."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from core.errors import UserError
+from harness.grid import with_methods
+from harness.jobs.launch import check_place
+from harness.jobs.options import Options
+from harness.presets import build_grid
+from harness.progress import Progress
+from harness.stages.case import open_cases
+from harness.stages.cell import compute_cell
+from harness.stages.gradients import gradients_key
+from harness.stages.model import LazyModel
+from harness.stages.samples import samples_key
+
+ELSEWHERE = {"grad_device": "cuda:0,1", "eval_device": "cuda:1"}
+
+
+def opened(tiny, root, **changes):
+    grid = build_grid("demo", models=(str(tiny),), datasets=("mmlu_pro",), calib_size=6, eval_size=8, calib_tokens=300,
+                      calib_window=64, avg_bits=(4.75,), group_size=32, quantizer="rtn", num_fewshot=0,
+                      cache_dir=str(root / "cache"), results_dir=str(root / "results"), device="cpu", **changes)
+    return open_cases(with_methods(grid, ("TaCQ-absgrad",)), None, Progress(1))[0]
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Devices that only have names."""
+    monkeypatch.setattr("core.placement.pick_device", torch.device)
+    monkeypatch.setattr("harness.stages.model.pick_device", torch.device)
+    monkeypatch.setattr("harness.stages.model.machine", lambda device: "cuda:H100" if device.type == "cuda" else "cpu")
+
+
+def test_every_stage_goes_by_the_device_that_it_runs_on(tiny_folder, tmp_path, gpus):
+    here, there = opened(tiny_folder, tmp_path), opened(tiny_folder, tmp_path, **ELSEWHERE)
+    assert here.model.machines == here.model.machine == here.model.eval_machine
+    assert there.model.machines == f"{here.model.machine}, gradients on cuda:H100, questions on cuda:H100"
+    keys = [(gradients_key(case, "abs"), samples_key(case, "p")) for case in (here, there)]
+    (mine, asked), (theirs, asked_there) = keys
+    assert mine[1]["machine"] == here.model.machine and theirs[1]["machine"] == "cuda:H100"
+    assert "made_on" not in asked[1] and asked_there[1]["made_on"] == here.model.machine
+    # on how many GPUs of a kind the blocks lie does not count
+    assert gradients_key(opened(tiny_folder, tmp_path, grad_device="cuda:0"), "abs")[0] == theirs[0]
+
+
+def test_the_model_is_there_for_its_stage_and_back_after(tiny_folder, tmp_path, monkeypatch):
+    """Two names of the CPU: blocks have hooks while gradients are taken, and in no other stage."""
+    case, placed = opened(tiny_folder, tmp_path), []
+    case.model.grad_devices, case.model.eval_device = (torch.device("cpu"),) * 2, torch.device("cpu")
+    on = LazyModel.on
+
+    def watched(self, *devices):
+        placed.append(len(devices))
+        return on(self, *devices)
+
+    monkeypatch.setattr(LazyModel, "on", watched)
+    result, samples = compute_cell(case)
+    assert placed == [2, 1] and result.ok and len(samples) == 8
+    assert not any(block._forward_pre_hooks for block in case.model.blocks)
+    other = opened(tiny_folder, tmp_path / "other")
+    assert compute_cell(other)[0].metrics == result.metrics
+
+
+def test_naming_the_same_device_changes_no_key(tiny_folder, tmp_path):
+    here, named = opened(tiny_folder, tmp_path), opened(tiny_folder, tmp_path, grad_device="cpu", eval_device="cpu")
+    assert samples_key(here, "p") == samples_key(named, "p")
+    assert gradients_key(here, "abs") == gradients_key(named, "abs")
+
+
+@pytest.mark.parametrize("flag, text", [("device", "cuda:1"), ("grad_device", "cuda:0,1"), ("eval_device", "cuda:0")])
+def test_workers_that_see_one_gpu_each_take_no_numbers(tiny_folder, flag, text):
+    grid = replace(build_grid("demo", models=(str(tiny_folder),)), **{flag: text})
+    with pytest.raises(UserError, match=f"--{flag} {text} with --executor process .* use --{flag} cuda, and CUDA_V"):
+        check_place(grid, Options(executor="process"))
