@@ -19,6 +19,7 @@ from evaluation.data.splits import split
 from evaluation.tasks import get_task
 from evaluation.tasks.base import Task, register
 from evaluation.tasks.choice import ChoiceTask
+from tests.source_rows import FILES, write_rows
 
 REPO = Path(__file__).resolve().parents[2]
 SHARED = REPO.parent / "shared"
@@ -331,6 +332,35 @@ def test_the_run_types_that_read_the_hub_load_its_shape(monkeypatch, tiny_folder
     assert "30 of 120 rows dropped (the id and question of an earlier row)" in said and asked in said
     hub(monkeypatch, {subset: code_rows(subset) for subset in ("b", "a")})
     assert main([*flags, "--dataset", "code_mmlu"]) == 0
+
+
+def test_every_split_that_a_source_task_reads_is_fetched(monkeypatch, tmp_path):
+    import datasets
+
+    from datasets_local.fetch_hub import NAMES, fetch
+
+    def load_dataset(name, config, split, token=None, **_options):
+        (rows,) = [rows for path, rows in FILES.items() if path.startswith(kind) and path.endswith(f"/{split}")]
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    local, fetched, kinds = write_rows(tmp_path / "local"), tmp_path / "fetched", set()
+    for place in FILES:
+        kind = place.partition("/")[0]
+        name = "c4" if kind == "c4_sample" else kind
+        if name in kinds:
+            continue
+        kinds.add(name)
+        lines = fetch(name, fetched)
+        splits = [get_task(name).split(lambda of: load_rows(of, "folder", data_dir=root), 3, 6, 0)
+                  for root in (local, fetched)]
+        assert splits[0] == splits[1] and splits[0].eval, name
+        assert len(lines) == (2 if name in ("mmlu", "gsm8k") else 1), name
+    assert kinds < set(NAMES)
+    rows = [{"db_id": "pets", "question": "How many pets?", "query": "SELECT count(*) FROM pets"}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+    lines = fetch("spider", fetched)
+    assert len(lines) == 3 and lines[2].endswith(f"which belong into {fetched}/spider")
 
 
 def test_fetching_leaves_out_what_would_not_load(monkeypatch, tmp_path):
