@@ -78,9 +78,8 @@ class Grid:
                                                 "open questions, 0 for choices)", None, metavar="K", low=0)
     chat_template: str = asked(EVALUATION, "wrap prompts in the model's chat template; recorded in every result", "off",
                                choices=("off", "on"))
-    max_length: int = asked(EVALUATION, "tokens of a prompt, at least 2048 where examples are long (mmlu, gsm8k, "
-                                        "spider); longer ones are cut on the left and counted", 512,
-                            metavar="T", low=8)
+    max_length: int = asked(EVALUATION, "tokens of a prompt, or the data set's own number where that is higher; longer "
+                                        "ones are cut on the left and counted", 512, metavar="T", low=8)
     max_new_tokens: int = asked(EVALUATION, "tokens of a generated answer, where the data set has no number of "
                                             "its own", 16, metavar="T", low=1)
     batch_tokens: int = asked(EVALUATION, "padded tokens a batch; halved on out-of-memory", 4096, metavar="T", low=64)

@@ -62,6 +62,7 @@ class TaskFacts:
     kind: str  # "generate" | "choice"
     metrics: dict[str, str]  # names of what a table shows, in its order, and their short labels ("accuracy": "EM")
     chance: float | None = None  # accuracy of a guess, 0..1; None for open questions
+    groups: dict[str, str] = field(default_factory=dict)  # category -> group, of data sets whose categories have groups
 
     def __post_init__(self):
         # files hold names in alphabetical order, in which acc_norm would come before the accuracy, the main metric

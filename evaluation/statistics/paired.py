@@ -5,7 +5,7 @@ drawn once, from the seed and the number of documents alone: an interval does no
 panel, and any two runs, or means over seeds of runs, are compared by a subtraction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -141,19 +141,21 @@ def compare(reference: Sequence[Sample], other: Sequence[Sample], seed: int = 0)
     return Panel([reference, other], reference=0, seed=seed).compare(0, 1)
 
 
-def strata(first: Sequence[Sample], second: Sequence[Sample]) -> list[dict]:
-    """Both accuracies, the flips and the exact McNemar test in each category, Holm-corrected over the categories.
+def strata(first: Sequence[Sample], second: Sequence[Sample], groups: Mapping[str, str] | None = None) -> list[dict]:
+    """Both accuracies, the flips and the exact McNemar test in each category, Holm-corrected over the categories; with
+    ``groups`` (category -> group) in each group of them.
 
     Empty where the task has no right and wrong.
     """
     first, second = aligned([first, second])
-    groups: dict[str, list[tuple[float, float]]] = {}
+    parts: dict[str, list[tuple[float, float]]] = {}
     for a, b in zip(first, second, strict=True):
         if a.correct is None or b.correct is None:
             return []
-        groups.setdefault(a.stratum, []).append((a.correct, b.correct))
+        name = a.stratum if groups is None else groups.get(a.stratum, "")
+        parts.setdefault(name, []).append((a.correct, b.correct))
     rows = []
-    for name, pairs in sorted(groups.items()):
+    for name, pairs in sorted(parts.items()):
         a, b = np.array(pairs).T
         rows.append({"category": name, "n": len(pairs), "first": float(a.mean()), "second": float(b.mean()),
                      **flips(a, b), "p_raw": mcnemar(a, b)})

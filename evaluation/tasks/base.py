@@ -53,6 +53,7 @@ class Task:
     general_text = None  # the general text that stands in for calibration documents (--calib)
     joiner = " "  # between prompt and answer; after a chat template the answer follows at once
     metrics = {"accuracy": "EM", "f1": "F1"}  # what a table shows, in its order, with short labels
+    groups = {}  # category -> the group of categories that it belongs to
     id_field = "question_id"  # the field that makes ids, for messages
     dropped = "left out"  # why ``make_doc`` gives None
     unclean = False  # whether published rows have flaws (see ``flaw``): then every copy has, and they are dropped

@@ -41,11 +41,12 @@ SUBJECTS = {subject: group for group, names in GROUPS.items() for subject in nam
 
 @dataclass(frozen=True)
 class MMLU(ChoiceTask):
-    """Four options; the category of a question is its subject."""
+    """Four options; the category of a question is its subject, in one of four groups."""
 
     only: tuple[str, ...] = ()  # the subjects that are asked; empty = all
 
     unclean = True
+    groups = SUBJECTS
     num_fewshot = 5
     max_length = 2048
     dropped = "not of the subjects asked, or a single option"

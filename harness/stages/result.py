@@ -38,10 +38,12 @@ def finished(case: Case, key: str, *, planned: Planned, true: Plan, stages: dict
     if case.shows_prompts:
         calibration = {"read": case.reads_prompts, "text": case.prompts.task, "documents": len(case.prompts.doc_ids),
                        "truncated": case.prompts.truncated, "digest": case.prompts_digest}
+    strata = by_stratum(samples)
     return Result(
         **_head(case, key) | {"versions": meta["provenance"].get("versions", {})}, status="ok", error=None,
-        made=meta["time"], n=len(samples), metrics=metrics | task.derived(metrics), strata=by_stratum(samples),
-        task=TaskFacts(task.kind, dict(task.metrics), task.chance([r.doc for r in data.requests])),
+        made=meta["time"], n=len(samples), metrics=metrics | task.derived(metrics), strata=strata,
+        task=TaskFacts(task.kind, dict(task.metrics), task.chance([r.doc for r in data.requests]),
+                       {name: task.groups[name] for name in strata if name in task.groups}),
         task_version=task.version, scoring=data.cfg.scoring, evaluation=asdict(data.cfg), data_note=data.note,
         bits=bits, stages=stages, calibration=calibration, solver_calibration=_solver_facts(case),
         probe=planned.probe, score_notes=planned.score_notes, seconds=seconds,

@@ -14,6 +14,7 @@ import pandas as pd
 
 from core.registry import CONTROLS
 from report.records import Result, load_results
+from report.strata import groups_of
 from report.tables.comparison import equal_bits, stem
 from report.tables.groups import comparable, headings
 from report.tables.tables import TableData, group
@@ -178,11 +179,13 @@ def place(fqn: str) -> tuple[int, str]:
 
 
 def strata(cells: Sequence[Result]) -> pd.DataFrame:
-    """Accuracy with its Wilson interval, one row a cell and category; nothing where the data has no categories."""
+    """Accuracy with its Wilson interval, one row a cell and category, or group of them where the data set has groups;
+    nothing where it has no categories.
+    """
     return pd.DataFrame([
         {"dataset": c.dataset, "method": c.name, "seed": c.seed, "category": name or "(none)", "n": of.n,
          "accuracy": of.accuracy.value, "low": of.accuracy.low, "high": of.accuracy.high}
-        for c in cells for name, of in c.strata.items() if len(c.strata) > 1 and of.accuracy])
+        for c in cells for name, of in (groups_of(c) or c.strata).items() if len(c.strata) > 1 and of.accuracy])
 
 
 def seconds(part: Part) -> pd.DataFrame:

@@ -6,13 +6,14 @@ A row whose stored bits differ from uniform's by more than the grid's tolerance 
 and a note gives both bits; it is never ranked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from core.sample import Sample
+from core.sample import Sample, Stratum
 from evaluation.statistics.formulas import holm
 from evaluation.statistics.paired import Panel
 from report.records import Result, load_samples
+from report.strata import groups_of
 
 LEVEL = 0.05
 P_VALUES = ("p", "p_loglik", "u_p", "u_p_loglik")  # Holm-corrected; <name>_raw is the test's own
@@ -74,7 +75,8 @@ def compare_dataset(cells: Sequence[Result], documents: Documents) -> tuple[list
     families = {"fp16": compared, "uniform": len(pairs), "best": mark_best(panel, cells, rows)}
     power = panel.detectable(pairs or [(full, i) for i in range(len(cells)) if full not in (None, i)])
     facts = {"n": panel.n, "metrics": cells[0].task.metrics, "chance": _chance(cells, panel), "power": power,
-             "families": families, "strata": _strata(cells)}
+             "families": families, "strata": _strata(cells, lambda cell: cell.strata),
+             "groups": _strata(cells, groups_of)}
     return rows, facts, _notes(cells, rivals, even)
 
 
@@ -171,10 +173,11 @@ def _chance(cells: Sequence[Result], panel: Panel) -> float | None:
     return sum(1 / n for n in options) / len(options) if options and len(options) == panel.n else None
 
 
-def _strata(cells: Sequence[Result]) -> list[dict]:
+def _strata(cells: Sequence[Result], of: Callable[[Result], dict[str, Stratum]]) -> list[dict]:
+    """Of every cell, its strata or its groups of them."""
     return [{"method": cell.name, "seed": cell.seed, "category": category, "n": stratum.n,
              "accuracy": stratum.accuracy and stratum.accuracy.value}
-            for cell in cells for category, stratum in cell.strata.items()]
+            for cell in cells for category, stratum in of(cell).items()]
 
 
 def _notes(cells: Sequence[Result], rivals: list[int | None], even: list[bool]) -> list[str]:

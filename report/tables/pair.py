@@ -13,6 +13,7 @@ from core.errors import UserError
 from core.sample import Sample
 from evaluation.statistics.paired import Panel, strata
 from report.records import Question, Result, load_questions, load_samples
+from report.strata import groups_of
 from report.tables.comparison import equal_bits
 
 SCHEMA = 1  # of the JSON form
@@ -94,6 +95,7 @@ def story(first: Result, second: Result) -> Story:
     panel = Panel([load_samples(first), load_samples(second)], reference=0)
     left, right = panel.runs
     compared = panel.compare(0, 1) | {"metrics": _own_metrics(first, second), "strata": strata(left, right),
+                                      "groups": strata(left, right, first.task.groups) if groups_of(first) else [],
                                       "power": panel.detectable([(0, 1)]), "both": _both(panel)}
     questions = load_questions(first)
     flipped = [_question(a, b, questions.get(a.doc_id)) for a, b in zip(left, right, strict=True)

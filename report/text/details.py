@@ -21,7 +21,9 @@ def details(table: TableData, dataset: str) -> list[Sheet]:
     own = {metric: label for metric, label in metrics.items() if metric not in STEMS}
     rivals = [(name, row) for name, row in named if not none(row["u_loglik"])]
     return [_answers(dataset, named), *([_own(dataset, named, own)] if own else []), _likelihood(dataset, named),
-            *([_against_uniform(dataset, rivals)] if rivals else []), *_categories(table, dataset)]
+            *([_against_uniform(dataset, rivals)] if rivals else []),
+            *_categories(table, dataset, "groups", "group"),
+            *_categories(table, dataset, "strata", "category")]
 
 
 def _answers(dataset: str, named: list[tuple[str, dict]]) -> Sheet:
@@ -73,26 +75,26 @@ def change(row: dict) -> str:
     return interval(row, "d_loglik", signed)
 
 
-def _categories(table: TableData, dataset: str) -> list[Sheet]:
-    """Accuracy by category, with the methods side by side; nothing where there is one category."""
-    sizes, rows = categories(table, dataset), table.of(dataset)
+def _categories(table: TableData, dataset: str, kind: str, called: str) -> list[Sheet]:
+    """Accuracy by category or group of categories, with the methods side by side; nothing where there is only one."""
+    sizes, rows = categories(table, dataset, kind), table.of(dataset)
     if len(sizes) < 2:
         return []
     shown = {(row["method"], row["seed"]) for row in rows}
     accuracies: dict[tuple[str, str], list] = {}
-    for one in table.facts[dataset]["strata"]:
+    for one in table.facts[dataset][kind]:
         if (one["method"], one["seed"]) in shown:
             accuracies.setdefault((one["category"], one["method"]), []).append(one["accuracy"])
     methods = dict.fromkeys(row["method"] for row in rows)
-    large = [{"category": category or "(none)", "n": str(n)}
+    large = [{called: category or "(none)", "n": str(n)}
              | {method: mean_sd(accuracies.get((category, method), ()), percent) for method in methods}
              for category, n in sorted(sizes.items()) if n >= LEAST_DOCUMENTS]
-    return [sheet(f"{dataset}: accuracy by category", large)] if large else []
+    return [sheet(f"{dataset}: accuracy by {called}", large)] if large else []
 
 
-def categories(table: TableData, dataset: str) -> dict[str, int]:
-    """The documents of each category."""
-    return {one["category"]: one["n"] for one in table.facts[dataset]["strata"]}
+def categories(table: TableData, dataset: str, kind: str = "strata") -> dict[str, int]:
+    """The documents of each category, or of each group of them."""
+    return {one["category"]: one["n"] for one in table.facts[dataset][kind]}
 
 
 def small_categories(sizes: Collection[int], what: str) -> list[str]:

@@ -17,18 +17,25 @@ def sheets(story: Story, every: bool = False) -> list[Sheet]:
     """The story as sheets: metrics, flips, categories, the questions that flipped."""
     a, b = names_of(story)
     blocks = [_metrics_sheet(story, a, b), *_flips_sheets(story, a, b)]
-    strata = [row for row in story.compared["strata"] if row["n"] >= LEAST_DOCUMENTS]
-    if len(story.compared["strata"]) > 1 and strata:
-        blocks.append(sheet("by category", [{
-            "category": row["category"] or "(none)", "n": str(row["n"]), f"{a} acc": percent(row["first"]),
-            f"{b} acc": percent(row["second"]), "lost/gained": f"{row['right_to_wrong']}/{row['wrong_to_right']}",
-            "p": p_value(row["p"])} for row in strata]))
+    blocks += [*_categories(story, "groups", "group"), *_categories(story, "strata", "category")]
     shown = story.flipped if every else story.flipped[:SHOWN]
     if shown:
         count = f"{len(shown)} of {len(story.flipped)}" if len(shown) < len(story.flipped) else str(len(shown))
         blocks.append(sheet(f"questions that flipped: {count}",
                             [_called(story, q, number) | _answered(q, a, b) for number, q in enumerate(shown, 1)]))
     return blocks
+
+
+def _categories(story: Story, kind: str, called: str) -> list[Sheet]:
+    """Both accuracies by category or group of categories; nothing where there is only one."""
+    a, b = names_of(story)
+    rows = [row for row in story.compared[kind] if row["n"] >= LEAST_DOCUMENTS]
+    if len(story.compared[kind]) < 2 or not rows:
+        return []
+    return [sheet(f"by {called}", [{
+        called: row["category"] or "(none)", "n": str(row["n"]), f"{a} acc": percent(row["first"]),
+        f"{b} acc": percent(row["second"]), "lost/gained": f"{row['right_to_wrong']}/{row['wrong_to_right']}",
+        "p": p_value(row["p"])} for row in rows])]
 
 
 def _called(story: Story, q: dict, place: int) -> dict:

@@ -19,6 +19,7 @@ from evaluation.tasks.hellaswag import clean
 from evaluation.tasks.mmlu import GROUPS, SUBJECTS
 from harness.cli.main import main
 from report.records import load_results, load_samples
+from report.strata import groups_of
 from tests.source_rows import FILES
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -192,6 +193,8 @@ def test_one_solve_answers_three_data_sets(source_data, tiny_folder, tmp_path, c
     mean = sum(s.gold_loglik for s in samples) / len(samples)
     assert ppl.metrics["perplexity"].value == pytest.approx(math.exp(-mean)) and ppl.metrics["accuracy"] is None
     assert ppl.task.kind == "likelihood" and ppl.task.chance is None and results["equal", "mmlu"].task.chance == 0.25
+    groups = groups_of(results["equal", "mmlu"])
+    assert set(groups) == {"humanities", "other", "stem"} and sum(of.n for of in groups.values()) == rows[0].n
 
 
 @pytest.mark.parametrize("name", TASKS)
