@@ -71,6 +71,11 @@ class TaskFacts:
             object.__setattr__(self, "metrics", first | self.metrics)
 
 
+def equal_bits(a: float, b: float, tolerance: float) -> bool:
+    """Whether two rows may be compared without a word about their bits; 1e-9 allows for rounding in the last digit."""
+    return abs(a - b) <= tolerance + 1e-9
+
+
 @dataclass(frozen=True)
 class Result:
     """One cell.  All from ``samples`` on belongs to cells with status "ok"."""

@@ -13,7 +13,9 @@ from core.sample import Sample, Stratum
 from evaluation.statistics.formulas import holm
 from evaluation.statistics.paired import Panel
 from report.records import Result, load_samples
+from report.schema import equal_bits
 from report.strata import groups_of
+from report.tables.conditioning import conditioning
 
 LEVEL = 0.05
 P_VALUES = ("p", "p_loglik", "u_p", "u_p_loglik")  # Holm-corrected; <name>_raw is the test's own
@@ -37,11 +39,6 @@ class Documents:
         if key not in self._read:
             self._read[key] = load_samples(result)
         return self._read[key]
-
-
-def equal_bits(a: float, b: float, tolerance: float) -> bool:
-    """Whether two rows may be compared without a word about their bits; 1e-9 allows for rounding in the last digit."""
-    return abs(a - b) <= tolerance + 1e-9
 
 
 def stem(metric: str) -> str:
@@ -76,7 +73,7 @@ def compare_dataset(cells: Sequence[Result], documents: Documents) -> tuple[list
     power = panel.detectable(pairs or [(full, i) for i in range(len(cells)) if full not in (None, i)])
     facts = {"n": panel.n, "metrics": cells[0].task.metrics, "chance": _chance(cells, panel), "power": power,
              "families": families, "strata": _strata(cells, lambda cell: cell.strata),
-             "groups": _strata(cells, groups_of)}
+             "groups": _strata(cells, groups_of), "conditioning": conditioning(panel, cells)}
     return rows, facts, _notes(cells, rivals, even)
 
 

@@ -18,6 +18,7 @@ from core.errors import UserError
 from core.registry import CONTROLS
 from report.records import Result, load_results
 from report.tables.comparison import Documents, compare_dataset
+from report.tables.conditioning import calibrated_on
 from report.tables.groups import apart, comparable, dataset_order, headings, missing, newest_documents, newest_twins
 
 if TYPE_CHECKING:
@@ -141,8 +142,7 @@ def _notes(dataset: str, cells: Sequence[Result]) -> list[str]:
         notes.append(f"{dataset}: rows differ in the size of their groups: {words}")
     elsewhere: dict[str, list[str]] = {}
     for cell in cells:
-        text = ((cell.solver_calibration or {}).get("text")
-                or (cell.calibration.get("text") if cell.calibration.get("read") else None))
+        text = calibrated_on(cell)
         if text not in (None, dataset) and cell.name not in elsewhere.setdefault(text, []):
             elsewhere[text].append(cell.name)
     notes += [f"{dataset}: conditioned elsewhere, on {text}: {', '.join(names)}" for text, names in elsewhere.items()]

@@ -4,7 +4,7 @@ from core.registry import CONTROLS
 from report.tables.comparison import falling
 from report.tables.tables import TableData
 from report.text.details import categories, small_categories
-from report.text.numbers import interval, none, percent, signed
+from report.text.numbers import interval, none, p_value, percent, signed, span
 
 ALL_CONTROLS = (*CONTROLS, "equal", "magnitude", "TaCQ-weight", "rtn")  # scores that see neither task nor data
 LEGEND = ("bits: stored bits a weight over the quantized linears, metadata included. EM/acc: percent right. LL: "
@@ -30,7 +30,8 @@ def footnotes(table: TableData, kind: str, detailed: bool) -> list[str]:
         for dataset in table.datasets:
             lines += [family_line(table, dataset), *small_categories(categories(table, dataset).values(), dataset)]
     power = [line for dataset in table.datasets if (line := power_line(table, dataset))]
-    lines += [*falling_line(table), *chance_line(table), *verdict(table), *([POWER] if power else []), *power]
+    lines += [*falling_line(table), *chance_line(table), *verdict(table), *conditioning_lines(table),
+              *([POWER] if power else []), *power]
     return [*lines, *table.notes]
 
 
@@ -47,6 +48,14 @@ def falling_line(table: TableData) -> list[str]:
     labels = dict.fromkeys(f"{dataset} {label}" for dataset, facts in table.facts.items()
                            for metric, label in facts["metrics"].items() if falling(metric))
     return [f"Lower is better: {', '.join(labels)} (a perplexity is exp of the mean nats a token)"] if labels else []
+
+
+def conditioning_lines(table: TableData) -> list[str]:
+    """What it is worth that a method was calibrated on one text rather than another, a line a data set and pair."""
+    return [f"{dataset}: {row['method']} calibrated on {row['on']} rather than on {row['rather_than']} is worth "
+            f"{span(row['gold_loglik'], signed)} nats/token (p {p_value(row['p'])}"
+            + (f"; by seed {', '.join(map(signed, row['by_seed']))})" if len(row["by_seed"]) > 1 else ")")
+            for dataset, facts in table.facts.items() for row in facts["conditioning"]]
 
 
 def power_line(table: TableData, dataset: str) -> str:

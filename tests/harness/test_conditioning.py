@@ -72,6 +72,7 @@ def test_auto_chooses_a_mixture_and_says_so(tiny_folder, tmp_path, capsys, monke
     rows = {r.name: r for r in load_results(tmp_path / "results")}
     chosen = rows["TaCQ[calib=auto]"].solver_calibration["chosen"]
     assert f"gsm8k: TaCQ[calib=auto], seed 42, calibrated on {chosen}" in " ".join(said.split())
+    assert "gsm8k: TaCQ calibrated on gsm8k rather than on" in " ".join(said.split())
     (stored,) = (tmp_path / "cache").glob("*/alignment.json")
     share = json.loads(stored.read_text())["share"]
     same = rows["TaCQ[calib=auto]"].stages["scores"] == rows["TaCQ"].stages["scores"]
