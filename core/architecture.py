@@ -4,6 +4,8 @@ The decoder blocks are the longest ``nn.ModuleList`` below the model whose membe
 ``nn.Linear`` inside them is quantizable.  lm_head, embeddings and norms lie outside and count only in whole-model bits.
 """
 
+from dataclasses import dataclass
+
 from torch import nn
 
 from core.errors import UserError
@@ -49,3 +51,56 @@ def other_bits(model: nn.Module, linears: dict[str, nn.Linear]) -> tuple[int, in
     inside = {id(lin.weight) for lin in linears.values()}
     rest = {id(p): p for p in model.parameters() if id(p) not in inside}
     return sum(p.numel() * p.element_size() * 8 for p in rest.values()), sum(p.numel() for p in rest.values())
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The linears of one block's attention, by full name, and how its heads lie in them.
+
+    Query head h owns rows h·width to (h + 1)·width of q, the same columns of o, and shares its key/value head's rows
+    of k and v with the other query heads of its group.
+    """
+
+    q: str
+    k: str
+    v: str
+    o: str
+    heads: int  # query heads
+    kv_heads: int
+    width: int  # of a head
+
+    def kv_head(self, head: int) -> int:
+        """The key/value head that a query head reads."""
+        return head * self.kv_heads // self.heads
+
+
+def find_heads(model: nn.Module) -> list[Attention]:
+    """The attention of every block, found by its q, k and v linears; the linear beside them that reads the heads is o.
+
+    Raises UserError where queries, keys and values are one linear, or a block has no such attention.
+    """
+    path, blocks = find_blocks(model)
+    return [_attention(model, f"{path}.{index}", block) for index, block in enumerate(blocks)]
+
+
+def _attention(model: nn.Module, path: str, block: nn.Module) -> Attention:
+    linears = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+    place = next((name.removesuffix(".q_proj") for name in linears if name.endswith(".q_proj")), None)
+    if place is None:
+        fused = next((name for name in linears if "qkv" in name or "query_key_value" in name), None)
+        what = f"has queries, keys and values in one linear ({path}.{fused})" if fused else f"has no q_proj in {path}"
+        raise UserError(f"{type(model).__name__} {what}, so single heads cannot be kept; use LIG or another score of "
+                        "blocks")
+    module = block.get_submodule(place)
+    inside = {child: lin for child, lin in module.named_children() if isinstance(lin, nn.Linear)}
+    rows = inside["q_proj"].out_features
+    config = model.config.get_text_config()
+    width = (getattr(module, "head_dim", None) or getattr(config, "head_dim", None)
+             or config.hidden_size // config.num_attention_heads)
+    out = [child for child, lin in inside.items() if child not in ("q_proj", "k_proj", "v_proj")
+           and lin.in_features == rows]
+    if len(out) != 1 or rows % width or inside["k_proj"].out_features % width:
+        raise UserError(f"{type(model).__name__}: {len(out)} linears of {path}.{place} can be the attention's output "
+                        f"and {rows} rows of queries are heads of {width}; single heads cannot be told apart")
+    q, k, v, o = (f"{path}.{place}.{child}" for child in ("q_proj", "k_proj", "v_proj", out[0]))
+    return Attention(q, k, v, o, heads=rows // width, kv_heads=inside["k_proj"].out_features // width, width=width)

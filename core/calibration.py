@@ -61,6 +61,7 @@ GRAD_DTYPE = Setting("grad_dtype", str, "fp32", "arithmetic of gradients; 16 bit
 READ_BY = {  # need of a scorer or quantizer -> the settings that it implies
     "calib": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW),
     "labels": (CALIB_DATASET,),
+    "answers": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW),
     "hessian": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW),
     "inputs": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW),
     "gradients": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW, LOSS_MASK, GRAD_DTYPE),

@@ -42,18 +42,19 @@ def _accepted(kind: type) -> frozenset[str]:
 
 
 def call(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor | None = None, *,
-         last_only: bool = True, **more):
+         last_only: bool = True, last: int = 1, **more):
     """Run any causal LM on ids [B, T]; mask [B, S] also covers what a cache holds.
 
     Positions default to counting real tokens. Families differ in what their forward takes (e.g. no position_ids with
-    ALiBi), so only what the signature names is passed.  ``last_only`` lets the head run at the last position alone.
+    ALiBi), so only what the signature names is passed.  ``last_only`` lets the head run at the ``last`` positions alone
+    (a family that cannot gives the logits of all).
     """
     names = _accepted(type(model))
     extra = {"use_cache": False} | more
     if "position_ids" in names:
         extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:] if positions is None else positions
     if last_only and "logits_to_keep" in names:
-        extra["logits_to_keep"] = 1
+        extra["logits_to_keep"] = last
     return model(input_ids=ids, attention_mask=mask, **extra)
 
 

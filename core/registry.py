@@ -65,7 +65,8 @@ class ScorerSpec:
 
     ``params`` are the settings that it may read, and the facts of its cell (FACTS); reading another is an error, so the
     key of its scores holds exactly what they depend on.  ``needs`` is drawn from NEEDS: "calib" are unlabeled prompts,
-    "labels" their answers; "gradients" and "hessian" read the solvers' calibration set (worked documents or general
+    "labels" their answers; "answers" are worked documents of which the answer's tokens are marked, drawn by the seed;
+    "gradients" and "hessian" read the solvers' calibration set (worked documents or general
     text, drawn by the seed).  A scorer is keyed by what it needs and no more.  ``forwards`` and ``every_block`` are for
     the estimates of time and memory alone.
     """
@@ -152,8 +153,8 @@ SCORERS, METHODS = Registry("scorer"), Registry("method")
 ALLOCATORS, QUANTIZERS, DATASETS = Registry("allocator"), Registry("quantizer"), Registry("dataset")
 REGISTRIES = (SCORERS, METHODS, ALLOCATORS, QUANTIZERS, DATASETS)
 CONTROLS = ("fp16", "uniform", "random")  # every table carries them
-GRANULARITIES = ("layer", "linear", "channel", "group", "element")
-NEEDS = ("calib", "labels", "gradients", "hessian")  # of a scorer
+GRANULARITIES = ("layer", "linear", "channel", "line", "group", "element")
+NEEDS = ("calib", "labels", "answers", "gradients", "hessian")  # of a scorer
 QUANTIZER_NEEDS = ("hessian", "inputs", "fisher")
 FACTS = {  # what a scorer may read of its cell, besides settings
     "seed": "the row's seed", "batch_tokens": "padded tokens a batch", "group_size": "of the common grid",
@@ -164,7 +165,7 @@ FOLLOWS = {"N": lambda bits: min(8, int(bits)), "N-1": lambda bits: min(8, max(1
            "N<8": lambda bits: min(7, max(2, int(bits))), "budget": float}
 COMMON = "common"  # the quantizer of a common row: the grid's own (--quantizer)
 DEFAULT_ALLOCATOR = {"layer": "knapsack", "linear": "knapsack", "group": "knapsack", "channel": "topk_keep",
-                     "element": "topk_keep"}
+                     "line": "topk_keep", "element": "topk_keep"}
 
 
 def _settings(needs, params) -> tuple[str, ...]:

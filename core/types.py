@@ -45,9 +45,9 @@ class Scores:
     """What a scorer saw.
 
     granularity: "layer" = one number a decoder block (stored at each of its linears), "linear",
-    "channel", "group" or "element".  values[fqn] is float32 of shape [], [], [in], [out or 1, in/g],
-    [out, in]; higher = protect.  With ``levels`` set, a trailing axis [len(levels)] holds the
-    expected loss at each bit level; lower = better.
+    "channel", "line" (whole rows or columns), "group" or "element".  values[fqn] is float32 of shape [], [], [in],
+    [out, 1] or [1, in], [out or 1, in/g], [out, in]; higher = protect.  With ``levels`` set, a trailing axis
+    [len(levels)] holds the expected loss at each bit level; lower = better.
     unit "z" marks signed, standardised scores; allocators that need a positive weight take exp(z).
     """
 
@@ -135,6 +135,7 @@ class ScoreContext:
     task_metric: Callable[[torch.nn.Module, int], tuple[float, float]] | None = None
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     solver_calib: CalibSet | None = None  # needs "gradients" or "hessian": what solvers calibrate on
+    answers: CalibSet | None = None  # needs "answers": documents, loss_mask True at the tokens of the answer
     # "abs" | "square" | "sum" -> Σ over sequences, float32 [out, in]
     gradients: Callable[[str], dict[str, torch.Tensor]] | None = None
     # ŵ of every linear at the base level, in the model's dtype

@@ -241,10 +241,10 @@ def seeded(spec: MethodSpec) -> bool:
 
 
 def reads_solver_calib(spec: MethodSpec) -> bool:
-    """Whether a method's scorer or quantizer reads gradients or the inputs of linears."""
+    """Whether a method's scorer or quantizer reads answers, gradients or the inputs of linears."""
     scored = SCORERS.get(spec.scorer).needs if spec.scorer else ()
     solved = QUANTIZERS.get(spec.quantizer).needs if spec.quantizer else ()
-    return bool(solved) or bool({"gradients", "hessian"} & set(scored))
+    return bool(solved) or bool({"answers", "gradients", "hessian"} & set(scored))
 
 
 def table_settings(grid: Grid) -> dict:

@@ -6,7 +6,7 @@ What one linear of shape [out, in] at b bits in groups of g input columns stores
     scales    out · G · scale_bits              16 unless the method publishes others
     zeros     out · G · zero_bits               b by default (integer zero points)
     bit map   G · 4                             only with per-group bits
-    kept      nnz · 16 + index                  index = the cheapest of bitmap, CSR and whole columns
+    kept      nnz · 16 + index                  index = the cheapest of bitmap, CSR, whole columns, whole rows
 
 Published forms store other things beside the codes (FORMS):
 
@@ -59,14 +59,17 @@ def column_bits(plan: LayerPlan, width: int) -> np.ndarray:
 def index_bits(keep: np.ndarray) -> tuple[int, str]:
     """Bits of the cheapest index that says which weights of a [out, in] mask are kept, and its name.
 
-    "columns": every row keeps the same columns, one bit a column.  "bitmap": one bit a weight.
-    "csr": per row a count, per kept weight a column number, both in the fewest bits that fit.
+    "columns": every row keeps the same columns, one bit a column.  "rows": whole rows, one bit a row.
+    "bitmap": one bit a weight.  "csr": per row a count, per kept weight a column number, both in the fewest bits that
+    fit.
     """
     rows, cols = keep.shape
     counts = keep.sum(1)
     options = {"bitmap": whole_bytes(rows * cols), "csr": csr_bits(counts, cols)}
     if (keep == keep[0]).all():
         options["columns"] = whole_bytes(cols)
+    if (keep == keep[:, :1]).all():
+        options["rows"] = whole_bytes(rows)
     name = min(sorted(options), key=options.get)
     return options[name], name
 

@@ -113,7 +113,7 @@ def _ready(model: nn.Module, weights: list[nn.Parameter], dtype: torch.dtype) ->
         for p, _, _ in before:
             p.grad = None
         model.eval().requires_grad_(False)
-        with _computing_in(model, weights[0].dtype, dtype), torch.enable_grad():
+        with computing_in(model, weights[0].dtype, dtype), torch.enable_grad():
             for weight in weights:
                 weight.requires_grad_(True)
             yield
@@ -126,7 +126,7 @@ def _ready(model: nn.Module, weights: list[nn.Parameter], dtype: torch.dtype) ->
 
 
 @contextmanager
-def _computing_in(model: nn.Module, base: torch.dtype, dtype: torch.dtype) -> Iterator[None]:
+def computing_in(model: nn.Module, base: torch.dtype, dtype: torch.dtype) -> Iterator[None]:
     """Cast what is in the model's own type ``base`` to ``dtype`` in place, and back bit by bit.
 
     Parameters and buffers that a family keeps in another type (float32 rotary frequencies) stay as they are.

@@ -99,5 +99,6 @@ def context(model, spec, calib: CalibSet | None = None, tokenizer=None, metric=N
     return ScoreContext(
         model=model, tokenizer=tokenizer or byte_tokenizer(), linears=linears, blocks=blocks, block_of=block_of,
         calib=calib, params=defaults | PARAMS | params, allowed=spec.params, task_metric=metric, solver_calib=calib,
+        answers=calib,
         gradients=lambda kind: gradient_sums(model, linears, calib, (kind,)).sums[kind],
         corrupted=corrupted, base=lambda shape: LayerPlan(3, 8))

@@ -122,7 +122,8 @@ def memory(case: Case) -> list[Parts]:
         tokens = max(rows * width for rows, width in prompt_batches(case, spec))
         kept = spec.every_block or case.value("published")
         stages.append(Parts("prompts are scored", **base, activations=prompt_bytes(d, tokens, kept)))
-    stages += gradient_stage(case, base, to_score) + solver_stage(case, base, to_score)
+    for add in (answers_stage, gradient_stage, solver_stage):
+        stages += add(case, base, to_score)
     if element and not planned:
         stages.append(Parts("kept weights are chosen", **base, scores=(4 * 3 + 1) * d.linears))
     activations = max(batch_bytes(d, batch) for batch in asked(case.data))
@@ -140,6 +141,25 @@ def context_bytes(case: Case, stage: str) -> int:
     return CONTEXT * sum(device.type == "cuda" for device in devices_of(case, stage))
 
 
+def answers_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]:
+    """A scorer that reads answers, with gradients or without; hidden states of all blocks are there at once."""
+    if spec is None or "answers" not in spec.needs:
+        return []
+    d, tokens = case.model.sizes, max(case.grid.batch_tokens, *map(len, case.answers.tokens))
+    if "grad_dtype" not in spec.params:
+        return [Parts("answers are scored", **base, activations=2 * prompt_bytes(d, tokens, kept=True))]
+    dtype = DTYPES[case.value("grad_dtype")]
+    return [Parts("answers are scored", **base | {"weights": cast_bytes(case, dtype)},
+                  activations=backward_bytes(d, tokens, dtype.itemsize) + prompt_bytes(d, tokens, kept=True))]
+
+
+def cast_bytes(case: Case, dtype) -> int:
+    """The weights in another dtype: widening is exact both ways and needs no copy, other casts hold the originals."""
+    d = case.model.sizes
+    same, wider = str(dtype) == f"torch.{case.model.ref.dtype}", dtype.itemsize > d.itemsize
+    return d.parameters * (dtype.itemsize + (0 if same or wider else d.itemsize))
+
+
 def gradient_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]:
     """The backward passes, if the cell needs sums that the store has not."""
     kinds = kinds_to_make(case, spec)
@@ -147,11 +167,8 @@ def gradient_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Part
         return []
     d, dtype = case.model.sizes, DTYPES[case.value("grad_dtype")]
     longest = max(len(t) for t in case.solver_calib.tokens)
-    # widening is exact both ways and needs no copy; every other cast holds the weights as they were
-    same, wider = str(dtype) == f"torch.{case.model.ref.dtype}", dtype.itemsize > d.itemsize
-    weights = d.parameters * (dtype.itemsize + (0 if same or wider else d.itemsize))
     made = d.linears * d.itemsize if spec and spec.compares else 0  # the quantized model was made before
-    return [Parts(GRADIENTS, **base | {"weights": weights, "context": context_bytes(case, GRADIENTS)},
+    return [Parts(GRADIENTS, **base | {"weights": cast_bytes(case, dtype), "context": context_bytes(case, GRADIENTS)},
                   activations=backward_bytes(d, longest, dtype.itemsize), scores=4 * d.linears * len(kinds) + made)]
 
 

@@ -5,6 +5,7 @@ cell that needs it, and what is in the store is not counted.  What a scorer does
 
     needs calib      its passes over the calibration prompts
     needs labels     its passes are evaluations of labelled calibration documents
+    needs answers    its passes over worked documents; a backward pass counts as two
     gradients        one backward pass a document of the solvers' calibration set
     needs hessian    the block run twice over that set, and one factor a linear
 
@@ -89,6 +90,10 @@ class Costs:
         if "labels" in spec.needs:
             documents = len(case.calib_data.calib_docs[:documents_read(case, spec)])
             total += spec.forwards(blocks) * self.evaluation(case, self.probe) * documents / len(data.requests)
+        elif "answers" in spec.needs:
+            lengths = [len(tokens) for tokens in case.answers.tokens[:documents_read(case, spec)]]
+            token = self.probe.token(max(1, case.grid.batch_tokens // max(lengths)), max(lengths))
+            total += spec.forwards(blocks) * blocks * token * sum(lengths)
         elif "calib" in spec.needs:
             batches = sorted(prompt_batches(case, spec))
             token = self.probe.token(*batches[len(batches) // 2])

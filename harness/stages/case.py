@@ -23,6 +23,7 @@ from core.forward import is_out_of_memory
 from core.placement import Devices
 from core.registry import SCORERS, MethodSpec
 from core.types import Budget, CalibSet
+from evaluation.calibration.mixture import calib_digest
 from harness.grid import AUTO_GROUPS, Cell, Grid, cells_of, reads_solver_calib
 from harness.progress import Progress
 from harness.stages.documents import TaskData, load_general, task_data, tokens_digest
@@ -150,6 +151,17 @@ class Case:
         return self.calib_data.solver_calib(self.calib_choice, tokens=self.value("calib_tokens"),
                                             window=self.value("calib_window"), loss=self.value("loss_mask"),
                                             seed=self.cell.seed)
+
+    @property
+    def answers(self) -> CalibSet:
+        """The same documents with the answers' tokens marked; of general text, which has none, all tokens."""
+        loss = "all" if self.calib_choice.kind in GENERAL else "answer"
+        return self.calib_data.solver_calib(self.calib_choice, tokens=self.value("calib_tokens"),
+                                            window=self.value("calib_window"), loss=loss, seed=self.cell.seed)
+
+    @cached_property
+    def answers_digest(self) -> str:
+        return calib_digest(self.answers)
 
     @cached_property
     def solver_calib_digest(self) -> str:

@@ -19,6 +19,7 @@ from harness.stages.untouched import untouched
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
 
+SHAPES = {"group": "[out or 1, in/g]", "line": "[out, 1] or [1, in]"}
 FACTS = {"seed": lambda case: case.cell.seed, "batch_tokens": lambda case: case.grid.batch_tokens,
          "group_size": lambda case: case.group_size, "base": base, "corrupt": corrupting}
 
@@ -39,6 +40,8 @@ def _scores_key(case: Case) -> tuple[str, dict]:
                 "params": score_params(case, spec.params)}
     if set(spec.needs) & {"calib", "labels"}:
         upstream |= {"calib": case.prompts_digest, "machine": model.machine}
+    if "answers" in spec.needs:
+        upstream |= {"answers": case.answers_digest, "machine": model.machine}
     if set(spec.needs) & {"gradients", "hessian"}:
         upstream |= {"solver_calib": case.solver_calib_digest, "machine": model.machine}
     if spec.gradients:
@@ -85,6 +88,7 @@ def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
         block_of=model.block_of, calib=case.prompts if "calib" in reads else None, params=params, allowed=spec.params,
         task_metric=task_metric if "labels" in reads else None, progress=case.progress.update,
         solver_calib=case.solver_calib if reads & {"gradients", "hessian"} else None,
+        answers=case.answers if "answers" in reads else None,
         gradients=(lambda kind: gradients(case, kind)) if "gradients" in reads else None,
         corrupted=(lambda: base_quantized(case)) if "base" in spec.params else None,
         base=(lambda shape: base_layer(params["base"], shape)) if "base" in spec.params else None,
@@ -112,13 +116,17 @@ def check_scores(given: Scores, spec: ScorerSpec, shapes: dict[str, tuple[int, i
         rows, columns = shapes[fqn]
         wanted = {"layer": (), "linear": (), "channel": (columns,), "element": (rows, columns)}.get(given.granularity)
         shape = tuple(value.shape[:-1] if given.levels else value.shape)
-        right = _group_shape(shape, rows, columns) if given.granularity == "group" else shape == wanted
+        right = shape == wanted
+        if given.granularity == "group":
+            right = _group_shape(shape, rows, columns)
+        elif given.granularity == "line":
+            right = shape in ((rows, 1), (1, columns))
         if given.levels:
             right = right and value.ndim > 0 and value.shape[-1] == len(given.levels)
         if not right or not torch.isfinite(value).all():
             raise ValueError(f"scorer {spec.name!r}: scores of {fqn} have shape {tuple(value.shape)} or are not "
                              f"finite; {given.granularity} scores of a [{rows}, {columns}] linear have shape "
-                             f"{wanted if wanted is not None else '[out or 1, in/g]'}"
+                             f"{SHAPES.get(given.granularity, wanted)}"
                              + (f" and a last axis of {len(given.levels)} levels" if given.levels else ""))
 
 

@@ -119,7 +119,7 @@ def positive_weights(scores: Scores, names: list[str]) -> np.ndarray:
 
 @allocator("topk_keep", 2)
 def topk_keep(ctx: AllocContext):
-    """Global top-k of element or channel scores kept at 16 bits over the highest uniform level that fits.
+    """Global top-k of weights, columns or rows kept at 16 bits over the highest uniform level that fits.
 
     Equal scores are taken in spread order, so a blind scorer keeps weights all over the model.
     """
@@ -127,8 +127,12 @@ def topk_keep(ctx: AllocContext):
     total = ctx.total_bits
     base = max(b for b in ctx.budget.levels if b < 16 and uniform_bits(b, ctx.shapes, ctx.budget) <= total)
     spare = total - uniform_bits(base, ctx.shapes, ctx.budget)
-    scores = [ctx.scores.values[name].float().flatten() for name in ctx.shapes]
-    cost = _KeepCost(list(ctx.shapes.values()), [len(one) for one in scores], ctx.scores.granularity == "channel")
+    values = {name: ctx.scores.values[name].float() for name in ctx.shapes}
+    rows = {name for name, value in values.items() if ctx.scores.granularity == "line" and value.shape[1] == 1}
+    scores = [value.flatten() for value in values.values()]
+    whole = ["row" if name in rows else "column" for name in ctx.shapes]
+    cost = _KeepCost(list(ctx.shapes.values()), [len(one) for one in scores],
+                     whole if ctx.scores.granularity in ("channel", "line") else None)
     # an upper bound on how many fit: their 16-bit values alone would fill what is left
     order = first_k(torch.cat(scores), min(sum(cost.sizes), spare // (16 * cost.weights_a_score)))
     cost.rank(order.numpy())
@@ -136,23 +140,25 @@ def topk_keep(ctx: AllocContext):
     while low < high:  # the most scores whose weights and index fit; cost grows with their number
         middle = (low + high + 1) // 2
         low, high = (middle, high) if cost.of_first(middle) <= spare else (low, middle - 1)
-    masks = keep_masks(ctx.shapes, order[:low], cost.sizes)
+    masks = keep_masks(ctx.shapes, order[:low], cost.sizes, rows)
     layers = {name: replace(grid_plan(base, ctx.budget), keep=masks.get(name)) for name in ctx.shapes}
     return layers, {"kept": low, "kept_share": float(sum(m.sum() for m in masks.values()) / weights_of(ctx.shapes))}
 
 
 @dataclass
 class _KeepCost:
-    """Bits of 16-bit values and their index for the best so many scores of elements or columns."""
+    """Bits of 16-bit values and their index for the best so many scores of elements, columns or rows."""
 
     shapes: list[tuple[int, int]]
     sizes: list[int]  # scores of each linear
-    columns: bool  # whether a score is that of a whole column
+    whole: list[str] | None  # of each linear, whether a score is that of a whole "column" or "row"; None: of a weight
 
     @property
     def weights_a_score(self) -> int:
         """How many weights a score keeps at least."""
-        return min(rows for rows, _ in self.shapes) if self.columns else 1
+        if self.whole is None:
+            return 1
+        return min(rows if kind == "column" else cols for (rows, cols), kind in zip(self.shapes, self.whole))
 
     def rank(self, order: np.ndarray) -> None:
         """Note in which linear, and where in it, each ranked score lies."""
@@ -165,10 +171,11 @@ class _KeepCost:
         linear, place, total = self.linear[:count], self.place[:count], 0
         for index in np.unique(linear):
             (rows, cols), inside = self.shapes[index], place[linear == index]
-            if self.columns:
-                keep = np.zeros(cols, dtype=bool)
+            if self.whole is not None:
+                row = self.whole[index] == "row"
+                keep = np.zeros(rows if row else cols, dtype=bool)
                 keep[inside] = True
-                total += kept_bits(np.broadcast_to(keep, (rows, cols)))
+                total += kept_bits(np.broadcast_to(keep[:, None] if row else keep, (rows, cols)))
             else:
                 counts = np.bincount(inside // cols, minlength=rows)
                 total += 16 * len(inside) + min(whole_bytes(rows * cols), csr_bits(counts, cols))

@@ -11,7 +11,7 @@ order, which knows no score and is the same each time; each of its prefixes is s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -48,16 +48,19 @@ def first_k(flat: torch.Tensor, k: int, key: Callable[[np.ndarray], np.ndarray] 
     return torch.from_numpy(chosen[np.lexsort((key(chosen), -scores[chosen]))])
 
 
-def keep_masks(shapes: dict[str, tuple[int, int]], positions: torch.Tensor, sizes: list[int]) -> dict[str, np.ndarray]:
+def keep_masks(shapes: dict[str, tuple[int, int]], positions: torch.Tensor, sizes: list[int],
+               rows: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Bool [out, in] masks of the linears that keep anything.
 
-    ``positions`` count through the scores of all linears, of which each has ``sizes``: out · in weights, or in columns.
+    ``positions`` count through the scores of all linears, of which each has ``sizes``: out · in weights, or as many
+    columns, or rows (``rows`` names those linears).
     """
     flags = torch.zeros(sum(sizes), dtype=torch.bool)
     flags[positions] = True
     masks = {}
     for (name, shape), mask in zip(shapes.items(), flags.split(sizes)):
         if mask.any():
-            per_column = len(mask) != shape[0] * shape[1]
-            masks[name] = (mask.expand(shape) if per_column else mask.reshape(shape)).numpy().copy()
+            single = len(mask) == shape[0] * shape[1]
+            lines = mask[:, None] if name in rows else mask
+            masks[name] = (mask.reshape(shape) if single else lines.expand(shape)).numpy().copy()
     return masks

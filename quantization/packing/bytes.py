@@ -52,6 +52,8 @@ def pack_kept(kept: torch.Tensor, keep: np.ndarray) -> dict[str, np.ndarray]:
     kind = index_bits(keep)[1]
     if kind == "columns":
         return arrays | {"columns": np.packbits(keep[0], bitorder="little")}
+    if kind == "rows":
+        return arrays | {"rows": np.packbits(keep[:, 0], bitorder="little")}
     if kind == "bitmap":
         return arrays | {"bitmap": np.packbits(keep.ravel(), bitorder="little")}
     counts = keep.sum(1)
@@ -65,6 +67,8 @@ def unpack_mask(arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> np.nda
     rows, cols = shape
     if "columns" in arrays:
         return np.tile(np.unpackbits(arrays["columns"], bitorder="little")[:cols].astype(bool), (rows, 1))
+    if "rows" in arrays:
+        return np.tile(np.unpackbits(arrays["rows"], bitorder="little")[:rows].astype(bool)[:, None], (1, cols))
     if "bitmap" in arrays:
         return np.unpackbits(arrays["bitmap"], bitorder="little")[: rows * cols].astype(bool).reshape(shape)
     counts = unpack_bits(arrays["row_counts"], int(arrays["count_bits"][0]), rows)

@@ -148,6 +148,8 @@ def _notes(dataset: str, cells: Sequence[Result]) -> list[str]:
     notes += [f"{dataset}: conditioned elsewhere, on {text}: {', '.join(names)}" for text, names in elsewhere.items()]
     notes += [f"{dataset}: {cell.name}, seed {cell.seed}, calibrated on {cell.solver_calibration['chosen']}"
               for cell in cells if (cell.solver_calibration or {}).get("chosen")]
+    notes += [f"{dataset}: {cell.name}, seed {cell.seed}: {cell.score_notes['say']}"
+              for cell in cells if cell.score_notes.get("say")]
     if len({cell.seed for cell in cells if (cell.solver_calibration or {}).get("whole_pool")}) > 1:
         notes.append(f"{dataset}: --calib_tokens took every calibration document, so all seeds read the same ones; "
                      "their sd says little")

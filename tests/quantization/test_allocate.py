@@ -36,6 +36,9 @@ def problem(avg_bits: float, seed: int, unit: str = "nats", *, blocks: int = 12,
         values = {f: torch.tensor(rng.random(s), dtype=torch.float32) for f, s in shapes.items()}
     elif granularity == "channel":
         values = {f: torch.tensor(rng.random(s[1]), dtype=torch.float32) for f, s in shapes.items()}
+    elif granularity == "line":  # rows of the inputs of attention, columns of the rest
+        values = {f: torch.tensor(rng.random((s[0], 1) if f[-1] in "qkv" else (1, s[1])), dtype=torch.float32)
+                  for f, s in shapes.items()}
     else:
         values = {f: torch.tensor(per_block[b], dtype=torch.float32) for f, b in block_of.items()}
     budget = Budget(avg_bits, group_size=64, tolerance=tolerance)
@@ -46,11 +49,12 @@ def problem(avg_bits: float, seed: int, unit: str = "nats", *, blocks: int = 12,
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.floats(2.4, 8.0), st.integers(0, 1000), st.sampled_from(("uniform", "knapsack", "topk_keep", "channel")))
+@given(st.floats(2.4, 8.0), st.integers(0, 1000),
+       st.sampled_from(("uniform", "knapsack", "topk_keep", "channel", "line")))
 def test_budget_met_from_below_and_twice_the_same(avg_bits, seed, kind):
-    granularity = {"topk_keep": "element", "channel": "channel"}.get(kind, "layer")
-    name = "topk_keep" if kind == "channel" else kind
-    tolerance = 0.05 if kind == "channel" else 0.01  # a whole column of a small linear is a coarse step
+    granularity = {"topk_keep": "element", "channel": "channel", "line": "line"}.get(kind, "layer")
+    name = "topk_keep" if kind in ("channel", "line") else kind
+    tolerance = 0.05 if kind in ("channel", "line") else 0.01  # a whole column of a small linear is a coarse step
     plans = []
     for _ in range(2):
         ctx = problem(avg_bits, seed, granularity=granularity, tolerance=tolerance)
@@ -180,6 +184,20 @@ def test_equal_weights_are_kept_all_over_the_model(name):
         assert abs(layer.keep.sum() - share * layer.keep.size) <= 3, fqn
         rows, columns = layer.keep.sum(1), layer.keep.sum(0)
         assert rows.max() <= share * layer.keep.shape[1] + 3 and columns.max() <= share * layer.keep.shape[0] + 3, fqn
+
+
+def test_whole_rows_and_columns_are_kept_best_first():
+    ctx = problem(3.6, 1, granularity="line", tolerance=0.05)
+    layers, notes = ALLOCATORS.get("topk_keep").fn(ctx)
+    kept, dropped = [], []
+    for fqn, layer in layers.items():
+        value = ctx.scores.values[fqn]
+        keep = np.zeros(ctx.shapes[fqn], bool) if layer.keep is None else layer.keep
+        along = keep[:, 0] if value.shape[1] == 1 else keep[0]
+        assert np.array_equal(keep, np.broadcast_to(along[:, None] if value.shape[1] == 1 else along, keep.shape))
+        kept += value.flatten()[along].tolist()
+        dropped += value.flatten()[~along].tolist()
+    assert len(kept) == notes["kept"] > 0 and min(kept) >= max(dropped)
 
 
 def test_equal_columns_are_kept_all_over_the_model():

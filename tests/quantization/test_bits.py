@@ -29,9 +29,10 @@ def planned(draw):
     group_bits = rng.integers(1, 9, -(-cols // size)).astype(np.uint8) if mixed else None
     keep = None
     if draw(st.booleans()) and bits < 16:
-        kind = draw(st.sampled_from(("few", "many", "columns")))
-        keep = rng.random((rows, cols)) < {"few": 0.02, "many": 0.5, "columns": 0.3}[kind]
+        kind = draw(st.sampled_from(("few", "many", "columns", "rows")))
+        keep = rng.random((rows, cols)) < {"few": 0.02, "many": 0.5, "columns": 0.3, "rows": 0.3}[kind]
         keep = np.repeat(keep[:1], rows, axis=0) if kind == "columns" else keep
+        keep = np.repeat(keep[:, :1], cols, axis=1) if kind == "rows" else keep
     dtype = draw(st.sampled_from((torch.bfloat16, torch.float32)))
     widths = {"scale_bits": 32, "zero_bits": 32} if float_zero else {}
     plan = LayerPlan(bits=bits, group_size=size, **widths, group_bits=group_bits, keep=keep)
@@ -113,6 +114,8 @@ def test_known_costs():
     bits, kind = index_bits(keep)
     assert kind == "csr" and bits == 8 + 8 + 8  # width byte, 4 one-bit row counts, one 7-bit column
     assert layer_bits(LayerPlan(4, 128, keep=keep), shape) == layer_bits(LayerPlan(4, 128), shape) + 16 + bits
+    keep[1] = True
+    assert index_bits(keep) == (8, "rows") and index_bits(keep.T)[1] == "columns"
 
 
 def test_groups_that_do_not_divide_name_layer_and_what_fits():

@@ -1,0 +1,160 @@
+"""What attention heads put out, and what the model says of the answers when a head's output is replaced.
+
+A head's output is its slice of the input to the attention's output projection, [T, width] a document.  It is replaced
+
+    zero    by zeros
+    mean    by the head's mean over all tokens of the documents
+    other   by what the head puts out in the next document, position by position from the end; a shorter one is repeated
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+
+import torch
+from torch import nn
+
+from core.architecture import Attention, find_heads
+from core.errors import UserError
+from core.forward import call, device_of, pad, skip_to, watch
+from core.types import ScoreContext
+from streams.answers import Answers, embedded, log_probability
+
+
+@contextmanager
+def inputs_of(linears: list[nn.Linear], see: Callable[[int, torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
+    """Call ``see(number, x [B, T, in])`` before each linear; what it returns, if anything, is read in its place."""
+    def hook(number: int):
+        def change(_module, args):
+            other = see(number, args[0])
+            return None if other is None else (other, *args[1:])
+        return change
+
+    with ExitStack() as hooks:
+        for number, linear in enumerate(linears):
+            hooks.callback(linear.register_forward_pre_hook(hook(number)).remove)
+        yield
+
+
+class Heads:
+    """The heads of a model, and replacements of their outputs over some documents."""
+
+    def __init__(self, ctx: ScoreContext, docs: list[int], ablation: str):
+        self.ctx, self.docs, self.ablation = ctx, docs, ablation
+        self.attention: list[Attention] = find_heads(ctx.model)
+        self.outputs = [ctx.linears[one.o] for one in self.attention]
+        self._means: list[torch.Tensor] | None = None
+        if ablation == "other" and len(docs) < 2:
+            raise UserError("--ablation other needs two documents; raise --circuit_docs or --calib_tokens")
+
+    @property
+    def most(self) -> int:
+        """The largest number of heads in a block."""
+        return max(one.heads for one in self.attention)
+
+    def means(self) -> list[torch.Tensor]:
+        """The mean input of every output projection over all tokens of the documents: [in] a block."""
+        if self._means is None:
+            sums, tokens = [0.0] * len(self.outputs), 0
+            for doc in self.docs:
+                ids, mask = pad([self.ctx.answers.tokens[doc]], device_of(self.ctx.model))
+                seen = self.put_out(ids, mask)
+                sums = [total + x[0].float().sum(0) for total, x in zip(sums, seen)]
+                tokens += ids.shape[1]
+            self._means = [total / tokens for total in sums]
+        return self._means
+
+    @torch.no_grad()
+    def replacements(self, asked: Answers) -> list[torch.Tensor]:
+        """What replaces the inputs of the output projections: [1 or B, 1 or T, in] a block."""
+        if self.ablation == "zero":
+            return [torch.zeros(1, 1, linear.in_features, device=asked.ids.device) for linear in self.outputs]
+        if self.ablation == "mean":
+            return [mean[None, None] for mean in self.means()]
+        return self._others(asked)
+
+    def _others(self, asked: Answers) -> list[torch.Tensor]:
+        """Of each document, what the next one gives; padding holds zeros."""
+        tokens, width = self.ctx.answers.tokens, asked.ids.shape[1]
+        rows: list[list[torch.Tensor]] = [[] for _ in self.outputs]
+        for doc in asked.docs:
+            other = self.docs[(self.docs.index(doc) + 1) % len(self.docs)]
+            seen = self.put_out(*pad([tokens[other]], asked.ids.device))
+            from_end = torch.arange(len(tokens[doc]) - 1, -1, -1, device=asked.ids.device) % len(tokens[other])
+            for block, x in enumerate(seen):
+                row = x.new_zeros(width, x.shape[2])
+                row[width - len(tokens[doc]):] = x[0, len(tokens[other]) - 1 - from_end]
+                rows[block].append(row)
+        return [torch.stack(of_block) for of_block in rows]
+
+    def put_out(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        """The inputs of the output projections in one pass."""
+        seen: dict[int, torch.Tensor] = {}
+        with torch.no_grad(), inputs_of(self.outputs, lambda at, x: seen.__setitem__(at, x)):
+            call(self.ctx.model, ids, mask)
+        return [seen[at] for at in range(len(self.outputs))]
+
+
+@torch.inference_mode()
+def ablated(heads: Heads, asked: Answers, see: Callable[[int], None] = lambda block: None) -> torch.Tensor:
+    """f as it is − f with one head replaced: float32 [B, blocks, most heads], 0 where a block has fewer.
+
+    Exact.  The blocks before the head's own are not run again: they give what they gave.  Every run holds the
+    untouched document beside the changed ones, so both come from one batch and its rounding.
+    """
+    ctx, hidden = heads.ctx, {}
+    with watch(ctx.blocks, hidden.__setitem__) as widths:
+        call(ctx.model, asked.ids, asked.mask)
+    replacing = heads.replacements(asked)
+    effects = torch.zeros(len(asked.docs), len(ctx.blocks), heads.most)
+    for block, attention in enumerate(heads.attention):
+        see(block)
+        copies = asked.repeated(attention.heads + 1)
+        start = nullcontext() if block == 0 else skip_to(
+            ctx.blocks, block - 1, hidden[block - 1].repeat_interleave(attention.heads + 1, 0), widths[block - 1])
+        change = _one_head_each(attention, replacing[block])
+        with start, inputs_of([heads.outputs[block]], lambda _at, x, change=change: change(x)):
+            f = log_probability(ctx.model, copies).view(len(asked.docs), -1)
+        effects[:, block, :attention.heads] = (f[:, -1:] - f[:, :-1]).cpu()
+    return effects
+
+
+def _one_head_each(attention: Attention, other: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Replace head j in copy j of every document; the last copy stays."""
+    def change(x: torch.Tensor) -> torch.Tensor:
+        changed = x.clone().view(-1, attention.heads + 1, *x.shape[1:])  # [B, copies, T, in]
+        for head in range(attention.heads):
+            part = slice(head * attention.width, (head + 1) * attention.width)
+            changed[:, head, :, part] = other[..., part].to(x.dtype)
+        return changed.view_as(x)
+    return change
+
+
+def head_sums(heads: Heads, values: list[torch.Tensor]) -> torch.Tensor:
+    """Sum [B, T, in] a block over tokens and each head's slice: float32 [B, blocks, most heads]."""
+    out = torch.zeros(len(values[0]), len(values), heads.most)
+    for block, (attention, value) in enumerate(zip(heads.attention, values)):
+        parts = value.float().view(*value.shape[:2], attention.heads, attention.width)
+        out[:, block, :attention.heads] = parts.sum((1, 3)).cpu()
+    return out
+
+
+def attributed(heads: Heads, asked: Answers, embeddings: list[torch.Tensor | None], weights: list[float],
+               away_from: list[torch.Tensor] | None = None) -> torch.Tensor:
+    """Σ over tokens and a head's slice of (a − a')·Σ_k w_k ∂f/∂a: float32 [B, blocks, most heads].
+
+    a: the heads' outputs as they are; a': ``away_from``, or what replaces them; the gradients are taken where the
+    input embeddings are ``embeddings[k]`` [B, T, d] (None: as they are), weighted by w_k.
+    """
+    model, total = heads.ctx.model, None
+    clean = heads.put_out(asked.ids, asked.mask)
+    for embedding, weight in zip(embeddings, weights, strict=True):
+        seen: list[torch.Tensor] = []
+        with torch.enable_grad(), embedded(model, embedding), inputs_of(heads.outputs,
+                                                                       lambda _at, x, seen=seen: seen.append(x)):
+            f = log_probability(model, asked).sum()
+            grads = torch.autograd.grad(f, seen)
+        weighted = [weight * grad.detach() for grad in grads]
+        total = weighted if total is None else [a + b for a, b in zip(total, weighted)]
+    others = heads.replacements(asked) if away_from is None else away_from
+    real = asked.mask.bool()[..., None]
+    return head_sums(heads, [(a - b.to(a.dtype)) * grad * real for a, b, grad in zip(clean, others, total)])
