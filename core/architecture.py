@@ -104,3 +104,34 @@ def _attention(model: nn.Module, path: str, block: nn.Module) -> Attention:
                         f"and {rows} rows of queries are heads of {width}; single heads cannot be told apart")
     q, k, v, o = (f"{path}.{place}.{child}" for child in ("q_proj", "k_proj", "v_proj", out[0]))
     return Attention(q, k, v, o, heads=rows // width, kv_heads=inside["k_proj"].out_features // width, width=width)
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """The linears of one block's feed-forward part: neuron n is row n of each of ``into`` and column n of ``out``."""
+
+    into: tuple[str, ...]
+    out: str
+    neurons: int
+
+
+def find_mlps(model: nn.Module) -> list[Mlp]:
+    """The feed-forward part of every block: the one linear outside the attention whose inputs are other linears' rows.
+
+    Raises UserError where there is not exactly one, as in a mixture of experts or with gate and up in one linear.
+    """
+    linears, block_of = find_linears(model)
+    found = []
+    for block, attention in enumerate(find_heads(model)):
+        own = {fqn: lin for fqn, lin in linears.items() if block_of[fqn] == block
+               and fqn not in (attention.q, attention.k, attention.v, attention.o)}
+        hidden = linears[attention.q].in_features
+        outs = [fqn for fqn, lin in own.items() if lin.out_features == hidden]
+        into = tuple(fqn for fqn in own if len(outs) == 1 and fqn != outs[0]
+                     and own[fqn].out_features == own[outs[0]].in_features)
+        if len(outs) != 1 or not into:
+            raise UserError(f"{type(model).__name__} has no feed-forward part of single neurons in block {block} "
+                            f"({len(outs)} linears lead back to the hidden state, {len(into)} feed them); use heads or "
+                            "LIG")
+        found.append(Mlp(into, outs[0], own[outs[0]].in_features))
+    return found

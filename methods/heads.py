@@ -114,7 +114,7 @@ def _by_gradients(ctx: ScoreContext, what: str, batch_effects) -> Scores:
 def heads_attribution(ctx: ScoreContext) -> Scores:
     """The first-order estimate of heads-ablation."""
     return _by_gradients(ctx, "heads attributed",
-                         lambda heads, asked: streams.attributed(heads, asked, [None], [1.0]))
+                         lambda heads, asked: streams.attributed(heads, asked))
 
 
 @scorer("heads-EAP-IG", granularity="line", needs=("answers",),
@@ -122,17 +122,9 @@ def heads_attribution(ctx: ScoreContext) -> Scores:
         every_block=True)
 def heads_eap_ig(ctx: ScoreContext) -> Scores:
     """Gradients integrated from a baseline of the inputs to the inputs."""
-    steps = ctx.param("ig_steps")
-
     def effects(heads, asked):
         start = answers.baseline(ctx, heads.docs, ctx.param("baseline"))
-        with torch.no_grad():
-            real = ctx.model.get_input_embeddings()(asked.ids).float()
-            empty = start.expand_as(real)
-            with answers.embedded(ctx.model, empty):
-                away = heads.put_out(asked.ids, asked.mask)
-        points = [empty + k / steps * (real - empty) for k in range(1, steps + 1)]
-        return streams.attributed(heads, asked, points, [1 / steps] * steps, away_from=away)
+        return streams.integrated_heads(heads, asked, start, ctx.param("ig_steps"))
 
     return _by_gradients(ctx, "gradients integrated", effects)
 

@@ -7,4 +7,5 @@ import quantization.solvers.codebook
 import quantization.solvers.gptq
 import quantization.solvers.rtn
 import quantization.solvers.slim
+import quantization.solvers.split
 import quantization.solvers.spqr  # noqa: F401  (they register themselves)

@@ -15,6 +15,7 @@ Published forms store other things beside the codes (FORMS):
     codebook  SqueezeLLM: 2^b fp16 values a row
     bnb4      bitsandbytes NF4 / FP4: one float32 maximum per 64 consecutive weights
     bnb8      bitsandbytes LLM.int8: one float32 maximum a row
+    split     bnb4 of what is not kept alone; whole rows or columns are kept
 
 Each array is rounded up to whole bytes, because that is how it is packed: the sum equals 8 × the bytes
 of :func:`quantization.packing.forms.packed` to the bit (a test holds the two together).  A linear at 16 bits
@@ -145,8 +146,14 @@ def _bnb8(plan: LayerPlan, rows: int, cols: int) -> int:
     return 8 * rows * cols + 32 * rows
 
 
+def _split(plan: LayerPlan, rows: int, cols: int) -> int:
+    rest = rows * cols - (0 if plan.keep is None else int(plan.keep.sum()))
+    return whole_bytes(rest * 4) + 32 * -(-rest // plan.group_size)
+
+
 BILEVEL_ROWS = 16  # consecutive output rows that share second-level statistics
-FORMS = {"grid": _grid, "bilevel": _bilevel, "slim": _slim, "codebook": _codebook, "bnb4": _bnb4, "bnb8": _bnb8}
+FORMS = {"grid": _grid, "bilevel": _bilevel, "slim": _slim, "codebook": _codebook, "bnb4": _bnb4, "bnb8": _bnb8,
+         "split": _split}
 
 
 def make_plan(layers: Mapping[str, LayerPlan], shapes: Mapping[str, tuple[int, int]], other: tuple[int, int],

@@ -129,32 +129,65 @@ def _one_head_each(attention: Attention, other: torch.Tensor) -> Callable[[torch
     return change
 
 
-def head_sums(heads: Heads, values: list[torch.Tensor]) -> torch.Tensor:
-    """Sum [B, T, in] a block over tokens and each head's slice: float32 [B, blocks, most heads]."""
+def head_sums(heads: Heads, values: list[torch.Tensor], asked: Answers) -> torch.Tensor:
+    """Sum [B, T, in] a block over real tokens and each head's slice: float32 [B, blocks, most heads]."""
     out = torch.zeros(len(values[0]), len(values), heads.most)
     for block, (attention, value) in enumerate(zip(heads.attention, values)):
-        parts = value.float().view(*value.shape[:2], attention.heads, attention.width)
+        real = value.float() * asked.mask[..., None]
+        parts = real.view(*value.shape[:2], attention.heads, attention.width)
         out[:, block, :attention.heads] = parts.sum((1, 3)).cpu()
     return out
 
 
-def attributed(heads: Heads, asked: Answers, embeddings: list[torch.Tensor | None], weights: list[float],
-               away_from: list[torch.Tensor] | None = None) -> torch.Tensor:
-    """Σ over tokens and a head's slice of (a − a')·Σ_k w_k ∂f/∂a: float32 [B, blocks, most heads].
+def attributed(heads: Heads, asked: Answers) -> torch.Tensor:
+    """Σ over tokens and a head's slice of (a − a')·∂f/∂a: float32 [B, blocks, most heads].
 
-    a: the heads' outputs as they are; a': ``away_from``, or what replaces them; the gradients are taken where the
-    input embeddings are ``embeddings[k]`` [B, T, d] (None: as they are), weighted by w_k.
+    a: the heads' outputs; a': what replaces them.
     """
-    model, total = heads.ctx.model, None
-    clean = heads.put_out(asked.ids, asked.mask)
-    for embedding, weight in zip(embeddings, weights, strict=True):
-        seen: list[torch.Tensor] = []
-        with torch.enable_grad(), embedded(model, embedding), inputs_of(heads.outputs,
-                                                                       lambda _at, x, seen=seen: seen.append(x)):
-            f = log_probability(model, asked).sum()
-            grads = torch.autograd.grad(f, seen)
-        weighted = [weight * grad.detach() for grad in grads]
-        total = weighted if total is None else [a + b for a, b in zip(total, weighted)]
-    others = heads.replacements(asked) if away_from is None else away_from
-    real = asked.mask.bool()[..., None]
-    return head_sums(heads, [(a - b.to(a.dtype)) * grad * real for a, b, grad in zip(clean, others, total)])
+    seen, grads = gradients_of_inputs(heads.ctx.model, heads.outputs, asked, None)
+    away = heads.replacements(asked)
+    return head_sums(heads, [(x - b.to(x.dtype)) * grad for x, b, grad in zip(seen, away, grads)], asked)
+
+
+def integrated_heads(heads: Heads, asked: Answers, baseline: torch.Tensor, steps: int) -> torch.Tensor:
+    """The same with gradients integrated from the baseline's embeddings, away from its outputs."""
+    return head_sums(heads, integrated_inputs(heads.ctx.model, heads.outputs, asked, baseline, steps), asked)
+
+
+def integrated_inputs(model: nn.Module, linears: list[nn.Linear], asked: Answers, baseline: torch.Tensor,
+                      steps: int) -> list[torch.Tensor]:
+    """(a − a°)·(1/m) Σ_k ∂f/∂a at e° + k/m (e − e°), k = 1..m, of each linear's input a: float32 [B, T, in], 0 at
+    padding; e: the token embeddings, e°: ``baseline`` [d] for every token, a°: the input there.
+    """
+    with torch.no_grad():
+        real = model.get_input_embeddings()(asked.ids).float()
+        empty = baseline.expand_as(real)
+        clean, away = (seen_inputs(model, linears, asked, at) for at in (None, empty))
+    total: list[torch.Tensor] | None = None
+    for k in range(1, steps + 1):
+        _, grads = gradients_of_inputs(model, linears, asked, empty + k / steps * (real - empty))
+        total = grads if total is None else [a + b for a, b in zip(total, grads)]
+    padding = asked.mask[..., None]
+    return [(a.float() - b.float()) * grad.float() / steps * padding for a, b, grad in zip(clean, away, total)]
+
+
+def gradients_of_inputs(model: nn.Module, linears: list[nn.Linear], asked: Answers,
+                        embeddings: torch.Tensor | None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The linears' inputs and ∂f/∂ of them, both [B, T, in], where the input embeddings are these."""
+    seen: dict[int, torch.Tensor] = {}
+    with torch.enable_grad(), embedded(model, embeddings), inputs_of(linears, lambda at, x: seen.__setitem__(at, x)):
+        f = log_probability(model, asked).sum()
+        inputs = [seen[at] for at in range(len(linears))]
+        grads = torch.autograd.grad(f, inputs)
+    # OPT hands some linears all tokens of all documents in one dimension
+    return tuple([x.detach().reshape(*asked.ids.shape, -1) for x in of] for of in (inputs, grads))
+
+
+def seen_inputs(model: nn.Module, linears: list[nn.Linear], asked: Answers,
+                embeddings: torch.Tensor | None) -> list[torch.Tensor]:
+    """The linears' inputs in one pass, [B, T, in]."""
+    seen: dict[int, torch.Tensor] = {}
+    given = nullcontext() if embeddings is None else embedded(model, embeddings)
+    with torch.no_grad(), given, inputs_of(linears, lambda at, x: seen.__setitem__(at, x)):
+        call(model, asked.ids, asked.mask)
+    return [seen[at].reshape(*asked.ids.shape, -1) for at in range(len(linears))]

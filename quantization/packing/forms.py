@@ -16,7 +16,7 @@ from core.lazy import torch
 from core.types import LayerPlan, Stored
 from quantization.bits import BILEVEL_ROWS, MAP_BITS, code_bits, column_bits, column_number_bits
 from quantization.packing.bytes import from16, pack_bits, pack_kept, raw, raw16, unpack_bits, unpack_mask
-from quantization.solvers import bnb, codebook, slim
+from quantization.solvers import bnb, codebook, slim, split
 from quantization.solvers.grid import Grid, MinimumGrid, sixteen_bit, spread_groups
 from quantization.solvers.rtn import encode
 from quantization.solvers.spqr_fit import Level
@@ -46,7 +46,19 @@ def packed_alone(weight: torch.Tensor, layer: LayerPlan, quantizer: str) -> dict
         kind = quantizer.removeprefix("bnb-")
         codes, maxima, _ = bnb.eight_bit(weight) if layer.form == "bnb8" else bnb.four_bit(weight, kind)
         return {"codes": raw(codes), "maxima": raw(maxima.float())}
+    if layer.form == "split":
+        return pack_split(weight, layer)
     return pack_nearest(weight, layer, float_zero=quantizer.startswith("rtn-float"))
+
+
+def pack_split(weight: torch.Tensor, layer: LayerPlan) -> dict[str, np.ndarray]:
+    """4-bit codes and maxima of what is not kept, then the kept rows or columns."""
+    rest = split.rest_of(weight, layer)
+    codes, maxima = bnb.four_bit(rest, split.KIND)[:2] if len(rest) else (rest.new_zeros(0, dtype=torch.uint8),) * 2
+    arrays = {"codes": raw(codes), "maxima": raw(maxima.float())}
+    if layer.keep is None or not layer.keep.any():
+        return arrays
+    return arrays | pack_kept(weight[torch.as_tensor(layer.keep)], layer.keep)
 
 
 def _with_kept(values: torch.Tensor, arrays: dict[str, np.ndarray], kept_dtype: torch.dtype) -> torch.Tensor:
