@@ -106,7 +106,8 @@ def _table(table: TableData) -> dict:
     power = [line for dataset in table.datasets if (line := power_line(table, dataset))]
     small = [line for d in table.datasets for line in small_categories(categories(table, d).values(), d)]
     return {"title": table.title, "overview": first if table.rows else None, "details": more,
-            "lines": [*falling_line(table), *chance_line(table), *conditioning_lines(table), *([POWER] if power else []), *power, *table.notes],
+            "lines": [*falling_line(table), *chance_line(table), *conditioning_lines(table),
+                      *([POWER] if power else []), *power, *table.notes],
             "families": [*(family_line(table, dataset) for dataset in table.datasets), *small]}
 
 
