@@ -129,6 +129,11 @@ def load_model(name: str, ref: ModelRef, device: torch.device, token: str | None
     except LOAD_ERRORS as error:
         raise unloadable(f"model {name!r} does not load", error,
                          "copy or download the whole checkpoint again") from None
+    return ready(model)
+
+
+def ready(model: nn.Module) -> nn.Module:
+    """A loaded model as everything here expects it: in eval mode, without gradients, its head given whole inputs."""
     model.eval().requires_grad_(False)
     head = model.get_output_embeddings()
     if isinstance(head, nn.Linear):

@@ -64,7 +64,7 @@ def score(model: str, method: str, dataset: str, **grid) -> Scores:
     1, in/g] (group) or [out, in] (element); higher = protect; ``unit`` and ``notes`` say more.
     Raises UserError for a name or value that cannot be, or a method without a scorer.
     """
-    case = _case(model, method, dataset, grid)
+    case = one_case(model, method, dataset, grid)
     if not case.method.scorer:
         raise UserError(f"method {method!r} has no scorer, so there is nothing to score; quantize() applies it")
     return scores(case)
@@ -78,7 +78,7 @@ def quantize(model: str, method: str, dataset: str, avg_bits: float = 4.25, **gr
     rows take their whole bits from it and show their own.  Other arguments as of :func:`score`.
     Raises UserError for what cannot be, BudgetError where no plan meets the budget.
     """
-    case = _case(model, method, dataset, grid | {"avg_bits": (avg_bits,)})
+    case = one_case(model, method, dataset, grid | {"avg_bits": (avg_bits,)})
     planned = plan(case)
     true = _put(case, planned)
     bits = Bits(average=true.avg_bits, whole_model=true.model_avg_bits, stored=true.stored_bits,
@@ -103,12 +103,12 @@ def evaluate(model: Quantized | str, dataset: str | None = None, **grid) -> Answ
     elif dataset is None:
         raise UserError("evaluate() of a model by name needs a data set, such as trivia_qa")
     else:
-        case = _case(model, "fp16", dataset, grid)
+        case = one_case(model, "fp16", dataset, grid)
     result, samples = compute_cell(case)
     return Answers(samples=samples, metrics=result.metrics, result=result)
 
 
-def _case(model: str, method: str, dataset: str, grid: dict) -> Case:
+def one_case(model: str, method: str, dataset: str, grid: dict) -> Case:
     """The one cell of a grid of these; its checks are the grid's own."""
     asked = {name: tuple(value) if isinstance(value, list) else value for name, value in grid.items()}
     for axis in ("avg_bits", "seeds", "keep_ratio"):

@@ -33,7 +33,7 @@ class CircuitAwareLinear(nn.Module):
         rest = int(others.sum()) * (in_features if by_rows else out_features)
         shape = (len(places), in_features) if by_rows else (out_features, len(places))
         self.register_buffer("places", places.long())
-        self.register_buffer("others", others.nonzero()[:, 0])
+        self.register_buffer("others", others.nonzero()[:, 0], persistent=False)
         self.register_buffer("kept", torch.zeros(shape, dtype=half))
         self.register_buffer("codes", torch.zeros(-(-rest // 2), dtype=torch.uint8))
         self.register_buffer("maxima", torch.zeros(-(-rest // BLOCK), dtype=torch.float32))
@@ -68,6 +68,23 @@ class CircuitAwareLinear(nn.Module):
                                    code=library.get_4bit_type(KIND, device=self.codes.device), quant_type=KIND,
                                    dtype=self.dtype)
         return library.dequantize_4bit(self.codes[:, None], state).reshape(shape)
+
+    def weight(self) -> torch.Tensor:
+        """Ŵ of both branches as one matrix [out, in], in the dtype that it was made of."""
+        values = torch.empty(self.out_features, self.in_features, dtype=self.dtype, device=self.kept.device)
+        lines = values if self.by_rows else values.t()
+        kept, rest = self.kept.to(self.dtype), self.rest()
+        lines[self.places] = kept if self.by_rows else kept.t()
+        lines[self.others] = rest if self.by_rows else rest.t()
+        return values
+
+    def dense(self) -> nn.Linear:
+        """A plain linear of the same effective weights."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, dtype=self.dtype)
+        linear.weight.data = self.weight()
+        if self.bias is not None:
+            linear.bias.data = self.bias.clone()
+        return linear
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """y [..., out] of x [..., in]."""

@@ -18,11 +18,21 @@ from torch import nn
 from core import demo_model
 from core.architecture import find_blocks, find_linears, other_bits, uncovered
 from core.errors import UserError
-from core.model import empty_model, load_model, load_tokenizer, model_ref, pick_device, pick_dtype, resolve_model
+from core.model import (
+    empty_model,
+    load_model,
+    load_tokenizer,
+    model_ref,
+    pick_device,
+    pick_dtype,
+    ready,
+    resolve_model,
+)
 from core.placement import Devices, parse_devices, placed
 from core.types import ModelRef
 from harness.presets import BRIEF_MODELS, DEMO_MODEL
 from quantization.apply import Originals
+from quantization.packing.checkpoint import is_split, load_split
 
 log = logging.getLogger(__name__)
 KNOWN = (DEMO_MODEL, *BRIEF_MODELS)
@@ -93,7 +103,12 @@ class LazyModel:
     def module(self) -> nn.Module:
         """The weights, loaded on first use."""
         self.say(f"Loading {self.ref.name} ({self.ref.dtype}, {self.device})")
-        module = load_model(self.where, self.ref, self.device, self.token)
+        if is_split(self.where):
+            module = ready(load_split(Path(self.where), dense=True).to(self.device))
+            for p in module.parameters():  # buffers keep their own type: rotary frequencies are float32
+                p.data = p.data.to(getattr(torch, self.ref.dtype))
+        else:
+            module = load_model(self.where, self.ref, self.device, self.token)
         self.on_load(module)
         return module
 
@@ -204,6 +219,8 @@ def check_positions(model: LazyModel, longest: int, what: str) -> None:
 
 def check_plain(model: LazyModel) -> None:
     """Refuse a checkpoint that is quantized already: its weights are not those that a method would quantize."""
+    if is_split(model.where):
+        raise UserError(f"{model.ref.name} is quantized already; scripts/evaluate.py asks it questions")
     kind = getattr(model.skeleton.config, "quantization_config", None)
     if kind is not None:
         named = kind.get("quant_method") if isinstance(kind, dict) else getattr(kind, "quant_method", None)

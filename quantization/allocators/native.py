@@ -43,6 +43,10 @@ OTHERS = Setting("others", int, None, "blocks besides the edges that stay at 16 
                  flag=False)
 FP16_RATIO = Setting("fp16_ratio", float, 0.2, "share of the heads, and of the neurons, that stays at 16 bits", low=0,
                      high=1, flag=False)
+ATTN_THRESHOLD = Setting("attn_importance_threshold", float, 0.0, "heads below this share of the best head's "
+                         "importance are not kept", low=0, high=1, flag=False)
+MLP_THRESHOLD = Setting("mlp_importance_threshold", float, 0.0, "neurons below this share of the best neuron's "
+                        "importance are not kept", low=0, high=1, flag=False)
 PAIRS = Setting("pairs", float, 0.25, "share of a linear's column groups that gets a bit more, and a bit less", low=0,
                 high=0.5, flag=False)
 
@@ -154,19 +158,21 @@ def bnb(ctx: AllocContext):
     return {name: bnb_layer(ctx.options.get("kind", "nf4"), shape) for name, shape in ctx.shapes.items()}, {}
 
 
-@allocator("circuit_fraction", options=(FP16_RATIO,), exempt=True)
+@allocator("circuit_fraction", options=(FP16_RATIO, ATTN_THRESHOLD, MLP_THRESHOLD), exempt=True)
 def circuit_fraction(ctx: AllocContext):
-    """Of each kind of unit that the scores tell apart, the best over the whole model, never more than the ratio.
+    """Of each kind of unit that the scores tell apart, the best over the whole model, never more than the ratio, and
+    none below the threshold's share of the best.
 
     Lines of equal score belong to one unit and are kept together, so a head is kept whole or not at all.
     """
     _scored(ctx, "line", "circuit_fraction keeps heads and neurons; combine it with the scorer circuit")
     kinds, ratio = ctx.scores.notes.get("kinds", {}), FP16_RATIO.of(ctx.options)
+    thresholds = {"heads": ATTN_THRESHOLD.of(ctx.options), "neurons": MLP_THRESHOLD.of(ctx.options)}
     least: dict[str, float] = {}
     for kind in sorted(set(kinds.values())):
         columns = torch.cat([ctx.scores.values[fqn].flatten() for fqn, own in kinds.items()
                              if own == kind and ctx.scores.values[fqn].shape[0] == 1])
-        least[kind] = _cut(columns, ratio)
+        least[kind] = max(_cut(columns, ratio), thresholds[kind] * float(columns.max()))
     layers, columns = {}, dict.fromkeys(least, 0)
     for fqn, shape in ctx.shapes.items():
         kept = ctx.scores.values[fqn] >= least.get(kinds.get(fqn), math.inf)

@@ -9,7 +9,8 @@ import quantization
 from core.registry import ALLOCATORS, QUANTIZERS
 assert "gptq" in QUANTIZERS and "topk_keep" in ALLOCATORS
 for module in pkgutil.walk_packages(quantization.__path__, "quantization."):
-    if module.name != "quantization.inference":  # modules of torch, imported where a model runs
+    # modules of torch, imported where a model runs
+    if module.name not in ("quantization.inference", "quantization.packing.checkpoint"):
         importlib.import_module(module.name)
 import streams.hessians
 print(sorted({"torch", "transformers", "bitsandbytes", "scipy"} & set(sys.modules)))

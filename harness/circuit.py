@@ -1,0 +1,177 @@
+"""The circuit-aware method step by step: score a model, quantize it by the scores into a folder, ask that folder.
+
+The grid's own stages and store do the work; `circuit-native` in a grid is the same in one step.  A settings file
+(configs/*.yaml) names what the first step reads:
+
+    model: smollm2-135m                 # alias, hub id or folder
+    dataset: mmlu_pro                   # whose answers the circuit carries
+    fp16_ratio: 0.2                     # share of the heads, and of the neurons, that stays at 16 bits
+    attn_importance_threshold: 0.0      # heads below this share of the best head's importance are not kept at all
+    mlp_importance_threshold: 0.0       # neurons likewise
+    calibration: {method: IntegratedGradients, n_steps: 20, documents: 32, baseline: mean}
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from core.errors import UserError, did_you_mean, one_line
+from core.registry import ALLOCATORS
+from core.types import Plan, Scores
+from harness.api import one_case, score
+from harness.stages.case import Case
+from quantization.allocators.common import AllocContext
+from quantization.bits import make_plan
+from quantization.packing.checkpoint import ABOUT, is_split, save_split
+
+FORMAT = "circuit-scores-1"
+EVAL_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How importance is measured."""
+
+    method: str = "IntegratedGradients"
+    n_steps: int = 20
+    documents: int = 32
+    baseline: str = "mean"
+
+
+@dataclass(frozen=True)
+class CircuitSettings:
+    """A settings file; every field can be left out."""
+
+    model: str = "smollm2-135m"
+    dataset: str = "mmlu_pro"
+    fp16_ratio: float = 0.2
+    attn_importance_threshold: float = 0.0
+    mlp_importance_threshold: float = 0.0
+    calibration: Calibration = field(default_factory=Calibration)
+
+
+def read_settings(path: Path | None) -> CircuitSettings:
+    """A settings file as checked values; None gives the defaults.  Raises UserError that names file and key."""
+    if path is None:
+        return CircuitSettings()
+    import yaml
+
+    try:
+        plain = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"settings file {str(path)!r} does not read ({one_line(error)}); write YAML as in "
+                        "configs/") from None
+    return _checked(plain or {}, CircuitSettings, str(path))
+
+
+def _checked(plain, kind: type, where: str):
+    """An instance of a dataclass of plain values; a nested one by its own fields."""
+    if not isinstance(plain, dict):
+        raise UserError(f"{where} is {plain!r}; give keys with values: {', '.join(f.name for f in fields(kind))}")
+    known, values = {f.name: f for f in fields(kind)}, {}
+    for name, value in plain.items():
+        if name not in known:
+            raise UserError(f"{where} has an unknown key {name!r}{did_you_mean(str(name), known)}; known: "
+                            f"{', '.join(known)}")
+        if name == "calibration":
+            values[name] = _checked(value, Calibration, f"{where}: calibration")
+            continue
+        wanted = type(getattr(kind(), name))
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise UserError(f"{where}: {name} is {value!r}; give {WORDS[wanted]}")
+        values[name] = wanted(value)
+    made = kind(**values)
+    for name in ("fp16_ratio", "attn_importance_threshold", "mlp_importance_threshold"):
+        if not 0 <= getattr(made, name, 0) <= 1:
+            raise UserError(f"{where}: {name} is {getattr(made, name)}; give a share from 0 to 1")
+    if getattr(made, "method", "IntegratedGradients") != "IntegratedGradients":
+        raise UserError(f"{where}: method is {made.method!r}; use IntegratedGradients")
+    return made
+
+
+WORDS = {str: "a text", int: "a whole number", float: "a number"}
+
+
+def calibrate(settings: CircuitSettings, output: Path, **grid) -> Scores:
+    """Score the model's heads and neurons and write them to a safetensors file, with what they belong to."""
+    given = settings.calibration
+    case = one_case(settings.model, "circuit", settings.dataset, dict(grid))
+    scores = score(settings.model, "circuit", settings.dataset, circuit_docs=given.documents, ig_steps=given.n_steps,
+                   baseline=given.baseline, **grid)
+    about = {"format": FORMAT, "model": case.model.ref.key, "name": case.model.ref.name, "dataset": settings.dataset,
+             "eval_size": case.grid.eval_size, "granularity": scores.granularity, "unit": scores.unit,
+             "notes": scores.notes}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.tmp")
+    save_file({fqn: value.contiguous() for fqn, value in scores.values.items()}, temporary,
+              {"about": json.dumps(about)})
+    temporary.replace(output)
+    return scores
+
+
+def read_scores(path: Path) -> tuple[Scores, dict]:
+    """Scores as :func:`calibrate` wrote them, and what they belong to.  Raises UserError for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["about"])
+            values = {name: file.get_tensor(name) for name in file.keys()}
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']!r}")
+        return Scores(about["granularity"], values, about["unit"], notes=about["notes"]), about
+    except Exception as error:  # the library's own errors have no common class
+        raise UserError(f"scores file {str(path)!r} does not read ({one_line(error)}); make it with "
+                        "scripts/calibrate.py") from None
+
+
+def quantize(model: str, scores: Path, output: Path, settings: CircuitSettings, **grid) -> tuple[Plan, int]:
+    """Keep the best heads and neurons of a model at 16 bits, the rest in NF4, and write the checkpoint; returns the
+    plan, with its true bits, and the bytes of the weights' file.
+
+    Raises UserError if the scores are those of another model, or the folder is not empty.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{str(output)!r} is there and not empty; give a new folder")
+    given, about = read_scores(scores)
+    case = one_case(model, "circuit-native", about["dataset"], dict(grid))
+    if about["model"]["revision"] != case.model.ref.revision:
+        raise UserError(f"the scores in {str(scores)!r} are those of {about['name']}, not of {model!r}; make scores "
+                        "of this model with scripts/calibrate.py")
+    plan = allocate(case, given, settings)
+    size = save_split(output, case.model.module, plan.layers,
+                      {"model": case.model.ref.name, "revision": case.model.ref.revision,
+                       "fp16_ratio": settings.fp16_ratio, "dataset": about["dataset"],
+                       "eval_size": about["eval_size"], "avg_bits": plan.avg_bits})
+    case.model.module.config.save_pretrained(output)
+    case.model.tokenizer.save_pretrained(output)
+    return plan, size
+
+
+def eval_size(model: str, datasets: list[str], asked: int | None) -> int:
+    """How many documents to ask a model: of a checkpoint as many as were set apart when it was calibrated.
+
+    Raises UserError for another number on the data set that calibrated it: the split would be another one, and
+    documents that calibrated could be asked.
+    """
+    if not is_split(model):
+        return EVAL_SIZE if asked is None else asked
+    told = json.loads((Path(model) / ABOUT).read_text())
+    if asked not in (None, told["eval_size"]) and told["dataset"] in datasets:
+        raise UserError(f"{model} was calibrated on {told['dataset']} with {told['eval_size']} documents set apart; "
+                        f"leave --eval_size {asked} out, or documents that calibrated it could be asked")
+    return told["eval_size"] if asked is None else asked
+
+
+def allocate(case: Case, scores: Scores, settings: CircuitSettings) -> Plan:
+    """Which heads and neurons are kept, and what that stores."""
+    options = {"fp16_ratio": settings.fp16_ratio, "attn_importance_threshold": settings.attn_importance_threshold,
+               "mlp_importance_threshold": settings.mlp_importance_threshold}
+    context = AllocContext(shapes=case.model.shapes, block_of=case.model.block_of, budget=case.budget, scores=scores,
+                           options=options)
+    layers, notes = ALLOCATORS.get("circuit_fraction").fn(context)
+    return make_plan(layers, case.model.shapes, case.model.other, notes)
+

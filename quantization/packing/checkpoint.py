@@ -1,0 +1,89 @@
+"""A quantized model as a folder: config, the linears in two branches, everything else as it was.
+
+    config.json        as the model's own
+    circuit.json       how each linear is split, and what the caller wants to remember (model, scores, ratio)
+    model.safetensors  {linear}.kept, .codes, .maxima, .places (quantization/inference.py); all other weights
+
+It is read back either in two branches, or dense: plain linears of the same effective weights, whose answers are those
+of the quantized model that was evaluated in place, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from core.architecture import find_linears
+from core.errors import UserError, one_line
+from core.types import LayerPlan
+from quantization.inference import CircuitAwareLinear
+
+ABOUT, WEIGHTS = "circuit.json", "model.safetensors"
+
+
+def save_split(folder: Path, model: nn.Module, layers: dict[str, LayerPlan], about: dict) -> int:
+    """Write a model whose linears hold the weights as loaded; returns the bytes of its weights' file.
+
+    The folder must be empty or new; config and tokenizer are the caller's to write.
+    """
+    linears = find_linears(model)[0]
+    split = {fqn: CircuitAwareLinear.of(linears[fqn], layer) for fqn, layer in layers.items()}
+    tensors = {f"{fqn}.{name}": value for fqn, module in split.items() for name, value in module.state_dict().items()}
+    tied = {name for name in getattr(model, "_tied_weights_keys", None) or ()} if _tied(model) else set()
+    tensors |= {name: value for name, value in model.state_dict().items()
+                if name.rpartition(".")[0] not in split and name not in tied}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    told = {fqn: {"by_rows": module.by_rows, "in": module.in_features, "out": module.out_features,
+                  "dtype": str(module.dtype).removeprefix("torch."), "bias": module.bias is not None}
+            for fqn, module in split.items()}
+    (folder / ABOUT).write_text(json.dumps(about | {"linears": told}, indent=1))
+    return (folder / WEIGHTS).stat().st_size
+
+
+def is_split(folder: str | Path) -> bool:
+    """Whether a folder holds such a checkpoint."""
+    return (Path(folder) / ABOUT).is_file()
+
+
+def load_split(folder: Path, dense: bool = False) -> nn.Module:
+    """The model of such a folder, in eval mode and without gradients; ``dense``: in plain linears.
+
+    Raises UserError for a folder whose files do not belong together.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        told = json.loads((folder / ABOUT).read_text())["linears"]
+        tensors = load_file(folder / WEIGHTS)
+        dtype = getattr(torch, next(iter(told.values()))["dtype"])
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+        for fqn, facts in told.items():
+            own = {name.removeprefix(f"{fqn}."): tensors.pop(name) for name in list(tensors)
+                   if name.rpartition(".")[0] == fqn}
+            module = CircuitAwareLinear(facts["in"], facts["out"], own["places"], by_rows=facts["by_rows"],
+                                        dtype=dtype, bias=facts["bias"])
+            module.load_state_dict(own)
+            parent, _, name = fqn.rpartition(".")
+            setattr(model.get_submodule(parent), name, module.dense() if dense else module)
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+    except (OSError, ValueError, KeyError, StopIteration, RuntimeError, AttributeError) as error:
+        raise UserError(f"checkpoint {str(folder)!r} does not load ({type(error).__name__}: {one_line(error)}); "
+                        "make it again with scripts/quantize.py") from None
+    model.tie_weights()
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if _tied(model) else set()
+    lacking = [name for name in missing if name.rpartition(".")[0] not in told and name not in tied]
+    if lacking or unexpected:
+        name = (lacking or unexpected)[0]
+        raise UserError(f"checkpoint {str(folder)!r} does not fit its config.json (first: {name}); make it again with "
+                        "scripts/quantize.py")
+    return model.eval().requires_grad_(False)
+
+
+def _tied(model: nn.Module) -> bool:
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight

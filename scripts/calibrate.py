@@ -1,0 +1,50 @@
+"""Step 1 of 3 of the circuit-aware method: which heads and neurons carry the task.
+
+    python scripts/calibrate.py --model smollm2-135m --output scores.safetensors [--config configs/smollm2-135m.yaml]
+
+Then scripts/quantize.py keeps the best of them at 16 bits and scripts/evaluate.py asks the result.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # run as a script, the first entry is this folder and not the repository
+    sys.path.insert(0, str(ROOT))
+
+from core.commandline import Parser, exit_status
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Score a model; returns the exit status."""
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--model", help="alias, hub id or folder (default: the settings file's)")
+    parser.add_argument("--output", type=Path, required=True, help="file for the scores, .safetensors")
+    parser.add_argument("--config", type=Path, help="settings file, as in configs/")
+    parser.add_argument("--dataset", help="data set whose answers the circuit carries (default: the settings file's)")
+    parser.add_argument("--data_dir", help="folder with data sets in the hub's layout (default: the embedded rows)")
+    parser.add_argument("--eval_size", type=int, default=256, help="documents set apart for scripts/evaluate.py")
+    parser.add_argument("--seed", type=int, default=42, help="draw of the worked documents")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--cache_dir", default="saved_models")
+    args = parser.parse_args(argv)
+    from harness.circuit import calibrate, read_settings
+
+    settings = read_settings(args.config)
+    settings = replace(settings, model=args.model or settings.model, dataset=args.dataset or settings.dataset)
+    folder = {"data_dir": args.data_dir, "data_source": "folder"} if args.data_dir else {}
+    scores = calibrate(settings, args.output, seeds=(args.seed,), eval_size=args.eval_size, threads=args.threads,
+                       device=args.device, cache_dir=args.cache_dir, **folder)
+    heads = scores.notes["heads"]
+    best = sorted(((value, b, h) for b, row in enumerate(heads) for h, value in enumerate(row)), reverse=True)[:5]
+    print(f"{args.output}: importance of {sum(map(len, heads))} heads and of the neurons of {len(heads)} blocks, on "
+          f"{settings.dataset}")
+    print("best heads: " + ", ".join(f"block {b} head {h} ({value:.4f} {scores.unit.removesuffix('/weight')})"
+                                     for value, b, h in best))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
