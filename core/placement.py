@@ -55,13 +55,14 @@ def placed(model: nn.Module, blocks: Sequence[nn.Module], devices: Devices, home
     """
     hooks = []
     try:
-        if devices != (home,):
+        if len(devices) == 1 and devices != (home,):
             model.to(devices[0])
         if len(devices) > 1:
             places = [devices[at] for at in shares(model, blocks, len(devices))]
             _check_apart(blocks, places)
+            _move_rest(model, blocks, devices[0])
             for block, device in zip(blocks, places):
-                block.to(device)
+                block.to(device)  # straight there: the first device need not hold them all
                 hooks.append(block.register_forward_pre_hook(_bring(device), with_kwargs=True))
             hooks += [block.register_forward_hook(_take_back(devices[0])) for block in blocks[-1:]]
         yield
@@ -72,6 +73,18 @@ def placed(model: nn.Module, blocks: Sequence[nn.Module], devices: Devices, home
             model.to(home)
             if any(device.type == "cuda" for device in devices):
                 torch.cuda.empty_cache()
+
+
+def _move_rest(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
+    """Move what is in no block: embeddings, norms, head, rotary frequencies."""
+    inside = {id(module) for block in blocks for module in block.modules()}
+    for module in model.modules():
+        if id(module) in inside:
+            continue
+        for p in module.parameters(recurse=False):
+            p.data = p.data.to(device)
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
 
 
 def moved(value, device: torch.device):

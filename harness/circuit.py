@@ -20,14 +20,15 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from core.digest import digest
 from core.errors import UserError, did_you_mean, one_line
 from core.registry import ALLOCATORS
 from core.types import Plan, Scores
-from harness.api import one_case, score
+from harness.api import Answers, evaluate, one_case, score
 from harness.stages.case import Case
 from quantization.allocators.common import AllocContext
 from quantization.bits import make_plan
-from quantization.packing.checkpoint import ABOUT, is_split, save_split
+from quantization.packing.checkpoint import about, is_split, save_split
 
 FORMAT = "circuit-scores-1"
 EVAL_SIZE = 256
@@ -103,13 +104,13 @@ def calibrate(settings: CircuitSettings, output: Path, **grid) -> Scores:
     case = one_case(settings.model, "circuit", settings.dataset, dict(grid))
     scores = score(settings.model, "circuit", settings.dataset, circuit_docs=given.documents, ig_steps=given.n_steps,
                    baseline=given.baseline, **grid)
-    about = {"format": FORMAT, "model": case.model.ref.key, "name": case.model.ref.name, "dataset": settings.dataset,
+    facts = {"format": FORMAT, "model": case.model.ref.key, "name": case.model.ref.name, "dataset": settings.dataset,
              "eval_size": case.grid.eval_size, "granularity": scores.granularity, "unit": scores.unit,
-             "notes": scores.notes}
+             "calibrated": [_text_digest(doc.question) for doc in case.calib_data.calib_docs], "notes": scores.notes}
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.tmp")
     save_file({fqn: value.contiguous() for fqn, value in scores.values.items()}, temporary,
-              {"about": json.dumps(about)})
+              {"about": json.dumps(facts)})
     temporary.replace(output)
     return scores
 
@@ -118,11 +119,11 @@ def read_scores(path: Path) -> tuple[Scores, dict]:
     """Scores as :func:`calibrate` wrote them, and what they belong to.  Raises UserError for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["about"])
+            facts = json.loads(file.metadata()["about"])
             values = {name: file.get_tensor(name) for name in file.keys()}
-        if about["format"] != FORMAT:
-            raise ValueError(f"format {about['format']!r}")
-        return Scores(about["granularity"], values, about["unit"], notes=about["notes"]), about
+        if facts["format"] != FORMAT:
+            raise ValueError(f"format {facts['format']!r}")
+        return Scores(facts["granularity"], values, facts["unit"], notes=facts["notes"]), facts
     except Exception as error:  # the library's own errors have no common class
         raise UserError(f"scores file {str(path)!r} does not read ({one_line(error)}); make it with "
                         "scripts/calibrate.py") from None
@@ -136,34 +137,44 @@ def quantize(model: str, scores: Path, output: Path, settings: CircuitSettings, 
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{str(output)!r} is there and not empty; give a new folder")
-    given, about = read_scores(scores)
-    case = one_case(model, "circuit-native", about["dataset"], dict(grid))
-    if about["model"]["revision"] != case.model.ref.revision:
-        raise UserError(f"the scores in {str(scores)!r} are those of {about['name']}, not of {model!r}; make scores "
+    given, facts = read_scores(scores)
+    case = one_case(model, "circuit-native", facts["dataset"], dict(grid))
+    if facts["model"]["revision"] != case.model.ref.revision:
+        raise UserError(f"the scores in {str(scores)!r} are those of {facts['name']}, not of {model!r}; make scores "
                         "of this model with scripts/calibrate.py")
     plan = allocate(case, given, settings)
     size = save_split(output, case.model.module, plan.layers,
                       {"model": case.model.ref.name, "revision": case.model.ref.revision,
-                       "fp16_ratio": settings.fp16_ratio, "dataset": about["dataset"],
-                       "eval_size": about["eval_size"], "avg_bits": plan.avg_bits})
+                       "fp16_ratio": settings.fp16_ratio, "dataset": facts["dataset"],
+                       "eval_size": facts["eval_size"], "calibrated": facts["calibrated"], "avg_bits": plan.avg_bits})
     case.model.module.config.save_pretrained(output)
+    case.model.module.generation_config.save_pretrained(output)
     case.model.tokenizer.save_pretrained(output)
     return plan, size
 
 
-def eval_size(model: str, datasets: list[str], asked: int | None) -> int:
-    """How many documents to ask a model: of a checkpoint as many as were set apart when it was calibrated.
+def ask(model: str, dataset: str, eval_size: int | None = None, **grid) -> Answers:
+    """Ask a checkpoint, or any model, a data set's documents; of a checkpoint as many as were set apart when it was
+    calibrated, unless told otherwise.
 
-    Raises UserError for another number on the data set that calibrated it: the split would be another one, and
-    documents that calibrated could be asked.
+    Raises UserError where a document that could have calibrated the checkpoint would be asked.
     """
     if not is_split(model):
-        return EVAL_SIZE if asked is None else asked
-    told = json.loads((Path(model) / ABOUT).read_text())
-    if asked not in (None, told["eval_size"]) and told["dataset"] in datasets:
-        raise UserError(f"{model} was calibrated on {told['dataset']} with {told['eval_size']} documents set apart; "
-                        f"leave --eval_size {asked} out, or documents that calibrated it could be asked")
-    return told["eval_size"] if asked is None else asked
+        return evaluate(model, dataset, eval_size=eval_size or EVAL_SIZE, **grid)
+    told = about(model)
+    size = told["eval_size"] if eval_size is None else eval_size
+    case = one_case(model, "fp16", dataset, {"eval_size": size, **grid})
+    known = set(told["calibrated"])
+    again = sum(_text_digest(request.doc.question) in known for request in case.data.requests)
+    if again:
+        raise UserError(f"{again} of the {len(case.data.requests)} documents of {dataset} could have calibrated "
+                        f"{model}; leave --eval_size out (it was made with {told['eval_size']} set apart), and give "
+                        "the data that scripts/calibrate.py had")
+    return evaluate(model, dataset, eval_size=size, **grid)
+
+
+def _text_digest(text: str) -> str:
+    return digest(text)[:16]
 
 
 def allocate(case: Case, scores: Scores, settings: CircuitSettings) -> Plan:

@@ -43,7 +43,7 @@ def _attributed(ctx: ScoreContext, layers) -> tuple[dict[str, list], list[dict]]
                         values[name] = (channels / asked.ids.shape[1]).tolist()
                         worst = one if worst is None or abs(one.gap) > abs(worst.gap) else worst
                 return {"values": values, "gap": {"document": ctx.answers.doc_ids[doc], "gap": worst.gap,
-                                                  "difference": worst.difference}}
+                                                  "difference": paths.way()}}
 
             given = ctx.once(f"document-{done}", of_document)
             gaps.append(given["gap"])

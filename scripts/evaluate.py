@@ -29,14 +29,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from rich.table import Table
 
-    from harness.api import evaluate
-    from harness.circuit import eval_size
+    from harness.circuit import ask
 
-    size = eval_size(args.model, args.tasks, args.eval_size)
     folder = {"data_dir": args.data_dir, "data_source": "folder"} if args.data_dir else {}
     table = Table("data set", "n", "metric", "value", "95 %")
     for name in args.tasks:
-        answers = evaluate(args.model, name, eval_size=size, threads=args.threads, device=args.device,
+        answers = ask(args.model, name, args.eval_size, threads=args.threads, device=args.device,
                            cache_dir=args.cache_dir, **folder)
         shown = [*answers.result.task.metrics, "gold_loglik"]
         for metric in shown:

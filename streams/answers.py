@@ -49,8 +49,14 @@ class Answers:
 
 
 def chosen(ctx: ScoreContext, limit: Setting) -> list[int]:
-    """The first ``limit`` documents that have an answer; UserError if there is none."""
-    docs = [i for i, mask in enumerate(ctx.answers.loss_mask) if mask[1:].any()][:ctx.param(limit.name)]
+    """The first ``limit`` documents that have an answer; UserError if there is none.
+
+    A mixture lists the task's documents before the text's, so of one they are taken evenly from the whole list.
+    """
+    docs, count = [i for i, mask in enumerate(ctx.answers.loss_mask) if mask[1:].any()], ctx.param(limit.name)
+    if "+" in ctx.answers.task and len(docs) > count:
+        docs = [docs[int((at + 0.5) * len(docs) / count)] for at in range(count)]
+    docs = docs[:count]
     if not docs:
         raise UserError(f"no document of {ctx.answers.task} has an answer to attribute; use another --calib_dataset")
     return docs

@@ -106,25 +106,28 @@ def ablated(heads: Heads, asked: Answers, see: Callable[[int], None] = lambda bl
         call(ctx.model, asked.ids, asked.mask)
     replacing = heads.replacements(asked)
     effects = torch.zeros(len(asked.docs), len(ctx.blocks), heads.most)
+    room = max(1, ctx.param("batch_tokens") // asked.ids.numel() - 1)  # heads at a time
     for block, attention in enumerate(heads.attention):
         see(block)
-        copies = asked.repeated(attention.heads + 1)
-        start = nullcontext() if block == 0 else skip_to(
-            ctx.blocks, block - 1, hidden[block - 1].repeat_interleave(attention.heads + 1, 0), widths[block - 1])
-        change = _one_head_each(attention, replacing[block])
-        with start, inputs_of([heads.outputs[block]], lambda _at, x, change=change: change(x)):
-            f = log_probability(ctx.model, copies).view(len(asked.docs), -1)
-        effects[:, block, :attention.heads] = (f[:, -1:] - f[:, :-1]).cpu()
+        for first in range(0, attention.heads, room):
+            some = range(first, min(first + room, attention.heads))
+            copies = asked.repeated(len(some) + 1)
+            start = nullcontext() if block == 0 else skip_to(
+                ctx.blocks, block - 1, hidden[block - 1].repeat_interleave(len(some) + 1, 0), widths[block - 1])
+            change = _one_head_each(attention, some, replacing[block])
+            with start, inputs_of([heads.outputs[block]], lambda _at, x, change=change: change(x)):
+                f = log_probability(ctx.model, copies).view(len(asked.docs), -1)
+            effects[:, block, some.start:some.stop] = (f[:, -1:] - f[:, :-1]).cpu()
     return effects
 
 
-def _one_head_each(attention: Attention, other: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Replace head j in copy j of every document; the last copy stays."""
+def _one_head_each(attention: Attention, some: range, other: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Replace one of some heads in each copy of every document; the last copy stays."""
     def change(x: torch.Tensor) -> torch.Tensor:
-        changed = x.clone().view(-1, attention.heads + 1, *x.shape[1:])  # [B, copies, T, in]
-        for head in range(attention.heads):
+        changed = x.clone().view(-1, len(some) + 1, *x.shape[1:])  # [B, copies, T, in]
+        for copy, head in enumerate(some):
             part = slice(head * attention.width, (head + 1) * attention.width)
-            changed[:, head, :, part] = other[..., part].to(x.dtype)
+            changed[:, copy, :, part] = other[..., part].to(x.dtype)
         return changed.view_as(x)
     return change
 
@@ -133,7 +136,7 @@ def head_sums(heads: Heads, values: list[torch.Tensor], asked: Answers) -> torch
     """Sum [B, T, in] a block over real tokens and each head's slice: float32 [B, blocks, most heads]."""
     out = torch.zeros(len(values[0]), len(values), heads.most)
     for block, (attention, value) in enumerate(zip(heads.attention, values)):
-        real = value.float() * asked.mask[..., None]
+        real = value.float() * asked.mask[..., None].to(value.device)
         parts = real.view(*value.shape[:2], attention.heads, attention.width)
         out[:, block, :attention.heads] = parts.sum((1, 3)).cpu()
     return out
@@ -146,7 +149,7 @@ def attributed(heads: Heads, asked: Answers) -> torch.Tensor:
     """
     seen, grads = gradients_of_inputs(heads.ctx.model, heads.outputs, asked, None)
     away = heads.replacements(asked)
-    return head_sums(heads, [(x - b.to(x.dtype)) * grad for x, b, grad in zip(seen, away, grads)], asked)
+    return head_sums(heads, [(x - b.to(x)) * grad for x, b, grad in zip(seen, away, grads)], asked)
 
 
 def integrated_heads(heads: Heads, asked: Answers, baseline: torch.Tensor, steps: int) -> torch.Tensor:
@@ -166,9 +169,10 @@ def integrated_inputs(model: nn.Module, linears: list[nn.Linear], asked: Answers
     total: list[torch.Tensor] | None = None
     for k in range(1, steps + 1):
         _, grads = gradients_of_inputs(model, linears, asked, empty + k / steps * (real - empty))
+        grads = [grad.float() for grad in grads]  # sums of 16-bit numbers lose what is added last
         total = grads if total is None else [a + b for a, b in zip(total, grads)]
     padding = asked.mask[..., None]
-    return [(a.float() - b.float()) * grad.float() / steps * padding for a, b, grad in zip(clean, away, total)]
+    return [(a.float() - b.float()) * grad / steps * padding.to(a.device) for a, b, grad in zip(clean, away, total)]
 
 
 def gradients_of_inputs(model: nn.Module, linears: list[nn.Linear], asked: Answers,

@@ -52,6 +52,13 @@ class Paths:
             with embedded(ctx.model, self.empty), watch(ctx.blocks, self.hidden_empty.__setitem__):
                 call(ctx.model, asked.ids, asked.mask)
 
+    def way(self) -> float:
+        """f at the document − f at the baseline, nats a token."""
+        with torch.no_grad():
+            real = float(log_probability(self.ctx.model, self.asked))
+            with embedded(self.ctx.model, self.empty):
+                return real - float(log_probability(self.ctx.model, self.asked))
+
     def block(self, at: int) -> Attribution:
         """Of a block's output."""
         def put(value: torch.Tensor):
@@ -102,7 +109,7 @@ class Paths:
             value = (empty.float() + points[:, None, None] * way).to(real.dtype).requires_grad_()
             with torch.enable_grad(), put(value):
                 f = log_probability(self.ctx.model, self.asked.repeated(len(points)))
-                (grad,) = torch.autograd.grad((f * weights).sum(), value)
+                (grad,) = torch.autograd.grad((f * weights.to(f.device)).sum(), value)
             total += grad.float().sum(0)
         with torch.no_grad():
             ends = [self._at(end, put) for end in (real, empty)]

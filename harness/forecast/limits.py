@@ -15,7 +15,7 @@ import torch
 
 from core.errors import UserError
 from core.placement import Devices
-from harness.forecast.memory import GRADIENTS, Parts, devices_of, memory
+from harness.forecast.memory import ATTRIBUTED, GRADIENTS, Parts, devices_of, memory
 from harness.forecast.sizes import finished
 from harness.stages.case import Case
 
@@ -110,7 +110,7 @@ def mend(case: Case, stage: Parts, budget: Limit) -> str:
     """What makes the largest part smaller."""
     largest = max(budget.parts, key=lambda name: getattr(stage, name))
     widened = case.value("grad_dtype") == "fp32" and case.model.ref.dtype != "float32"
-    if largest == "weights" and stage.name == GRADIENTS and widened:
+    if largest == "weights" and stage.name in (GRADIENTS, ATTRIBUTED) and widened:
         return "--grad_dtype bf16"
     if largest == "activations":
         asked = "--batch_size" if case.grid.batch_size else "--batch_tokens"

@@ -34,6 +34,7 @@ from streams.gradients import SLICE
 PROCESS = 500 * 10**6  # Python, torch, the tokenizer and the documents, measured
 CONTEXT = 500 * 10**6  # a CUDA context
 GRADIENTS, ASKING = "gradients are taken", "questions are asked"
+ATTRIBUTED = "answers are attributed"
 FACTOR = 6  # matrices [in, in] at once: Hessian, undead, damped, lower factor, inverse, upper factor
 WORKING = 5  # float32 copies of the weight that a solver works on: the weight, columns, errors, values, codes and masks
 
@@ -133,8 +134,9 @@ def memory(case: Case) -> list[Parts]:
 
 def devices_of(case: Case, stage: str) -> Devices:
     """Where the model lies in a stage."""
-    model = case.model
-    return model.grad_devices if stage == GRADIENTS else (model.eval_device if stage == ASKING else model.device,)
+    if stage in (GRADIENTS, ATTRIBUTED):
+        return case.model.grad_devices
+    return (case.model.eval_device if stage == ASKING else case.model.device,)
 
 
 def context_bytes(case: Case, stage: str) -> int:
@@ -149,8 +151,10 @@ def answers_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts
     if "grad_dtype" not in spec.params:
         return [Parts("answers are scored", **base, activations=2 * prompt_bytes(d, tokens, kept=True))]
     dtype = DTYPES[case.value("grad_dtype")]
-    return [Parts("answers are scored", **base | {"weights": cast_bytes(case, dtype)},
-                  activations=backward_bytes(d, tokens, dtype.itemsize) + prompt_bytes(d, tokens, kept=True))]
+    # of every block: the units as they are, at the baseline, their gradients, and the sum of these
+    held = 5 * d.blocks * tokens * (d.hidden + d.widest) * 4
+    return [Parts(ATTRIBUTED, **base | {"weights": cast_bytes(case, dtype), "context": context_bytes(case, ATTRIBUTED)},
+                  activations=backward_bytes(d, tokens, dtype.itemsize) + held)]
 
 
 def cast_bytes(case: Case, dtype) -> int:

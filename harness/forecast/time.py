@@ -93,7 +93,8 @@ class Costs:
         elif "answers" in spec.needs:
             lengths = [len(tokens) for tokens in case.answers.tokens[:documents_read(case, spec)]]
             token = self.probe.token(max(1, case.grid.batch_tokens // max(lengths)), max(lengths))
-            total += spec.forwards(blocks) * blocks * token * sum(lengths)
+            steps = case.value("ig_steps") / 20 if "ig_steps" in spec.params else 1.0  # what scorers declare is for 20
+            total += steps * spec.forwards(blocks) * blocks * token * sum(lengths)
         elif "calib" in spec.needs:
             batches = sorted(prompt_batches(case, spec))
             token = self.probe.token(*batches[len(batches) // 2])

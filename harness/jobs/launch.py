@@ -58,7 +58,7 @@ def launch(grid: Grid, token: str | None, options: Options, plugins: list[str],
     preflight(cases, weights=options.executor != "slurm", limit=options.mem_bytes, workers=options.sharing,
               gpus=options.gpus)
     groups, readers = score_groups(cases)
-    asked = [*devices(grid).values(), grid.dtype, options.executor, options.gpus]
+    asked = [sorted(devices(grid).items()), grid.dtype, options.executor, options.gpus]
     names = [identity(case, asked, plugins) for case in cases]
     taken = in_other_hands(grid, names) if options.executor == "slurm" else {}
     forget_like(grid)
@@ -80,7 +80,7 @@ def check_place(grid: Grid, options: Options) -> None:
     if options.executor == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise UserError("--executor slurm: sbatch is not on this machine's path; give the command on a login node, or "
                         "use --executor process")
-    numbered = {name: text for name, text in devices(grid).items() if "cuda:" in text}
+    numbered = {name: text for name, text in devices(grid).items() if any(letter.isdigit() for letter in text)}
     if options.executor == "process" and numbered:
         name, text = next(iter(numbered.items()))
         raise UserError(f"--{name} {text} with --executor process would put every worker on one GPU; use "

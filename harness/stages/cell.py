@@ -97,7 +97,8 @@ def stored_result(case: Case, folder: Path) -> Result | None:
         answers = load_samples(result) if result.ok else []
     except UserError:  # damaged: written again
         return None
-    same = result.ok and (result.model.given, result.settings) == (case.model.label, table_settings(case.grid))
+    same = result.ok and (result.model.given, result.settings, result.machine) == (
+        case.model.label, table_settings(case.grid), case.model.machines)
     if not same or len(answers) != len(case.data.requests) or answers != labelled(case, answers):
         return None
     return result if case.store.get(result.stages["samples"]) else None

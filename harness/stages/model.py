@@ -71,8 +71,9 @@ class LazyModel:
         self.threads = threads or os.cpu_count() or 1
         torch.set_num_threads(self.threads)
         self.machine, self.eval_machine = self._machine(self.device), self._machine(self.eval_device)
+        kinds = [self._machine(device) for device in self.grad_devices]
         # how many equal devices share the blocks changes no number
-        self.grad_machine = "+".join(dict.fromkeys(map(self._machine, self.grad_devices)))
+        self.grad_machine = kinds[0] if len(set(kinds)) == 1 else "+".join(kinds)
         self.on_load: Callable[[nn.Module], None] = lambda module: None
 
     def _machine(self, device: torch.device) -> str:

@@ -1,6 +1,7 @@
 """The scores stage: what a scorer says of every linear, never of the budget."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import torch
@@ -41,7 +42,8 @@ def _scores_key(case: Case) -> tuple[str, dict]:
     if set(spec.needs) & {"calib", "labels"}:
         upstream |= {"calib": case.prompts_digest, "machine": model.machine}
     if "answers" in spec.needs:
-        upstream |= {"answers": case.answers_digest, "machine": model.machine}
+        upstream |= {"answers": case.answers_digest,
+                     "machine": model.grad_machine if takes_gradients(spec) else model.machine}
     if set(spec.needs) & {"gradients", "hessian"}:
         upstream |= {"solver_calib": case.solver_calib_digest, "machine": model.machine}
     if spec.gradients:
@@ -50,6 +52,11 @@ def _scores_key(case: Case) -> tuple[str, dict]:
         data = case.calib_data
         upstream |= {"labels": data.labels_digest, "eval_config": asdict(data.cfg)}
     return stage_key("scores", VERSIONS["scores"], **upstream)
+
+
+def takes_gradients(spec: ScorerSpec) -> bool:
+    """Whether the scorer itself runs backward passes, and so where gradients are taken."""
+    return "answers" in spec.needs and "grad_dtype" in spec.params
 
 
 def scores(case: Case) -> Scores:
@@ -95,7 +102,10 @@ def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
         once=partial.once)
     mend = "lower --batch_tokens, --score_docs or --calib_tokens, or use --device cpu or --grad_dtype bf16"
     try:
-        with untouched(model.module, f"scorer {spec.name!r}", model.release), case.memory(f"{spec.name} scores", mend):
+        apart = takes_gradients(spec)
+        with (untouched(model.module, f"scorer {spec.name!r}", model.release),
+              case.memory(f"{spec.name} scores", mend, model.grad_devices if apart else ()),
+              model.on(*model.grad_devices) if apart else nullcontext()):
             given = spec.fn(context)
     finally:
         model.originals.restore(set(model.originals.linears))  # a scorer may have written into weights on its own

@@ -1,6 +1,6 @@
 """A quantized model as a folder: config, the linears in two branches, everything else as it was.
 
-    config.json        as the model's own
+    config.json        as the model's own; generation_config.json too, if it has one
     circuit.json       how each linear is split, and what the caller wants to remember (model, scores, ratio)
     model.safetensors  {linear}.kept, .codes, .maxima, .places (quantization/inference.py); all other weights
 
@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -25,7 +26,7 @@ from quantization.inference import CircuitAwareLinear
 ABOUT, WEIGHTS = "circuit.json", "model.safetensors"
 
 
-def save_split(folder: Path, model: nn.Module, layers: dict[str, LayerPlan], about: dict) -> int:
+def save_split(folder: Path, model: nn.Module, layers: dict[str, LayerPlan], facts: dict) -> int:
     """Write a model whose linears hold the weights as loaded; returns the bytes of its weights' file.
 
     The folder must be empty or new; config and tokenizer are the caller's to write.
@@ -41,7 +42,7 @@ def save_split(folder: Path, model: nn.Module, layers: dict[str, LayerPlan], abo
     told = {fqn: {"by_rows": module.by_rows, "in": module.in_features, "out": module.out_features,
                   "dtype": str(module.dtype).removeprefix("torch."), "bias": module.bias is not None}
             for fqn, module in split.items()}
-    (folder / ABOUT).write_text(json.dumps(about | {"linears": told}, indent=1))
+    (folder / ABOUT).write_text(json.dumps(facts | {"linears": told}, indent=1))
     return (folder / WEIGHTS).stat().st_size
 
 
@@ -50,28 +51,42 @@ def is_split(folder: str | Path) -> bool:
     return (Path(folder) / ABOUT).is_file()
 
 
+def about(folder: str | Path) -> dict:
+    """What circuit.json says; UserError if it is damaged."""
+    try:
+        told = json.loads((Path(folder) / ABOUT).read_text())
+        if not {"linears", "model", "dataset", "eval_size", "calibrated"} <= told.keys():
+            raise ValueError("fields are missing")
+        return told
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{ABOUT} of checkpoint {str(folder)!r} does not read ({one_line(error)}); make it again with "
+                        "scripts/quantize.py") from None
+
+
 def load_split(folder: Path, dense: bool = False) -> nn.Module:
     """The model of such a folder, in eval mode and without gradients; ``dense``: in plain linears.
 
     Raises UserError for a folder whose files do not belong together.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+    told = about(folder)["linears"]
     try:
-        told = json.loads((folder / ABOUT).read_text())["linears"]
         tensors = load_file(folder / WEIGHTS)
         dtype = getattr(torch, next(iter(told.values()))["dtype"])
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
-        for fqn, facts in told.items():
+        for fqn, own_facts in told.items():
             own = {name.removeprefix(f"{fqn}."): tensors.pop(name) for name in list(tensors)
                    if name.rpartition(".")[0] == fqn}
-            module = CircuitAwareLinear(facts["in"], facts["out"], own["places"], by_rows=facts["by_rows"],
-                                        dtype=dtype, bias=facts["bias"])
+            module = CircuitAwareLinear(own_facts["in"], own_facts["out"], own["places"],
+                                        by_rows=own_facts["by_rows"], dtype=dtype, bias=own_facts["bias"])
             module.load_state_dict(own)
             parent, _, name = fqn.rpartition(".")
             setattr(model.get_submodule(parent), name, module.dense() if dense else module)
+        if (folder / "generation_config.json").is_file():  # which tokens end an answer
+            model.generation_config = GenerationConfig.from_pretrained(folder)
         missing, unexpected = model.load_state_dict(tensors, strict=False)
-    except (OSError, ValueError, KeyError, StopIteration, RuntimeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, StopIteration, RuntimeError, AttributeError, SafetensorError) as error:
         raise UserError(f"checkpoint {str(folder)!r} does not load ({type(error).__name__}: {one_line(error)}); "
                         "make it again with scripts/quantize.py") from None
     model.tie_weights()

@@ -5,6 +5,7 @@ interval and the sign-flip test are over documents, for the draws of calibration
 draw alone says stands beside them.  Only rows at equal bits; Holm's correction is over a data set's pairs.
 """
 
+import re
 from collections.abc import Sequence
 
 from core.digest import canonical_json
@@ -26,12 +27,12 @@ def conditioning(panel: Panel, cells: Sequence[Result]) -> list[dict]:
     families: dict[tuple, dict[str, dict[int, int]]] = {}
     for place, cell in enumerate(cells):
         rest = {name: value for name, value in cell.method.settings.items() if name not in TEXT}
-        key = cell.name.partition("[")[0], canonical_json(rest), cell.avg_bits
+        key = re.split(r"[\[@]", cell.name)[0], canonical_json([rest, cell.method.options]), cell.avg_bits
         families.setdefault(key, {}).setdefault(cell.name, {})[cell.seed] = place
     rows = []
     for variants in families.values():
         plain = next((name for name, places in variants.items() if not _told(cells, places)), None)
-        rows += [row for name, places in variants.items() if plain not in (None, name)
+        rows += [row for name, places in variants.items() if plain is not None and _told(cells, places)
                  if (row := _pair(panel, cells, first=places, second=variants[plain]))]
     for row, p in zip(rows, holm([row["p_raw"] for row in rows]), strict=True):
         row["p"] = p
@@ -44,18 +45,27 @@ def _told(cells: Sequence[Result], places: dict[int, int]) -> bool:
 
 
 def _pair(panel: Panel, cells: Sequence[Result], first: dict[int, int], second: dict[int, int]) -> dict | None:
-    """``second`` minus ``first``, both by seed; None without a seed in common, at other bits, or without documents."""
+    """``second`` minus ``first``, both by seed; None without a seed in common, at other bits, without documents, or if
+    both are calibrated on the same ones.
+    """
     seeds = sorted(first.keys() & second.keys())
     pairs = [(first[seed], second[seed]) for seed in seeds]
     if not pairs or not panel.n or not all(_even(cells[a], cells[b]) for a, b in pairs):
         return None
+    other, own = cells[pairs[0][0]], cells[pairs[0][1]]
+    if _read(other) == _read(own) is not None:
+        return None
     runs = [a for a, _ in pairs], [b for _, b in pairs]
     changes = {metric: panel.difference(metric, *runs) for metric in ("gold_loglik", "accuracy")
                if metric in panel.values}
-    other, own = cells[pairs[0][0]], cells[pairs[0][1]]
     return {"method": own.name, "on": calibrated_on(own), "other": other.name, "rather_than": calibrated_on(other),
             "seeds": seeds, **changes, "p_raw": panel.permutation_p("gold_loglik", *runs),
             "by_seed": [panel.difference("gold_loglik", a, b)["value"] for a, b in pairs]}
+
+
+def _read(cell: Result) -> str | None:
+    """Digest of what calibrates a row."""
+    return (cell.solver_calibration or cell.calibration).get("digest")
 
 
 def _even(first: Result, second: Result) -> bool:

@@ -28,6 +28,15 @@ calibration: {n_steps: 3, documents: 4}
 
 
 @pytest.fixture(scope="module")
+def tiny_folder(tiny_folder, tmp_path_factory):
+    """The tiny model with two tokens that end an answer, as instruct models have."""
+    folder = tmp_path_factory.mktemp("ends") / "tiny-llama"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5], "pad_token_id": 0}))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def steps(tiny_folder, tmp_path_factory):
     """The first two steps, done."""
     root = tmp_path_factory.mktemp("circuit")
@@ -47,6 +56,11 @@ def test_the_checkpoint_answers_as_the_grids_row(steps, tiny_folder, capsys):
     want = evaluate(row)
     found = evaluate(str(steps / "small"), "mmlu_pro", **asked)
     assert [s.as_plain() for s in found.samples] == [s.as_plain() for s in want.samples]
+    # and what it writes, to the same end tokens
+    open_row = quantize_row(str(tiny_folder), method.replace("]", ",calib_dataset=mmlu_pro]"), "trivia_qa", **asked)
+    written = evaluate(str(steps / "small"), "trivia_qa", **asked)
+    assert [s.as_plain() for s in written.samples] == [s.as_plain() for s in evaluate(open_row).samples]
+    assert load_split(steps / "small").generation_config.eos_token_id == [2, 5]
     told = json.loads((steps / "small" / "circuit.json").read_text())
     assert told["avg_bits"] == row.bits.average and told["fp16_ratio"] == 0.3
     capsys.readouterr()
@@ -111,11 +125,16 @@ def test_what_does_not_belong_together_is_one_sentence(steps, tiny_folder, tmp_p
         quantize.main(["--checkpoint", str(other), "--scores", scores, *where])
     with pytest.raises(UserError, match="is there and not empty; give a new folder"):
         quantize.main(["--checkpoint", str(tiny_folder), "--scores", scores, *where[:-1], str(steps / "small")])
-    with pytest.raises(UserError, match="with 12 documents set apart; leave --eval_size 13 out"):
-        asking.main(["--model", str(steps / "small"), "--tasks", "mmlu_pro", "--eval_size", "13"])
+    with pytest.raises(UserError, match=r"documents of mmlu_pro could have calibrated .*made with 12 set apart"):
+        asking.main(["--model", str(steps / "small"), "--tasks", "mmlu_pro", "--eval_size", "200", "--device", "cpu"])
     broken = tmp_path / "broken"
     shutil.copytree(steps / "small", broken)
     (broken / "circuit.json").write_text("{}")
+    for call in (lambda: load_split(broken), lambda: asking.main(["--model", str(broken), "--tasks", "mmlu_pro"])):
+        with pytest.raises(UserError, match=r"circuit.json of .* does not read .*make it again with scripts/quantize"):
+            call()
+    shutil.copy(steps / "small" / "circuit.json", broken)
+    (broken / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"does not load .*make it again with scripts/quantize.py"):
         load_split(broken)
 

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import methods  # noqa: F401  (registers)
-from core.architecture import find_blocks, find_heads, find_linears
+from core.architecture import find_heads, find_linears
 from core.errors import UserError
 from core.registry import SCORERS
 from core.types import CalibSet
-from methods.heads import as_lines, stability
-from streams.answers import batch, log_probability
+from methods.heads import CIRCUIT_DOCS, as_lines, stability
+from streams.answers import batch, chosen, log_probability
 from streams.heads import Heads, ablated
 from tests.tiny import context, tiny_model
 
@@ -196,4 +196,12 @@ def test_batches_do_not_change_scores_and_the_model_stays(monkeypatch):
     for fqn, value in one.values.items():
         torch.testing.assert_close(value, many.values[fqn], rtol=1e-3, atol=1e-5)
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in find_blocks(model)[1])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_of_a_mixture_documents_of_both_kinds_are_read():
+    """It lists the task's documents first."""
+    plain_docs = documents(tuple([9] * 10))
+    mixed = CalibSet("toy+c4", *[getattr(plain_docs, n) for n in ("doc_ids", "tokens", "loss_mask")], 0, "t")
+    assert chosen(ctx_of(tiny_model("llama"), calib=mixed, circuit_docs=4), CIRCUIT_DOCS) == [1, 3, 6, 8]
+    assert chosen(ctx_of(tiny_model("llama"), calib=plain_docs, circuit_docs=4), CIRCUIT_DOCS) == [0, 1, 2, 3]

@@ -62,3 +62,26 @@ def test_no_pair_at_other_bits_or_of_other_seeds(tmp_path, capsys, change):
     row(root, "TaCQ", -0.1)
     row(root, "TaCQ[calib=c4]", -0.3, **{"text": "c4", "calib": "c4"} | change)
     assert "rather than" not in told(root, capsys)
+
+
+def test_rows_that_differ_in_an_option_or_read_the_same_are_no_pair(tmp_path, capsys):
+    root = tmp_path / "results"
+    put(root, "fp16", 16.0, 0.0, budget=None)
+    row(root, "TaCQ", -0.1)
+    row(root, "TaCQ[kept=0.1]", -0.3)  # an option of the quantizer, no other text
+    row(root, "TaCQ[calib=task]", -0.2, calib="task")
+    assert "rather than" in told(root, capsys)
+    for path in root.glob("*.json"):
+        plain = json.loads(path.read_text())
+        if plain["solver_calibration"]:
+            plain["solver_calibration"]["digest"] = "one"
+        path.write_text(json.dumps(plain))
+    assert "rather than" not in told(root, capsys)
+
+
+def test_native_rows_are_paired_by_their_ratio(tmp_path, capsys):
+    root = tmp_path / "results"
+    put(root, "fp16", 16.0, 0.0, budget=None)
+    row(root, "TaCQ-native@0.1", -0.1)
+    row(root, "TaCQ-native[calib=c4]@0.1", -0.3, text="c4", calib="c4")
+    assert "TaCQ-native@0.1 calibrated on mmlu_pro rather than on c4" in told(root, capsys)
