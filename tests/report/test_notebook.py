@@ -73,3 +73,24 @@ def test_the_runner_chooses_runs_and_looks(monkeypatch, tiny_folder, tmp_path):
                      for o in cell.outputs if o.get("name") != "stderr") for cell in code]
     assert "nothing was computed" in shown[1] and "all cells done" in shown[2]
     assert "| TAQoS |" in shown[3] and "Bold: best at equal bits" in shown[3] and "stored bits a weight" in shown[4]
+
+
+@pytest.mark.slow
+def test_the_circuit_is_looked_at(monkeypatch, tiny_folder, tmp_path):
+    """notebooks/circuit_analysis.ipynb as it is stored, on a tiny model and few documents."""
+    analysis = NOTEBOOK.with_name("circuit_analysis.ipynb")
+    for name, value in {"TAQ_MODEL": str(tiny_folder), "TAQ_CACHE": str(tmp_path / "cache"), "CIRCUIT_DOCS": "3",
+                        "LIG_DOCS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    book = nbformat.read(analysis, as_version=4)
+    nbformat.validate(book)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert code and all(not cell.outputs and cell.execution_count is None for cell in code)
+    where = {"metadata": {"path": str(analysis.parent)}}
+    NotebookClient(book, timeout=300, kernel_name="python3", resources=where).execute()
+    shown = ["".join(o.get("text", "") or o["data"].get("text/html", "") for o in cell.outputs
+                     if o.get("name") != "stderr") for cell in code]
+    assert "completeness gap at 20 steps" in shown[1] and shown[1].count("<tr>") == 8 + 2
+    assert "32 heads on 3 documents" in shown[2] and "rgba(0,114,178" in shown[2] and "rgba(213,94,0" in shown[2]
+    assert shown[3].count("<circle") == 2 * 32 and "heads-EAP-IG: Spearman" in shown[3]
+    assert "stored bits a weight" in shown[4] and "kept columns" in shown[4]
