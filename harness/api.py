@@ -104,6 +104,11 @@ def evaluate(model: Quantized | str, dataset: str | None = None, **grid) -> Answ
         raise UserError("evaluate() of a model by name needs a data set, such as trivia_qa")
     else:
         case = one_case(model, "fp16", dataset, grid)
+    return answers_of(case)
+
+
+def answers_of(case: Case) -> Answers:
+    """What a case's model answers."""
     result, samples = compute_cell(case)
     return Answers(samples=samples, metrics=result.metrics, result=result)
 

@@ -24,8 +24,9 @@ from core.digest import digest
 from core.errors import UserError, did_you_mean, one_line
 from core.registry import ALLOCATORS
 from core.types import Plan, Scores
-from harness.api import Answers, evaluate, one_case, score
+from harness.api import Answers, answers_of, evaluate, one_case
 from harness.stages.case import Case
+from harness.stages.scores import scores as scores_of
 from quantization.allocators.common import AllocContext
 from quantization.bits import make_plan
 from quantization.packing.checkpoint import about, is_split, save_split
@@ -101,9 +102,9 @@ WORDS = {str: "a text", int: "a whole number", float: "a number"}
 def calibrate(settings: CircuitSettings, output: Path, **grid) -> Scores:
     """Score the model's heads and neurons and write them to a safetensors file, with what they belong to."""
     given = settings.calibration
-    case = one_case(settings.model, "circuit", settings.dataset, dict(grid))
-    scores = score(settings.model, "circuit", settings.dataset, circuit_docs=given.documents, ig_steps=given.n_steps,
-                   baseline=given.baseline, **grid)
+    case = one_case(settings.model, "circuit", settings.dataset, {
+        "circuit_docs": given.documents, "ig_steps": given.n_steps, "baseline": given.baseline, **grid})
+    scores = scores_of(case)
     facts = {"format": FORMAT, "model": case.model.ref.key, "name": case.model.ref.name, "dataset": settings.dataset,
              "eval_size": case.grid.eval_size, "granularity": scores.granularity, "unit": scores.unit,
              "calibrated": [_text_digest(doc.question) for doc in case.calib_data.calib_docs], "notes": scores.notes}
@@ -170,7 +171,7 @@ def ask(model: str, dataset: str, eval_size: int | None = None, **grid) -> Answe
         raise UserError(f"{again} of the {len(case.data.requests)} documents of {dataset} could have calibrated "
                         f"{model}; leave --eval_size out (it was made with {told['eval_size']} set apart), and give "
                         "the data that scripts/calibrate.py had")
-    return evaluate(model, dataset, eval_size=size, **grid)
+    return answers_of(case)
 
 
 def _text_digest(text: str) -> str:

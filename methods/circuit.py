@@ -21,7 +21,7 @@ from __future__ import annotations
 from core.lazy import Lazy, torch
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
-from methods.heads import BASELINE, CIRCUIT_DOCS, GRAD, IG_STEPS
+from methods.heads import BASELINE, CIRCUIT_DOCS, GRAD, IG_STEPS, lines_of_heads
 
 streams, answers, architecture = Lazy("streams.heads"), Lazy("streams.answers"), Lazy("core.architecture")
 HEADS, NEURONS = "heads", "neurons"
@@ -41,11 +41,7 @@ def circuit(ctx: ScoreContext) -> Scores:
         units[HEADS].append(of_head.tolist())
         weights = 2 * one.width * ctx.linears[one.q].in_features * (1 + one.kv_heads / one.heads)
         density = of_head / weights
-        of_group = density.view(one.kv_heads, -1).max(1).values
-        values[one.q] = density.repeat_interleave(one.width)[:, None]
-        values[one.o] = density.repeat_interleave(one.width)[None]
-        values[one.k] = of_group.repeat_interleave(one.width)[:, None]
-        values[one.v] = values[one.k].clone()
+        values |= lines_of_heads(one, density)
         kinds |= dict.fromkeys((one.q, one.k, one.v, one.o), HEADS)
     for one, channels in zip(mlps, per_channel[len(attention):]):
         units[NEURONS].append(channels.tolist())

@@ -18,10 +18,15 @@ Deviations: f in place of the logit difference of two answers, because these doc
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from core.lazy import Lazy, torch
 from core.registry import method, scorer
 from core.settings import Setting
 from core.types import ScoreContext, Scores
+
+if TYPE_CHECKING:
+    from core.architecture import Attention
 
 streams, answers = Lazy("streams.heads"), Lazy("streams.answers")
 CIRCUIT_DOCS = Setting("circuit_docs", int, 32, "worked documents that scores of heads read", low=1, documents=True)
@@ -41,13 +46,15 @@ def as_lines(ctx: ScoreContext, values: torch.Tensor) -> dict[str, torch.Tensor]
     rest = own.min() - (own.max() - own.min()) - 1
     lines = {fqn: torch.full((1, linear.in_features), float(rest)) for fqn, linear in ctx.linears.items()}
     for block, one in enumerate(attention):
-        of_head = values[block, :one.heads]
-        of_group = of_head.view(one.kv_heads, -1).max(1).values
-        lines[one.q] = of_head.repeat_interleave(one.width)[:, None]
-        lines[one.o] = of_head.repeat_interleave(one.width)[None]
-        lines[one.k] = of_group.repeat_interleave(one.width)[:, None]
-        lines[one.v] = lines[one.k].clone()
+        lines |= lines_of_heads(one, values[block, :one.heads])
     return lines
+
+
+def lines_of_heads(one: Attention, of_head: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Scores of a block's heads [heads] at the rows of q, k and v and the columns of o that belong to them."""
+    rows = of_head.repeat_interleave(one.width)[:, None]
+    groups = of_head.view(one.kv_heads, -1).max(1).values.repeat_interleave(one.width)[:, None]
+    return {one.q: rows, one.o: rows.t().clone(), one.k: groups, one.v: groups.clone()}
 
 
 def stability(per_document: torch.Tensor, seed: int) -> float:
@@ -95,16 +102,16 @@ def heads_ablation(ctx: ScoreContext) -> Scores:
     return _finished(ctx, torch.tensor([effects[doc] for doc in docs]))
 
 
-def _by_gradients(ctx: ScoreContext, what: str, batch_effects) -> Scores:
-    """Scores from ``batch_effects(heads, asked)``: [B, blocks, most heads], in --grad_dtype."""
+def _by_gradients(ctx: ScoreContext, what: str, effects_of) -> Scores:
+    """Scores from what ``effects_of(heads)`` says of every batch: [B, blocks, most heads], in --grad_dtype."""
     docs = answers.chosen(ctx, CIRCUIT_DOCS)
     effects: dict[int, torch.Tensor] = {}
     with answers.computing(ctx):
         heads = streams.Heads(ctx, docs, ctx.param("ablation") if "ablation" in ctx.allowed else "zero")
-        todo = answers.batches(ctx, docs)
+        todo, batch_effects = answers.batches(ctx, docs), effects_of(heads)
         for done, asked in enumerate(todo):
             ctx.progress(what, done, len(todo))
-            effects |= dict(zip(asked.docs, batch_effects(heads, asked), strict=True))
+            effects |= dict(zip(asked.docs, batch_effects(asked), strict=True))
     ctx.progress(what, len(todo), len(todo))
     return _finished(ctx, torch.stack([effects[doc] for doc in docs]))
 
@@ -113,8 +120,7 @@ def _by_gradients(ctx: ScoreContext, what: str, batch_effects) -> Scores:
         params=(CIRCUIT_DOCS, ABLATION, GRAD, "batch_tokens", "seed"), forwards=lambda blocks: 4, every_block=True)
 def heads_attribution(ctx: ScoreContext) -> Scores:
     """The first-order estimate of heads-ablation."""
-    return _by_gradients(ctx, "heads attributed",
-                         lambda heads, asked: streams.attributed(heads, asked))
+    return _by_gradients(ctx, "heads attributed", lambda heads: lambda asked: streams.attributed(heads, asked))
 
 
 @scorer("heads-EAP-IG", granularity="line", needs=("answers",),
@@ -122,11 +128,11 @@ def heads_attribution(ctx: ScoreContext) -> Scores:
         every_block=True)
 def heads_eap_ig(ctx: ScoreContext) -> Scores:
     """Gradients integrated from a baseline of the inputs to the inputs."""
-    def effects(heads, asked):
+    def effects_of(heads):
         start = answers.baseline(ctx, heads.docs, ctx.param("baseline"))
-        return streams.integrated_heads(heads, asked, start, ctx.param("ig_steps"))
+        return lambda asked: streams.integrated_heads(heads, asked, start, ctx.param("ig_steps"))
 
-    return _by_gradients(ctx, "gradients integrated", effects)
+    return _by_gradients(ctx, "gradients integrated", effects_of)
 
 
 for _name, _paper in (("heads-ablation", "arXiv:1905.10650"), ("heads-attribution", "arXiv:2310.10348"),

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     table = Table("data set", "n", "metric", "value", "95 %")
     for name in args.tasks:
         answers = ask(args.model, name, args.eval_size, threads=args.threads, device=args.device,
-                           cache_dir=args.cache_dir, **folder)
+                      cache_dir=args.cache_dir, **folder)
         shown = [*answers.result.task.metrics, "gold_loglik"]
         for metric in shown:
             value = answers.metrics[metric]

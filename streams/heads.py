@@ -57,7 +57,7 @@ class Heads:
             sums, tokens = [0.0] * len(self.outputs), 0
             for doc in self.docs:
                 ids, mask = pad([self.ctx.answers.tokens[doc]], device_of(self.ctx.model))
-                seen = self.put_out(ids, mask)
+                seen = seen_inputs(self.ctx.model, self.outputs, ids, mask)
                 sums = [total + x[0].float().sum(0) for total, x in zip(sums, seen)]
                 tokens += ids.shape[1]
             self._means = [total / tokens for total in sums]
@@ -78,20 +78,13 @@ class Heads:
         rows: list[list[torch.Tensor]] = [[] for _ in self.outputs]
         for doc in asked.docs:
             other = self.docs[(self.docs.index(doc) + 1) % len(self.docs)]
-            seen = self.put_out(*pad([tokens[other]], asked.ids.device))
+            seen = seen_inputs(self.ctx.model, self.outputs, *pad([tokens[other]], asked.ids.device))
             from_end = torch.arange(len(tokens[doc]) - 1, -1, -1, device=asked.ids.device) % len(tokens[other])
             for block, x in enumerate(seen):
                 row = x.new_zeros(width, x.shape[2])
                 row[width - len(tokens[doc]):] = x[0, len(tokens[other]) - 1 - from_end]
                 rows[block].append(row)
         return [torch.stack(of_block) for of_block in rows]
-
-    def put_out(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-        """The inputs of the output projections in one pass."""
-        seen: dict[int, torch.Tensor] = {}
-        with torch.no_grad(), inputs_of(self.outputs, lambda at, x: seen.__setitem__(at, x)):
-            call(self.ctx.model, ids, mask)
-        return [seen[at] for at in range(len(self.outputs))]
 
 
 @torch.inference_mode()
@@ -165,7 +158,7 @@ def integrated_inputs(model: nn.Module, linears: list[nn.Linear], asked: Answers
     with torch.no_grad():
         real = model.get_input_embeddings()(asked.ids).float()
         empty = baseline.expand_as(real)
-        clean, away = (seen_inputs(model, linears, asked, at) for at in (None, empty))
+        clean, away = (seen_inputs(model, linears, asked.ids, asked.mask, at) for at in (None, empty))
     total: list[torch.Tensor] | None = None
     for k in range(1, steps + 1):
         _, grads = gradients_of_inputs(model, linears, asked, empty + k / steps * (real - empty))
@@ -187,11 +180,11 @@ def gradients_of_inputs(model: nn.Module, linears: list[nn.Linear], asked: Answe
     return tuple([x.detach().reshape(*asked.ids.shape, -1) for x in of] for of in (inputs, grads))
 
 
-def seen_inputs(model: nn.Module, linears: list[nn.Linear], asked: Answers,
-                embeddings: torch.Tensor | None) -> list[torch.Tensor]:
+def seen_inputs(model: nn.Module, linears: list[nn.Linear], ids: torch.Tensor, mask: torch.Tensor,
+                embeddings: torch.Tensor | None = None) -> list[torch.Tensor]:
     """The linears' inputs in one pass, [B, T, in]."""
     seen: dict[int, torch.Tensor] = {}
     given = nullcontext() if embeddings is None else embedded(model, embeddings)
     with torch.no_grad(), given, inputs_of(linears, lambda at, x: seen.__setitem__(at, x)):
-        call(model, asked.ids, asked.mask)
-    return [seen[at].reshape(*asked.ids.shape, -1) for at in range(len(linears))]
+        call(model, ids, mask)
+    return [seen[at].reshape(*ids.shape, -1) for at in range(len(linears))]

@@ -34,7 +34,7 @@ def save_split(folder: Path, model: nn.Module, layers: dict[str, LayerPlan], fac
     linears = find_linears(model)[0]
     split = {fqn: CircuitAwareLinear.of(linears[fqn], layer) for fqn, layer in layers.items()}
     tensors = {f"{fqn}.{name}": value for fqn, module in split.items() for name, value in module.state_dict().items()}
-    tied = {name for name in getattr(model, "_tied_weights_keys", None) or ()} if _tied(model) else set()
+    tied = _tied_names(model)
     tensors |= {name: value for name, value in model.state_dict().items()
                 if name.rpartition(".")[0] not in split and name not in tied}
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,8 +90,7 @@ def load_split(folder: Path, dense: bool = False) -> nn.Module:
         raise UserError(f"checkpoint {str(folder)!r} does not load ({type(error).__name__}: {one_line(error)}); "
                         "make it again with scripts/quantize.py") from None
     model.tie_weights()
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if _tied(model) else set()
-    lacking = [name for name in missing if name.rpartition(".")[0] not in told and name not in tied]
+    lacking = [name for name in missing if name.rpartition(".")[0] not in told and name not in _tied_names(model)]
     if lacking or unexpected:
         name = (lacking or unexpected)[0]
         raise UserError(f"checkpoint {str(folder)!r} does not fit its config.json (first: {name}); make it again with "
@@ -99,6 +98,8 @@ def load_split(folder: Path, dense: bool = False) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _tied(model: nn.Module) -> bool:
+def _tied_names(model: nn.Module) -> set[str]:
+    """The weights that are another's and so not stored: the head's, where it is the embeddings'."""
     head = model.get_output_embeddings()
-    return head is not None and head.weight is model.get_input_embeddings().weight
+    shared = head is not None and head.weight is model.get_input_embeddings().weight
+    return set(getattr(model, "_tied_weights_keys", None) or ()) if shared else set()

@@ -14,8 +14,9 @@ import pandas as pd
 
 from core.registry import CONTROLS
 from report.records import Result, load_results
+from report.schema import equal_bits
 from report.strata import groups_of
-from report.tables.comparison import equal_bits, stem
+from report.tables.comparison import stem
 from report.tables.groups import comparable, headings
 from report.tables.tables import TableData, group
 from report.text.numbers import none

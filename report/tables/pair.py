@@ -13,8 +13,8 @@ from core.errors import UserError
 from core.sample import Sample
 from evaluation.statistics.paired import Panel, strata
 from report.records import Question, Result, load_questions, load_samples
+from report.schema import equal_bits
 from report.strata import groups_of
-from report.tables.comparison import equal_bits
 
 SCHEMA = 1  # of the JSON form
 LEAST_PREFIX = 4  # hex digits of a digest that name a cell
