@@ -6,6 +6,7 @@ The decoder blocks are the longest ``nn.ModuleList`` below the model whose membe
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from core.errors import UserError
@@ -73,6 +74,14 @@ class Attention:
         """The key/value head that a query head reads."""
         return head * self.kv_heads // self.heads
 
+    def lines(self, of_head: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is known of each query head [heads] at the lines that belong to it: [out, 1] rows of q, k and v, [1, in]
+        columns of o.  Of query heads that share a key/value head, the highest counts there: a kept one needs it.
+        """
+        rows = of_head.repeat_interleave(self.width)[:, None]
+        groups = of_head.view(self.kv_heads, -1).amax(1).repeat_interleave(self.width)[:, None]
+        return {self.q: rows, self.o: rows.t().clone(), self.k: groups, self.v: groups.clone()}
+
 
 def find_heads(model: nn.Module) -> list[Attention]:
     """The attention of every block, found by its q, k and v linears; the linear beside them that reads the heads is o.
@@ -113,6 +122,10 @@ class Mlp:
     into: tuple[str, ...]
     out: str
     neurons: int
+
+    def lines(self, of_neuron: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is known of each neuron [neurons] at its rows [out, 1] of ``into`` and its column [1, in] of ``out``."""
+        return {fqn: of_neuron[:, None].clone() for fqn in self.into} | {self.out: of_neuron[None]}
 
 
 def find_mlps(model: nn.Module) -> list[Mlp]:

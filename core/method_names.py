@@ -4,10 +4,12 @@
 settings of its own (``TaCQ[calib=c4,corrupt=rtn]``), and a method becomes a row a budget or a kept ratio.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 
 from core.errors import UserError, did_you_mean
-from core.registry import ALLOCATORS, COMMON, FOLLOWS, METHODS, QUANTIZERS, SCORERS, MethodSpec
+from core.registry import ALLOCATORS, COMMON, FOLLOWS, FROM_AXES, METHODS, QUANTIZERS, SCORERS, MethodSpec
 from core.settings import SETTINGS, shown
 
 
@@ -33,7 +35,8 @@ def _combined(name: str) -> MethodSpec:
     quant = chain[2] if len(chain) == 3 else COMMON
     if quant != COMMON:
         QUANTIZERS.get(quant)
-    follows = {k: v for k, v in (("bits", "N"), ("ratio", "ratio")) if k in ALLOCATORS.get(chain[1]).options}
+    follows = {k: v for k, v in (("bits", "N"), *((k, k) for k in FROM_AXES))
+               if k in ALLOCATORS.get(chain[1]).options}
     return MethodSpec(name=name, scorer=base.name, allocator=chain[1], quantizer=quant, native=exempt, options=follows)
 
 
@@ -76,22 +79,22 @@ def readable(spec: MethodSpec, common: str | None = None) -> tuple[tuple[str, ..
 
 
 def variants(spec: MethodSpec, common: str, budgets: tuple[float, ...],
-             ratios: tuple[float, ...]) -> list[tuple[MethodSpec, float | None]]:
+             axes: Mapping[str, tuple]) -> list[tuple[MethodSpec, float | None]]:
     """The rows that a method stands for in a grid: (method, stored bits or None).
 
     Common rows take the grid's quantizer and come once a budget.  A native row whose options follow the budget ("N" =
-    its whole bits) comes once a budget too, with its own true bits; "ratio" as an option's value makes one row a kept
-    ratio.
+    its whole bits) comes once a budget too, with its own true bits.  An option whose value is a word of ``axes``
+    (core.registry.FROM_AXES) makes one row a value there, such as a kept ratio.
     """
     if spec.quantizer == COMMON:
         spec = replace(spec, quantizer=common)
     follows = [k for k, v in spec.options.items() if isinstance(v, str) and v in FOLLOWS]
-    by_ratio = [k for k, v in spec.options.items() if v == "ratio"]
+    by_axis = [k for k, v in spec.options.items() if isinstance(v, str) and v in axes]
     rows = []
     for bits in budgets if spec.budgeted or follows else (None,):
         followed = {k: FOLLOWS[spec.options[k]](bits) for k in follows}
-        for ratio in ratios if by_ratio else (None,):
-            name = f"{spec.name}@{ratio:g}" if by_ratio else spec.name
-            rows.append((replace(spec, name=name, options=spec.options | followed | dict.fromkeys(by_ratio, ratio)),
-                         bits))
+        for values in product(*(axes[spec.options[k]] for k in by_axis)):
+            name = "@".join([spec.name, *(f"{value:g}" for value in values)])
+            options = spec.options | followed | dict(zip(by_axis, values, strict=True))
+            rows.append((replace(spec, name=name, options=options), bits))
     return rows

@@ -163,6 +163,8 @@ FACTS = {  # what a scorer may read of its cell, besides settings
 # options that take their value from the budget; no published code goes above 8 bits, SliM-LLM's not above 7
 FOLLOWS = {"N": lambda bits: min(8, int(bits)), "N-1": lambda bits: min(8, max(1, int(bits) - 1)),
            "N<8": lambda bits: min(7, max(2, int(bits))), "budget": float}
+# options that take their value from a grid's axis, and come once a value
+FROM_AXES = {"ratio": "keep_ratio", "heads": "dynamic_heads"}
 COMMON = "common"  # the quantizer of a common row: the grid's own (--quantizer)
 DEFAULT_ALLOCATOR = {"layer": "knapsack", "linear": "knapsack", "group": "knapsack", "channel": "topk_keep",
                      "line": "topk_keep", "element": "topk_keep"}
@@ -215,7 +217,7 @@ def method(name: str, *, scorer: str | None = None, allocator: str | None = None
         raise ValueError(f"method {name!r}: allocator {allocator!r} and quantizer {quantizer!r} read {read}, not "
                          f"{sorted(set(options) - set(read))}")
     for key, value in options.items():
-        if key in SETTINGS and value not in (*FOLLOWS, "ratio"):
+        if key in SETTINGS and value not in (*FOLLOWS, *FROM_AXES):
             SETTINGS[key].checked(value, where=f"method {name}: {key}")
     return METHODS.add(name, MethodSpec(name=name, scorer=scorer, allocator=allocator, quantizer=quantizer, paper=paper,
                                         native=native, options=options))

@@ -81,6 +81,8 @@ class LayerPlan:
     keep: np.ndarray | None = None  # bool [out, in]: weights kept at 16 bits
     form: str = "grid"  # how it is stored, one of quantization/bits.py FORMS; all but "grid" belong to native rows
     ordered: bool = False  # groups run over permuted columns, so the permutation is stored
+    # heads of its block whose 16-bit weights each token reads beside the codes of the others; 0 = no choice at run time
+    dynamic_heads: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from core.errors import UserError
+from core.registry import FROM_AXES
 from core.sample import Interval, Sample
 from core.types import Plan, Scores
 from harness.grid import with_methods
@@ -116,18 +117,21 @@ def answers_of(case: Case) -> Answers:
 def one_case(model: str, method: str, dataset: str, grid: dict) -> Case:
     """The one cell of a grid of these; its checks are the grid's own."""
     asked = {name: tuple(value) if isinstance(value, list) else value for name, value in grid.items()}
-    for axis in ("avg_bits", "seeds", "keep_ratio"):
+    for axis in ("avg_bits", "seeds", *FROM_AXES.values()):
         if axis in asked and not isinstance(asked[axis], tuple):
             asked[axis] = (asked[axis],)
     whole = build_grid(asked.pop("run_type", "demo"), models=(model,), methods=(method,), datasets=(dataset,), **asked)
     cases = open_cases(with_methods(whole, (method,)), os.environ.get("HF_TOKEN"), Progress(1))
     if len(cases) > 1:
-        raise UserError(f"{method} stands for {len(cases)} cells here; name one seed, one budget and one kept ratio")
+        raise UserError(f"{method} stands for {len(cases)} cells here; name one seed, one budget, one kept ratio and "
+                        "one number of heads")
     return cases[0]
 
 
 def _put(case: Case, planned: Planned) -> Plan:
     """Make the model hold the row's weights; returns the plan as it is really stored."""
+    if any(layer.dynamic_heads for layer in planned.plan.layers.values()):
+        raise UserError(f"{case.method.name} chooses heads for every token, so no weights hold it; run it in a grid")
     if not reads_data(case.method):
         case.model.originals.apply(planned.plan, published_quantizer(case),
                                    case.progress.stage(f"{case.method.name}: quantizing"))

@@ -14,20 +14,22 @@ The grid's own stages and store do the work; `circuit-native` in a grid is the s
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from core import demo_model
 from core.digest import digest
 from core.errors import UserError, did_you_mean, one_line
 from core.registry import ALLOCATORS
 from core.types import Plan, Scores
 from harness.api import Answers, answers_of, evaluate, one_case
+from harness.presets import DEMO_MODEL
 from harness.stages.case import Case
+from harness.stages.plan import alloc_context
 from harness.stages.scores import scores as scores_of
-from quantization.allocators.common import AllocContext
 from quantization.bits import make_plan
 from quantization.packing.checkpoint import about, is_split, save_split
 
@@ -57,10 +59,13 @@ class CircuitSettings:
     calibration: Calibration = field(default_factory=Calibration)
 
 
-def read_settings(path: Path | None) -> CircuitSettings:
-    """A settings file as checked values; None gives the defaults.  Raises UserError that names file and key."""
+def read_settings(path: Path | None, model: str | None = None) -> CircuitSettings:
+    """A settings file as checked values, for this model if one is named; None gives the defaults.
+
+    Raises UserError that names file and key, also where the file is of another model.
+    """
     if path is None:
-        return CircuitSettings()
+        return CircuitSettings(model=model or CircuitSettings.model)
     import yaml
 
     try:
@@ -68,7 +73,19 @@ def read_settings(path: Path | None) -> CircuitSettings:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"settings file {str(path)!r} does not read ({one_line(error)}); write YAML as in "
                         "configs/") from None
-    return _checked(plain or {}, CircuitSettings, str(path))
+    settings = _checked(plain or {}, CircuitSettings, str(path))
+    if model is None:
+        return settings
+    if "model" in (plain or {}) and _plain_name(settings.model) != _plain_name(model):
+        raise UserError(f"settings file {str(path)!r} is of model {settings.model!r}, not of {model!r}; give that "
+                        "model's, or take the line model: out")
+    return replace(settings, model=model)
+
+
+def _plain_name(model: str) -> str:
+    """The last part of a hub id or folder, in small letters; the demo's model has two names."""
+    name = Path(model).name.lower()
+    return DEMO_MODEL if name == demo_model.NAME.lower() else name
 
 
 def _checked(plain, kind: type, where: str):
@@ -182,8 +199,6 @@ def allocate(case: Case, scores: Scores, settings: CircuitSettings) -> Plan:
     """Which heads and neurons are kept, and what that stores."""
     options = {"fp16_ratio": settings.fp16_ratio, "attn_importance_threshold": settings.attn_importance_threshold,
                "mlp_importance_threshold": settings.mlp_importance_threshold}
-    context = AllocContext(shapes=case.model.shapes, block_of=case.model.block_of, budget=case.budget, scores=scores,
-                           options=options)
-    layers, notes = ALLOCATORS.get("circuit_fraction").fn(context)
+    layers, notes = ALLOCATORS.get("circuit_fraction").fn(alloc_context(case, scores, options))
     return make_plan(layers, case.model.shapes, case.model.other, notes)
 

@@ -15,7 +15,7 @@ import methods  # noqa: F401  (registers scorers, allocators, quantizers and met
 from core.calibration import GENERAL
 from core.errors import UserError
 from core.method_names import readable, resolve_method, variants
-from core.registry import QUANTIZERS, SCORERS, MethodSpec
+from core.registry import FROM_AXES, QUANTIZERS, SCORERS, MethodSpec
 from core.settings import SETTINGS
 from evaluation.tasks import get_task
 
@@ -24,7 +24,7 @@ AUTO_GROUPS = (128, 96, 64, 32)
 LEVELS = (2, 3, 4, 5, 6, 8, 16)
 MAX_THREADS = 1024  # OpenMP ends the process without a word when it cannot start a thread
 MAX_SEED = 2**63 - 1  # what torch's generators take
-AXES = ("models", "methods", "datasets", "avg_bits", "seeds", "keep_ratio")
+AXES = ("models", "methods", "datasets", "avg_bits", "seeds", *FROM_AXES.values())
 # settings that every result names since there were results; one declared later is named where it is not at its default
 ALWAYS = ("calib", "calib_tokens", "calib_window", "corrupt", "grad_dtype", "kl_docs", "loss_mask", "oracle_docs",
           "oracle_metric", "published", "score_docs")
@@ -68,6 +68,9 @@ class Grid:
                            choices=COMMON_QUANTIZERS)
     keep_ratio: tuple[float, ...] = asked(BITS, "kept weights of native rows such as TaCQ-native; several from one "
                                                 "scoring", (0.0035,), metavar="R")
+    dynamic_heads: tuple[int, ...] = asked(BITS, "heads of each block at 16 bits: in heads-dynamic-native for each "
+                                                 "token those with the largest output, in heads-static-native always "
+                                                 "the same; several allowed", (2,), metavar="K")
     levels: tuple[int, ...] = asked(BITS, "bits that a linear may get, of 2 3 4 5 6 8 16", LEVELS, metavar="B")
     group_size: int | None = asked(BITS, "input columns that share a scale (default: largest of 128, 96, 64, 32 that "
                                          "fits)", None, metavar="G")
@@ -110,6 +113,11 @@ class Grid:
         if self.value("loss_mask") == "answer" and self.value("calib") in GENERAL:
             raise UserError(f"--loss_mask answer has no meaning with --calib {self.value('calib')}, which has no "
                             "answers; use --calib task or --loss_mask all")
+
+    @property
+    def by_option(self) -> dict[str, tuple]:
+        """The axes whose values are those of methods' options, by the option's word."""
+        return {word: getattr(self, axis) for word, axis in FROM_AXES.items()}
 
     def value(self, name: str):
         """A method's setting: as given, else its default."""
@@ -168,6 +176,9 @@ def _check_fields(grid: Grid) -> None:
     if not all(0 < r < 0.5 for r in grid.keep_ratio):
         raise UserError(f"--keep_ratio {grid.keep_ratio} is out of range; give shares above 0 and below 0.5, such as "
                         "0.0035")
+    if min(grid.dynamic_heads) < 1:
+        raise UserError(f"--dynamic_heads is {min(grid.dynamic_heads)}; give 1 or more heads of a block, or run "
+                        "uniform for none")
     if not 0 < grid.tolerance < 1:
         raise UserError(f"--tolerance is {grid.tolerance}; give bits a weight above 0 and below 1, such as 0.01")
     if set(grid.levels) - set(LEVELS) or len(set(grid.levels)) < 2 or min(grid.levels) > 8:
@@ -215,7 +226,7 @@ def cells_of(grid: Grid) -> list[Cell]:
     for model in grid.models:
         for name in grid.methods:
             for spec, bits in variants(checked_method(name, grid.quantizer), grid.quantizer, grid.avg_bits,
-                                       grid.keep_ratio):
+                                       grid.by_option):
                 seeds = grid.seeds if seeded(spec) else (0,)
                 cells += [Cell(model, spec, dataset, avg_bits=bits, seed=seed) for seed in seeds
                           for dataset in grid.datasets]

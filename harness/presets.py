@@ -73,7 +73,7 @@ def conditioned(grid: Grid, conditioning: tuple[str, ...]) -> tuple[str, ...]:
             rows.append(name)
             continue
         given = name.removesuffix("]").partition("[")[2]
-        solves = reads_solver_calib(variants(spec, grid.quantizer, grid.avg_bits, grid.keep_ratio)[0][0])
+        solves = reads_solver_calib(variants(spec, grid.quantizer, grid.avg_bits, grid.by_option)[0][0])
         for text in conditioning:
             if text in mixed and not solves:
                 continue  # prompts without answers are never mixed with text

@@ -9,6 +9,7 @@ m = --ig_steps, one pass for all units of all blocks (streams/heads.py).  Nats a
 "circuit"          s_u per weight of the unit, at its rows and columns; the common allocator keeps the best
 "circuit-native"   the source's form: the best 0.2 of the heads and, apart, of the neurons whole at 16 bits, the rest
                    NF4 without the kept ones (quantization/solvers/split.py); true bits, about 6.8
+"circuit-random"   the control: a number from the seed for each head and each neuron, in the same places
 
 A head is its rows of q, its columns of o and its key/value head's rows of k and v; a neuron its rows of gate and up
 and its column of down.
@@ -21,7 +22,7 @@ from __future__ import annotations
 from core.lazy import Lazy, torch
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
-from methods.heads import BASELINE, CIRCUIT_DOCS, GRAD, IG_STEPS, lines_of_heads
+from methods.heads import BASELINE, CIRCUIT_DOCS, GRAD, IG_STEPS
 
 streams, answers, architecture = Lazy("streams.heads"), Lazy("streams.answers"), Lazy("core.architecture")
 HEADS, NEURONS = "heads", "neurons"
@@ -41,16 +42,31 @@ def circuit(ctx: ScoreContext) -> Scores:
         units[HEADS].append(of_head.tolist())
         weights = 2 * one.width * ctx.linears[one.q].in_features * (1 + one.kv_heads / one.heads)
         density = of_head / weights
-        values |= lines_of_heads(one, density)
+        values |= one.lines(density)
         kinds |= dict.fromkeys((one.q, one.k, one.v, one.o), HEADS)
     for one, channels in zip(mlps, per_channel[len(attention):]):
         units[NEURONS].append(channels.tolist())
         density = channels / ((len(one.into) + 1) * ctx.linears[one.out].out_features)
-        values |= {fqn: density[:, None].clone() for fqn in one.into} | {one.out: density[None]}
+        values |= one.lines(density)
         kinds |= dict.fromkeys((*one.into, one.out), NEURONS)
     rest = {fqn: torch.zeros(1, lin.in_features) for fqn, lin in ctx.linears.items() if fqn not in values}
     values = {fqn: (values | rest)[fqn].float() for fqn in ctx.linears}
     return Scores("line", values, unit="nats/token/weight", notes={"heads": units[HEADS], "kinds": kinds})
+
+
+@scorer("circuit-random", granularity="line", needs=(), params=("seed",))
+def circuit_random(ctx: ScoreContext) -> Scores:
+    """Heads and neurons in a random order, from the seed alone: uniform numbers from 0 to 1."""
+    generator = torch.Generator().manual_seed(ctx.param("seed"))
+    values = {fqn: torch.zeros(1, linear.in_features) for fqn, linear in ctx.linears.items()}
+    kinds = {}
+    for kind, parts, size in ((HEADS, architecture.find_heads(ctx.model), lambda one: one.heads),
+                              (NEURONS, architecture.find_mlps(ctx.model), lambda one: one.neurons)):
+        for one in parts:
+            lines = one.lines(torch.rand(size(one), generator=generator))
+            values |= lines
+            kinds |= dict.fromkeys(lines, kind)
+    return Scores("line", values, unit="none", notes={"kinds": kinds})
 
 
 def integrated(ctx: ScoreContext, readers: list[torch.nn.Linear]) -> list[torch.Tensor]:
@@ -71,5 +87,6 @@ def integrated(ctx: ScoreContext, readers: list[torch.nn.Linear]) -> list[torch.
 
 
 method("circuit", scorer="circuit", paper="the brief's circuit-quantization project")
+method("circuit-random", scorer="circuit-random")
 method("circuit-native", scorer="circuit", allocator="circuit_fraction", quantizer="bnb-nf4-split", native=True,
        paper="the brief's circuit-quantization project")

@@ -2,7 +2,12 @@
 
     heads-ablation      s_h = mean over documents of f(x) − f(x with head h replaced)            exact
     heads-attribution   s_h = mean over documents of Σ_t (a_h − a'_h)·∂f/∂a_h                    first order, one pass
+    heads-norm          s_h = mean over all tokens of the documents of ‖a_h‖₂; sees no answer
     heads-EAP-IG        s_h = mean over documents of Σ_t (a_h − a°_h)·(1/m) Σ_k ∂f/∂a_h at e° + k/m (e − e°), k = 1..m
+
+heads-dynamic-native: no score; in every block the K heads (--dynamic_heads) with the largest ‖a_h‖₂ of a token are
+computed for it with their 16-bit weights, the others with the codes (quantization/dynamic.py); heads-static-native:
+the K of a block with the largest mean norm, always.
 
 f: log-probability of the answer, nats a token (streams/answers.py); a_h: the head's output, its slice of the input to
 the output projection; a'_h: what replaces it (--ablation; streams/heads.py); e: input embeddings, e°: the baseline
@@ -18,15 +23,10 @@ Deviations: f in place of the logit difference of two answers, because these doc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from core.lazy import Lazy, torch
 from core.registry import method, scorer
 from core.settings import Setting
 from core.types import ScoreContext, Scores
-
-if TYPE_CHECKING:
-    from core.architecture import Attention
 
 streams, answers = Lazy("streams.heads"), Lazy("streams.answers")
 CIRCUIT_DOCS = Setting("circuit_docs", int, 32, "worked documents that scores of heads read", low=1, documents=True)
@@ -46,15 +46,8 @@ def as_lines(ctx: ScoreContext, values: torch.Tensor) -> dict[str, torch.Tensor]
     rest = own.min() - (own.max() - own.min()) - 1
     lines = {fqn: torch.full((1, linear.in_features), float(rest)) for fqn, linear in ctx.linears.items()}
     for block, one in enumerate(attention):
-        lines |= lines_of_heads(one, values[block, :one.heads])
+        lines |= one.lines(values[block, :one.heads])
     return lines
-
-
-def lines_of_heads(one: Attention, of_head: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Scores of a block's heads [heads] at the rows of q, k and v and the columns of o that belong to them."""
-    rows = of_head.repeat_interleave(one.width)[:, None]
-    groups = of_head.view(one.kv_heads, -1).max(1).values.repeat_interleave(one.width)[:, None]
-    return {one.q: rows, one.o: rows.t().clone(), one.k: groups, one.v: groups.clone()}
 
 
 def stability(per_document: torch.Tensor, seed: int) -> float:
@@ -135,6 +128,27 @@ def heads_eap_ig(ctx: ScoreContext) -> Scores:
     return _by_gradients(ctx, "gradients integrated", effects_of)
 
 
+@scorer("heads-norm", granularity="line", needs=("answers",), params=(CIRCUIT_DOCS,))
+def heads_norm(ctx: ScoreContext) -> Scores:
+    """How large each head's output is: what heads-dynamic-native chooses by, in the mean."""
+    docs, total, tokens = answers.chosen(ctx, CIRCUIT_DOCS), 0.0, 0
+    heads = streams.Heads(ctx, docs, "zero")
+    for done, doc in enumerate(docs):
+        ctx.progress("heads measured", done, len(docs))
+        norms = heads.norms(doc)  # [T, blocks, most heads]
+        total, tokens = total + norms.sum(0), tokens + len(norms)
+    ctx.progress("heads measured", len(docs), len(docs))
+    values = (total / tokens).float()
+    notes = {"heads": [values[block, :one.heads].tolist() for block, one in enumerate(heads.attention)],
+             "documents": len(docs)}
+    return Scores("line", as_lines(ctx, values), unit="norm", notes=notes)
+
+
 for _name, _paper in (("heads-ablation", "arXiv:1905.10650"), ("heads-attribution", "arXiv:2310.10348"),
                       ("heads-EAP-IG", "arXiv:2403.17806")):
     method(_name, scorer=_name, paper=_paper)
+method("heads-norm", scorer="heads-norm")
+method("heads-static-native", scorer="heads-norm", allocator="heads_a_block", native=True, bits="N", heads="heads",
+       paper="the brief's circuit-quantization project")
+method("heads-dynamic-native", allocator="heads_a_token", native=True, bits="N", heads="heads",
+       paper="the brief's circuit-quantization project")

@@ -1,5 +1,6 @@
 """Quantizers, allocators and the one accountant of stored bits.  Imports ``core`` and ``streams`` only."""
 
+import quantization.allocators.circuit
 import quantization.allocators.common
 import quantization.allocators.native
 import quantization.solvers.bnb

@@ -7,6 +7,7 @@ What one linear of shape [out, in] at b bits in groups of g input columns stores
     zeros     out · G · zero_bits               b by default (integer zero points)
     bit map   G · 4                             only with per-group bits
     kept      nnz · 16 + index                  index = the cheapest of bitmap, CSR, whole columns, whole rows
+    whole     out · in · 16                     only where the heads are chosen at run time: any may be needed
 
 Published forms store other things beside the codes (FORMS):
 
@@ -103,7 +104,8 @@ def layer_bits(plan: LayerPlan, shape: tuple[int, int]) -> int:
     rows, cols = shape
     if plan.bits == 16 and plan.group_bits is None:
         return 16 * rows * cols
-    return FORMS[plan.form](plan, rows, cols) + kept_bits(plan.keep)
+    whole = 16 * rows * cols if plan.dynamic_heads else 0
+    return FORMS[plan.form](plan, rows, cols) + kept_bits(plan.keep) + whole
 
 
 def order_bits(plan: LayerPlan, cols: int) -> int:

@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from harness.circuit import calibrate, read_settings
 
-    settings = read_settings(args.config)
-    settings = replace(settings, model=args.model or settings.model, dataset=args.dataset or settings.dataset)
+    settings = read_settings(args.config, args.model)
+    settings = replace(settings, dataset=args.dataset or settings.dataset)
     folder = {"data_dir": args.data_dir, "data_source": "folder"} if args.data_dir else {}
     scores = calibrate(settings, args.output, seeds=(args.seed,), eval_size=args.eval_size, threads=args.threads,
                        device=args.device, cache_dir=args.cache_dir, **folder)

@@ -30,16 +30,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from harness.circuit import quantize, read_settings
 
-    settings = read_settings(args.config)
+    settings = read_settings(args.config, args.checkpoint)
     if args.fp16_ratio is not None:
         if not 0 <= args.fp16_ratio <= 1:
             raise UserError(f"--fp16_ratio is {args.fp16_ratio}; give a share from 0 to 1")
         settings = replace(settings, fp16_ratio=args.fp16_ratio)
     plan, size = quantize(args.checkpoint, args.scores, args.output, settings, threads=args.threads, device=args.device,
                           cache_dir=args.cache_dir)
+    if settings.fp16_ratio in (0, 1):
+        print("fp16_ratio 0 keeps no head and no neuron: all linears are NF4" if settings.fp16_ratio == 0 else
+              "fp16_ratio 1 keeps every head and neuron: nothing is quantized but linears that belong to neither")
     print(f"{args.output}: {plan.avg_bits:.3f} stored bits a weight ({plan.model_avg_bits:.3f} over the whole model), "
-          f"{size / 1e6:.1f} MB of weights; kept columns: "
-          + ", ".join(f"{count} of {kind}" for kind, count in plan.notes["kept_columns"].items()))
+          f"{size / 1e6:.1f} MB of weights; kept: "
+          + ", ".join(f"{count} {kind}" for kind, count in plan.notes["kept_units"].items()))
     return 0
 
 

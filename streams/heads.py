@@ -63,6 +63,14 @@ class Heads:
             self._means = [total / tokens for total in sums]
         return self._means
 
+    def norms(self, doc: int) -> torch.Tensor:
+        """‖·‖₂ of what each head puts out at each token: float64 [T, blocks, most heads], 0 where a block has fewer."""
+        ids, mask = pad([self.ctx.answers.tokens[doc]], device_of(self.ctx.model))
+        norms = torch.zeros(ids.shape[1], len(self.outputs), self.most, dtype=torch.float64)
+        for block, (one, x) in enumerate(zip(self.attention, seen_inputs(self.ctx.model, self.outputs, ids, mask))):
+            norms[:, block, :one.heads] = x[0].float().view(-1, one.heads, one.width).norm(dim=2).double().cpu()
+        return norms
+
     @torch.no_grad()
     def replacements(self, asked: Answers) -> list[torch.Tensor]:
         """What replaces the inputs of the output projections: [1 or B, 1 or T, in] a block."""

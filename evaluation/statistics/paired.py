@@ -5,7 +5,7 @@ drawn once, from the seed and the number of documents alone: an interval does no
 panel, and any two runs, or means over seeds of runs, are compared by a subtraction.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -81,6 +81,16 @@ class Panel:
         means = _mean_of(self._resamples[metric], second) - _mean_of(self._resamples[metric], first)
         low, high = np.quantile(means, [0.025, 0.975])
         return {"value": float(np.mean(d)), "low": float(low), "high": float(high)}
+
+    def statistic(self, metric: str, of: Callable[[np.ndarray], np.ndarray]) -> dict:
+        """A function of the runs' means [..., runs] -> [...] with its bootstrap interval; None without documents.
+
+        All runs share the resamples, so what they have in common cancels, as in :meth:`difference`.
+        """
+        if not self.n:
+            return {"value": None, "low": None, "high": None}
+        low, high = np.quantile(of(self._resamples[metric]), [0.025, 0.975])
+        return {"value": float(of(self.values[metric].mean(axis=0))), "low": float(low), "high": float(high)}
 
     def permutation_p(self, metric: str, first: Runs, second: Runs) -> float | None:
         """The paired sign-flip test of the mean difference."""

@@ -128,7 +128,9 @@ def memory(case: Case) -> list[Parts]:
     if element and not planned:
         stages.append(Parts("kept weights are chosen", **base, scores=(4 * 3 + 1) * d.linears))
     activations = max(batch_bytes(d, batch) for batch in asked(case.data))
-    asking = base | {"context": context_bytes(case, ASKING)}
+    # heads chosen at run time: the attention's linears lie there in both versions; all linears are more than these
+    twice = d.linears * d.itemsize if method.allocator == "heads_a_token" else 0
+    asking = base | {"context": context_bytes(case, ASKING), "weights": base["weights"] + twice}
     return [*stages, Parts(ASKING, **asking, activations=activations, scores=element * d.linears)]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
+from core.architecture import find_heads, find_mlps
 from core.digest import array_digest, digest, write_json
 from core.environment import versions
 from core.registry import ALLOCATORS, QUANTIZERS
@@ -70,9 +71,7 @@ def plan(case: Case) -> Planned:
 def _compute(case: Case) -> Content:
     spec = case.method
     scored = scores(case) if spec.scorer else None
-    context = AllocContext(shapes=case.model.shapes, block_of=case.model.block_of, budget=case.budget, scores=scored,
-                           distortion=lambda: distortion(case), options=plan_options(case))
-    layers, notes = ALLOCATORS.get(spec.allocator).fn(context)
+    layers, notes = ALLOCATORS.get(spec.allocator).fn(alloc_context(case, scored, plan_options(case)))
     plan = make_plan(layers, case.model.shapes, case.model.other, notes)
     if spec.budgeted:
         check_budget(plan, case.budget, spec.name)
@@ -83,6 +82,14 @@ def _compute(case: Case) -> Content:
         write_json(folder / "probe.json", told)
 
     return Content(write, provenance(case, plan))
+
+
+def alloc_context(case: Case, scored: Scores | None, options: dict) -> AllocContext:
+    """What an allocator may read of a case."""
+    model = case.model
+    return AllocContext(shapes=model.shapes, block_of=model.block_of, budget=case.budget, scores=scored,
+                        distortion=lambda: distortion(case), options=options,
+                        attention=lambda: find_heads(model.skeleton), mlps=lambda: find_mlps(model.skeleton))
 
 
 def _probe(plan: Plan, scored: Scores | None) -> dict:

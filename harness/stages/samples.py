@@ -18,6 +18,7 @@ from harness.stages.plan import Planned, provenance
 from harness.stages.weights import hold_weights, weights_key
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
+from quantization.dynamic import choosing_heads
 from report.records import read_samples
 
 LEAST_TOKENS = 256  # a batch budget below this does not help: one document is then too long for the memory
@@ -71,7 +72,7 @@ def _compute(case: Case, planned: Planned, partial: Partial) -> Content | None:
         else:
             model.originals.apply(planned.plan, published_quantizer(case),
                                   case.progress.stage(f"{case.method.name}: quantizing"))
-        with model.on(model.eval_device):
+        with model.on(model.eval_device), choosing_heads(model.module, planned.plan.layers, model.originals.weights):
             _ask(case, todo, partial)
     case.progress.update(label, len(data.batches), len(data.batches))
     text = _collect(case, partial)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from quantization.bits import (
     whole_bytes,
 )
 
+if TYPE_CHECKING:
+    from core.architecture import Attention, Mlp
+
 FLOOR = 1e-3  # a score below this share of the largest counts as it: a zero must not make a linear free to ruin
 
 
@@ -44,6 +48,8 @@ class AllocContext:
     budget: Budget
     scores: Scores | None = None
     distortion: Callable[[], dict[str, list[float]]] | None = None  # -> fqn -> ‖W − Q_b(W)‖² at each budget level
+    attention: Callable[[], list[Attention]] | None = None  # of each block; UserError where heads cannot be told apart
+    mlps: Callable[[], list[Mlp]] | None = None  # of each block; UserError where neurons cannot be told apart
     options: dict = field(default_factory=dict)
 
     @property

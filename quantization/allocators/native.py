@@ -6,7 +6,6 @@
 ``global_topk``      the same, and the best ``ratio`` of all weights, over the whole model, kept at 16 bits (TaCQ).
 ``balanced``         per linear, as many column groups at N+1 bits as at N−1 (the allocation rule of SliM-LLM).
 ``bnb``              every linear as bitsandbytes stores it.
-``circuit_fraction`` the best share of heads, and of neurons, whole at 16 bits, the rest in NF4 (circuit).
 ``none``             the model as it was loaded.
 """
 
@@ -26,7 +25,6 @@ from quantization.allocators.common import AllocContext
 from quantization.allocators.ranking import first_k, keep_masks, spread_order
 from quantization.bits import grid_plan
 from quantization.solvers.bnb import bnb_layer
-from quantization.solvers.split import split_layer
 
 SCRIPT_GROUP = 128  # the TAQ script's group size; scale and zero are float32 there, and counted here
 BITS = Setting("bits", int, 3, "bits of every weight", low=2, high=8, flag=False)
@@ -41,12 +39,6 @@ EDGES = Setting("edges", int, 2, "first and last blocks that stay at 16 bits", l
 TOTAL = Setting("total", int, 8, "blocks that stay at 16 bits in all", low=0, flag=False)
 OTHERS = Setting("others", int, None, "blocks besides the edges that stay at 16 bits, instead of total", low=0,
                  flag=False)
-FP16_RATIO = Setting("fp16_ratio", float, 0.2, "share of the heads, and of the neurons, that stays at 16 bits", low=0,
-                     high=1, flag=False)
-ATTN_THRESHOLD = Setting("attn_importance_threshold", float, 0.0, "heads below this share of the best head's "
-                         "importance are not kept", low=0, high=1, flag=False)
-MLP_THRESHOLD = Setting("mlp_importance_threshold", float, 0.0, "neurons below this share of the best neuron's "
-                        "importance are not kept", low=0, high=1, flag=False)
 PAIRS = Setting("pairs", float, 0.25, "share of a linear's column groups that gets a bit more, and a bit less", low=0,
                 high=0.5, flag=False)
 
@@ -156,35 +148,3 @@ def global_topk(ctx: AllocContext):
 def bnb(ctx: AllocContext):
     """Every linear as bitsandbytes stores ``kind``: "nf4" (the default), "fp4" or "int8"."""
     return {name: bnb_layer(ctx.options.get("kind", "nf4"), shape) for name, shape in ctx.shapes.items()}, {}
-
-
-@allocator("circuit_fraction", options=(FP16_RATIO, ATTN_THRESHOLD, MLP_THRESHOLD), exempt=True)
-def circuit_fraction(ctx: AllocContext):
-    """Of each kind of unit that the scores tell apart, the best over the whole model, never more than the ratio, and
-    none below the threshold's share of the best.
-
-    Lines of equal score belong to one unit and are kept together, so a head is kept whole or not at all.
-    """
-    _scored(ctx, "line", "circuit_fraction keeps heads and neurons; combine it with the scorer circuit")
-    kinds, ratio = ctx.scores.notes.get("kinds", {}), FP16_RATIO.of(ctx.options)
-    thresholds = {"heads": ATTN_THRESHOLD.of(ctx.options), "neurons": MLP_THRESHOLD.of(ctx.options)}
-    least: dict[str, float] = {}
-    for kind in sorted(set(kinds.values())):
-        columns = torch.cat([ctx.scores.values[fqn].flatten() for fqn, own in kinds.items()
-                             if own == kind and ctx.scores.values[fqn].shape[0] == 1])
-        least[kind] = max(_cut(columns, ratio), thresholds[kind] * float(columns.max()))
-    layers, columns = {}, dict.fromkeys(least, 0)
-    for fqn, shape in ctx.shapes.items():
-        kept = ctx.scores.values[fqn] >= least.get(kinds.get(fqn), math.inf)
-        if fqn in kinds and kept.shape[0] == 1:
-            columns[kinds[fqn]] += int(kept.sum())
-        layers[fqn] = split_layer(kept.expand(shape).numpy().copy() if kept.any() else None)
-    return layers, {"kept_columns": columns, "fp16_ratio": ratio}
-
-
-def _cut(scores: torch.Tensor, ratio: float) -> float:
-    """The lowest score that is kept: as many whole groups of equal scores, best first, as the ratio has room for."""
-    values, counts = torch.unique(scores, return_counts=True)
-    room = ratio * len(scores) + 1e-9
-    best = counts.flip(0).cumsum(0) <= room
-    return float(values.flip(0)[best][-1]) if best.any() else math.inf

@@ -22,14 +22,17 @@ from quantization.solvers.rtn import encode
 from quantization.solvers.spqr_fit import Level
 
 
-def packed(stored: Stored) -> dict[str, np.ndarray]:
-    """The stored arrays of what a quantizer that reads data left.
+def packed(stored: Stored, weight: torch.Tensor | None = None) -> dict[str, np.ndarray]:
+    """The stored arrays of what a quantizer that reads data left; of a linear whose heads are chosen at run time, with
+    its ``weight`` [out, in] as loaded.
 
     Raises UserError where the published arithmetic holds numbers that no stored form has.
     """
     parts = {name: part.cpu() for name, part in stored.parts.items()}
     pack = {"grid": pack_grid, "bilevel": pack_spqr, "slim": pack_slim, "codebook": pack_codebook}[stored.layer.form]
     arrays = pack(stored.layer, parts)
+    if stored.layer.dynamic_heads:
+        arrays["whole"] = raw16(weight)
     return arrays | pack_kept(parts["kept"], stored.layer.keep) if "kept" in parts else arrays
 
 
@@ -76,6 +79,8 @@ def pack_nearest(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = Fa
         return {"weight": raw16(weight)}
     encoded = encode(weight.float(), plan, float_zero=float_zero)
     arrays = pack_grid(plan, {"codes": encoded.codes, "scale": encoded.scale, "zero": encoded.zero})
+    if plan.dynamic_heads:
+        arrays["whole"] = raw16(weight)
     if plan.keep is None or not plan.keep.any():
         return arrays
     return arrays | pack_kept(weight[torch.as_tensor(plan.keep)], plan.keep)

@@ -141,21 +141,26 @@ def variables(values: dict[str, str]) -> str:
     return ";".join(f"--{name}:{value}" for name, value in values.items())
 
 
-def alone(drawings: Sequence[Drawing], lines: Sequence[str]) -> str:
-    """Panels side by side under lines of words, as a file of its own: light, on white paper, whatever page it stands
-    on."""
+def alone(drawings: Sequence[Drawing], lines: Sequence[str], most: int = 12) -> str:
+    """Panels side by side, at most so many, under lines of words, as a file of its own: light, on white paper, whatever
+    page it stands on."""
     gap, head = 12.0, 18.0 + 17 * len(lines)
-    whole = Drawing(sum(d.width + gap for d in drawings) + gap, lines[0])
-    whole.height = head + max(d.height for d in drawings) + gap
+    rows = [drawings[at:at + most] for at in range(0, len(drawings), most)]
+    whole = Drawing(max(sum(d.width + gap for d in row) for row in rows) + gap, lines[0])
+    whole.height = head + sum(max(d.height for d in row) + gap for row in rows)
     whole.path(f"M0 0H{num(whole.width)}V{num(whole.height)}H0z", "", PAPER)
     for i, words in enumerate(lines):
         whole.text(2 * gap, 22 + 17 * i, words, "" if i else "b", room=whole.width - 4 * gap)
-    for i, drawing in enumerate(drawings):
-        left = gap + sum(d.width + gap for d in drawings[:i])
-        whole.add(f'<g transform="translate({num(left)} {num(head)})">{drawing.inside()}</g>')
+    top = head
+    for row in rows:
+        left = gap
+        for drawing in row:
+            whole.add(f'<g transform="translate({num(left)} {num(top)})">{drawing.inside()}</g>')
+            left += drawing.width + gap
+        top += max(d.height for d in row) + gap
     sheet = re.sub(NAMED, lambda m: LIGHT[m[1] or "ink"], STYLE)
     text = whole.svg(f' width="{num(whole.width)}" height="{num(whole.height)}"', f"<style>{sheet}</style>")
-    return re.sub(f'fill="{NAMED}"', lambda m: f'fill="{LIGHT[m[1] or "ink"]}"', text) + "\n"
+    return re.sub(f'(fill|stroke)="{NAMED}"', lambda m: f'{m[1]}="{LIGHT[m[2] or "ink"]}"', text) + "\n"
 
 
 def save(path: Path, text: str) -> Path:

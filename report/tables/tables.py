@@ -20,6 +20,7 @@ from report.records import Result, load_results
 from report.tables.comparison import Documents, compare_dataset
 from report.tables.conditioning import calibrated_on
 from report.tables.groups import apart, comparable, dataset_order, headings, missing, newest_documents, newest_twins
+from report.tables.heads import stable_heads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,6 +151,7 @@ def _notes(dataset: str, cells: Sequence[Result]) -> list[str]:
               for cell in cells if (cell.solver_calibration or {}).get("chosen")]
     notes += [f"{dataset}: {cell.name}, seed {cell.seed}: {cell.score_notes['say']}"
               for cell in cells if cell.score_notes.get("say")]
+    notes += [f"{dataset}: {line}" for line in stable_heads(cells)]
     if len({cell.seed for cell in cells if (cell.solver_calibration or {}).get("whole_pool")}) > 1:
         notes.append(f"{dataset}: --calib_tokens took every calibration document, so all seeds read the same ones; "
                      "their sd says little")

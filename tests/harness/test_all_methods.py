@@ -79,7 +79,7 @@ def test_printed_bits_are_those_of_the_packed_arrays(done, cases):
                 calib=case.solver_calib,
                 options=quantizer_options(case, spec.quantizer),
                 fisher=gradients(case, "square") if "fisher" in needs else None,
-                see=lambda fqn, s: count(fqn, packed(s)))
+                see=lambda fqn, s: count(fqn, packed(s, model.originals.weights[fqn])))
             whole = {fqn for fqn, s in found.items() if s.layer.bits == 16}  # left as loaded, so no solver saw them
             stored |= {fqn: 16 * model.shapes[fqn][0] * model.shapes[fqn][1] for fqn in whole}
         else:

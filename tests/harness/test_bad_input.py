@@ -244,6 +244,7 @@ FLAGS = {
     "group size": asks("--group_size 48", "group size 48 does not divide", "down_proj (64)",
                        "that fit this model: 32, 16, 8", leaves=KNOWN),
     "tolerance": asks("--tolerance nan", "--tolerance is nan", "above 0 and below 1"),
+    "dynamic heads": asks("--dynamic_heads 0", "--dynamic_heads is 0", "give 1 or more heads of a block"),
     "kept ratio": asks("--keep_ratio 0.7", "--keep_ratio (0.7,)", "above 0 and below 0.5"),
     "no documents": asks("--eval_size 0", "--eval_size is 0", "at least 1"),
     "prompt length": asks("--max_length 4", "--max_length is 4", "at least 8"),

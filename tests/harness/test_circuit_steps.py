@@ -113,6 +113,27 @@ def test_the_settings_that_come_along_are_read(name):
     assert CircuitSettings().calibration == settings.calibration
 
 
+def test_a_settings_file_of_another_model_is_one_sentence(tiny_folder, tmp_path):
+    llama = REPO / "configs" / "llama3-8b.yaml"
+    said = "llama3-8b.yaml' is of model 'meta-llama/Meta-Llama-3-8B-Instruct', not of .*; give that model's, or take"
+    with pytest.raises(UserError, match=said):
+        calibrate.main(["--model", str(tiny_folder), "--config", str(llama), "--output", str(tmp_path / "s")])
+    with pytest.raises(UserError, match=said):
+        quantize.main(["--checkpoint", "smollm2-135m", "--scores", "x", "--config", str(llama), "--output", "y"])
+    own = REPO / "configs" / "smollm2-135m.yaml"
+    assert read_settings(own, "some/folder/SmolLM2-135M-Instruct").model == "some/folder/SmolLM2-135M-Instruct"
+    assert read_settings(None, "m").model == "m" and read_settings(own).model == "smollm2-135m"
+
+
+@pytest.mark.parametrize("ratio, said, bits", [("0", "linears are NF4", "4.5"), ("1", "nothing is quantized", "16")])
+def test_a_ratio_of_nothing_or_all_is_said(steps, tiny_folder, tmp_path, capsys, ratio, said, bits):
+    assert quantize.main(["--checkpoint", str(tiny_folder), "--scores", str(steps / "scores.safetensors"),
+                          "--fp16_ratio", ratio, "--cache_dir", str(steps / "cache"), "--device", "cpu", "--output",
+                          str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert said in shown and f": {bits}" in shown
+
+
 def test_what_does_not_belong_together_is_one_sentence(steps, tiny_folder, tmp_path):
     where = ["--cache_dir", str(tmp_path / "c"), "--device", "cpu", "--output", str(tmp_path / "out")]
     scores = str(steps / "scores.safetensors")

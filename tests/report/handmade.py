@@ -31,15 +31,18 @@ def documents(dataset: str, shift: float, seed: int, flips: int = 0) -> list[Sam
 
 def put(folder, method, bits, shift, *, dataset="mmlu_pro", seed=0, flips=0, budget=4.25, native=False, error=None,
         samples=None, brackets=None, **changes) -> str:
-    """Write one cell as the harness does and return its digest; ``changes`` are fields of the record.
+    """Write one cell as the harness does and return its digest; ``method`` is a name or the whole MethodFacts,
+    ``changes`` are fields of the record.
 
     brackets: the settings that the method's name tells.
     """
+    facts = method if isinstance(method, MethodFacts) else MethodFacts(method, native=native, quantizer="rtn",
+                                                                       settings=brackets or {})
+    method = facts.name
     cell = digest([method, dataset, seed, budget, repr(changes)])
     samples = samples or documents(dataset, shift, seed, flips)
     result = Result(cell=cell, model=ModelFacts("toy", "r", "float32", "toy"), dataset=dataset, avg_bits=budget,
-                    method=MethodFacts(method, native=native, quantizer="rtn", settings=brackets or {}), seed=seed,
-                    run_type="demo", settings=SETTINGS, machine="cpu", versions={},
+                    method=facts, seed=seed, run_type="demo", settings=SETTINGS, machine="cpu", versions={},
                     status="error" if error else "ok", error=error)
     if not error:
         result = replace(result, n=len(samples), metrics=summarise(samples), strata=by_stratum(samples),

@@ -80,7 +80,8 @@ def test_the_circuit_is_looked_at(monkeypatch, tiny_folder, tmp_path):
     """notebooks/circuit_analysis.ipynb as it is stored, on a tiny model and few documents."""
     analysis = NOTEBOOK.with_name("circuit_analysis.ipynb")
     for name, value in {"TAQ_MODEL": str(tiny_folder), "TAQ_CACHE": str(tmp_path / "cache"), "CIRCUIT_DOCS": "3",
-                        "LIG_DOCS": "1"}.items():
+                        "LIG_DOCS": "1", "TAQ_RESULTS": str(tmp_path / "results"), "CIRCUIT_SHARES": "0.1 0.25",
+                        "CIRCUIT_ASKED": "8"}.items():
         monkeypatch.setenv(name, value)
     book = nbformat.read(analysis, as_version=4)
     nbformat.validate(book)
@@ -93,4 +94,7 @@ def test_the_circuit_is_looked_at(monkeypatch, tiny_folder, tmp_path):
     assert "completeness gap at 20 steps" in shown[1] and shown[1].count("<tr>") == 8 + 2
     assert "32 heads on 3 documents" in shown[2] and "rgba(0,114,178" in shown[2] and "rgba(213,94,0" in shown[2]
     assert shown[3].count("<circle") == 2 * 32 and "heads-EAP-IG: Spearman" in shown[3]
-    assert "stored bits a weight" in shown[4] and "kept columns" in shown[4]
+    assert "512 neurons; share of a block's importance" in shown[4] and shown[4].count("<tr>") == 8 + 2
+    assert "stored bits a weight" in shown[5] and "kept: " in shown[5]
+    assert "best first ahead by" in shown[6] and "Faithfulness: (m - m0)" in shown[6]
+    assert "<svg" in shown[6] and "25 %" in shown[6]
