@@ -32,6 +32,23 @@ class Parser(argparse.ArgumentParser):
         return f"{message}; --help explains every flag"
 
 
+def machine_flags(parser: argparse.ArgumentParser, data: bool = True) -> None:
+    """The flags of the scripts of one model that say what runs it and, if they read ``data``, where that lies."""
+    if data:
+        parser.add_argument("--data_dir", metavar="DIR", help="folder with data sets in the hub's layout (default: the "
+                                                              "embedded rows)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--cache_dir", default="saved_models", metavar="DIR",
+                        help="where scores, plans and samples are kept by content (default: saved_models)")
+
+
+def machine_of(args: argparse.Namespace) -> dict:
+    """What the flags of :func:`machine_flags` say, as fields of a grid."""
+    folder = {"data_dir": args.data_dir, "data_source": "folder"} if getattr(args, "data_dir", None) else {}
+    return {"threads": args.threads, "device": args.device, "cache_dir": args.cache_dir, **folder}
+
+
 def plain_console():
     """The rich console that results are printed on; wide enough for a table when it is not a terminal."""
     from rich.console import Console

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script, the first entry is this folder and not the repository
     sys.path.insert(0, str(ROOT))
 
-from core.commandline import Parser, exit_status
+from core.commandline import Parser, exit_status, machine_flags, machine_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,20 +23,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="file for the scores, .safetensors")
     parser.add_argument("--config", type=Path, help="settings file, as in configs/")
     parser.add_argument("--dataset", help="data set whose answers the circuit carries (default: the settings file's)")
-    parser.add_argument("--data_dir", help="folder with data sets in the hub's layout (default: the embedded rows)")
     parser.add_argument("--eval_size", type=int, default=256, help="documents set apart for scripts/evaluate.py")
     parser.add_argument("--seed", type=int, default=42, help="draw of the worked documents")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--cache_dir", default="saved_models")
+    machine_flags(parser)
     args = parser.parse_args(argv)
     from harness.circuit import calibrate, read_settings
 
     settings = read_settings(args.config, args.model)
     settings = replace(settings, dataset=args.dataset or settings.dataset)
-    folder = {"data_dir": args.data_dir, "data_source": "folder"} if args.data_dir else {}
-    scores = calibrate(settings, args.output, seeds=(args.seed,), eval_size=args.eval_size, threads=args.threads,
-                       device=args.device, cache_dir=args.cache_dir, **folder)
+    scores = calibrate(settings, args.output, seeds=(args.seed,), eval_size=args.eval_size, **machine_of(args))
     heads = scores.notes["heads"]
     best = sorted(((value, b, h) for b, row in enumerate(heads) for h, value in enumerate(row)), reverse=True)[:5]
     print(f"{args.output}: importance of {sum(map(len, heads))} heads and of the neurons of {len(heads)} blocks, on "

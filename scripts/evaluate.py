@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script, the first entry is this folder and not the repository
     sys.path.insert(0, str(ROOT))
 
-from core.commandline import Parser, exit_status, plain_console
+from core.commandline import Parser, exit_status, machine_flags, machine_of, plain_console
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,22 +20,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", required=True, help="folder of scripts/quantize.py, or alias, hub id or folder")
     parser.add_argument("--tasks", nargs="+", required=True, metavar="NAME", help="data sets (run_taq_icml.py --list)")
-    parser.add_argument("--data_dir", help="folder with data sets in the hub's layout (default: the embedded rows)")
     parser.add_argument("--eval_size", type=int, help="documents of each (default: as many as scripts/calibrate.py set "
                         "apart, else 256)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--cache_dir", default="saved_models")
+    machine_flags(parser)
     args = parser.parse_args(argv)
     from rich.table import Table
 
     from harness.circuit import ask
 
-    folder = {"data_dir": args.data_dir, "data_source": "folder"} if args.data_dir else {}
     table = Table("data set", "n", "metric", "value", "95 %")
     for name in args.tasks:
-        answers = ask(args.model, name, args.eval_size, threads=args.threads, device=args.device,
-                      cache_dir=args.cache_dir, **folder)
+        answers = ask(args.model, name, args.eval_size, **machine_of(args))
         shown = [*answers.result.task.metrics, "gold_loglik"]
         for metric in shown:
             value = answers.metrics[metric]

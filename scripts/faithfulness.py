@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script, the first entry is this folder and not the repository
     sys.path.insert(0, str(ROOT))
 
-from core.commandline import Parser, exit_status, plain_console
+from core.commandline import Parser, exit_status, machine_flags, machine_of, plain_console
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,14 +32,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="S", help="seeds of the random "
                         "orders; the first also draws the documents that the scorer reads (default: 0 1 2)")
     parser.add_argument("--quantizer", default="rtn", choices=("rtn", "gptq"), help="default: rtn")
+    parser.add_argument("--grad_dtype", default="fp32", choices=("fp32", "bf16", "fp16"),
+                        help="arithmetic of the scorer's gradients (default: fp32)")
     parser.add_argument("--eval_size", type=int, default=256, help="documents asked of each (default: 256)")
-    parser.add_argument("--data_dir", help="folder with data sets in the hub's layout (default: the embedded rows)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--results_dir", default="results", help="where results are written (default: results)")
-    parser.add_argument("--cache_dir", default="saved_models")
     parser.add_argument("--format", default="terminal", choices=("terminal", "markdown"), help="default: terminal")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the curves into this .svg too")
+    machine_flags(parser)
     args = parser.parse_args(argv)
     from harness.faithfulness import SHARES, Asked, run
     from report.figures.faithfulness import drawing
@@ -51,9 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 
     asked = Asked(args.model, tuple(args.tasks), args.scorer, tuple(args.bits), tuple(sorted(args.shares or SHARES)),
                   tuple(args.seeds))
-    folder = {"data_dir": args.data_dir, "data_source": "folder"} if args.data_dir else {}
-    results = run(asked, quantizer=args.quantizer, eval_size=args.eval_size, threads=args.threads, device=args.device,
-                  results_dir=args.results_dir, cache_dir=args.cache_dir, **folder)
+    results = run(asked, quantizer=args.quantizer, grad_dtype=args.grad_dtype, eval_size=args.eval_size,
+                  results_dir=args.results_dir, **machine_of(args))
     families = faithfulness(results)
     if args.format == "markdown":
         print("\n\n".join([*(sheet_text(one, "markdown") for one in sheets(families)),

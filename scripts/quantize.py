@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script, the first entry is this folder and not the repository
     sys.path.insert(0, str(ROOT))
 
-from core.commandline import Parser, exit_status
+from core.commandline import Parser, exit_status, machine_flags, machine_of
 from core.errors import UserError
 
 
@@ -24,9 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fp16_ratio", type=float, help="share of heads, and of neurons, at 16 bits (default: the "
                         "settings file's, 0.2)")
     parser.add_argument("--config", type=Path, help="settings file, as in configs/")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--cache_dir", default="saved_models")
+    machine_flags(parser, data=False)
     args = parser.parse_args(argv)
     from harness.circuit import quantize, read_settings
 
@@ -35,8 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         if not 0 <= args.fp16_ratio <= 1:
             raise UserError(f"--fp16_ratio is {args.fp16_ratio}; give a share from 0 to 1")
         settings = replace(settings, fp16_ratio=args.fp16_ratio)
-    plan, size = quantize(args.checkpoint, args.scores, args.output, settings, threads=args.threads, device=args.device,
-                          cache_dir=args.cache_dir)
+    plan, size = quantize(args.checkpoint, args.scores, args.output, settings, **machine_of(args))
     if settings.fp16_ratio in (0, 1):
         print("fp16_ratio 0 keeps no head and no neuron: all linears are NF4" if settings.fp16_ratio == 0 else
               "fp16_ratio 1 keeps every head and neuron: nothing is quantized but linears that belong to neither")
