@@ -14,7 +14,10 @@ EPILOG = """examples:
   python print_results.py --format lm_eval --output FOLDER     for tools that read lm-evaluation-harness's files
   python print_results.py --compare uniform TaCQ --dataset trivia_qa --avg_bits 2.25
                                                                two cells, down to the questions that flipped
+  python print_results.py --sweep act_keep --metric perplexity --figure sweep.svg
+                                                               a metric over a number that rows differ in
 """
+SWEEP_REFUSES = ("html", "sort", "details", "output", "all", "compare")
 FILTERS = ("model", "dataset", "avg_bits", "run_type")  # they choose cells; --method and --seed, rows of whole tables
 PAGE_REFUSES = ("method", "seed", "sort", "details", "format", "output", "all", "compare")
 FILES_REFUSE = ("html", "sort", "details", "all", "compare")
@@ -46,6 +49,12 @@ def build_parser(formats, sorts):
     pair.add_argument("--compare", nargs=2, metavar=("A", "B"),
                       help="METHOD, METHOD@SEED, the beginning of a digest, or a file's name without .json")
     pair.add_argument("--all", action="store_true", help="list every question that flipped, not the first 20")
+    sweep = parser.add_argument_group("a metric over a number that rows differ in")
+    sweep.add_argument("--sweep", metavar="AXIS", help="act_keep, act_bits, kv_bits, bits, avg_bits, or any number "
+                       "among the settings of rows or of the grid, such as ratio or calib_tokens; one line a row that "
+                       "else is the same")
+    sweep.add_argument("--metric", metavar="NAME", help="what is measured (default: gold_loglik)")
+    sweep.add_argument("--figure", type=Path, metavar="FILE", help="draw the lines into this .svg instead of printing")
     return parser
 
 
@@ -83,6 +92,8 @@ def _print(args) -> int:
 
         gc.enable()  # figures hold each other
         print(write(args.results_dir, args.html, results))
+    elif args.sweep:
+        _print_sweep(args, results)
     elif args.compare:
         _print_pair(args, results)
     elif args.format == "lm_eval":
@@ -96,6 +107,13 @@ def _refuse(args) -> None:
     """A flag that would be without effect is an error."""
     from core.errors import UserError
 
+    given = [name for name in SWEEP_REFUSES if getattr(args, name)]
+    if args.sweep and given:
+        raise UserError(f"--{given[0]} has no meaning with --sweep, which prints lines over one number; leave one of "
+                        "them out")
+    given = [name for name in ("metric", "figure") if getattr(args, name)]
+    if given and not args.sweep:
+        raise UserError(f"--{given[0]} is of --sweep AXIS; give that with it")
     given = [name for name in PAGE_REFUSES if getattr(args, name)]
     if args.html is not None and args.compare:
         raise UserError("--compare has no meaning with --html: it prints two cells, and a page holds all; leave one of "
@@ -143,6 +161,30 @@ def _print_tables(args, results: list, every: list) -> None:
         from report.text.render import text
 
         sys.stdout.write(text(tables, args.format, args.details))
+
+
+def _print_sweep(args, results: list) -> None:
+    from core.commandline import plain_console
+    from report.tables.sweeps import METRIC, sweep
+
+    results = [r for r in results if (not args.seed or r.seed in args.seed)
+               and (not args.method or r.name in (*args.method, "fp16"))]
+    lines = sweep(results, args.sweep, args.metric or METRIC)
+    if args.figure:
+        from report.figures.style import save
+        from report.figures.sweeps import drawing
+
+        print(save(args.figure, drawing(lines, args.sweep)))
+    elif args.format in (None, "terminal"):
+        from report.text.sweeps import sheets
+        from report.text.terminal import show_sheet
+
+        for one in sheets(lines, args.sweep):
+            show_sheet(one, plain_console())
+    else:
+        from report.text.render import sweep_text
+
+        sys.stdout.write(sweep_text(lines, args.sweep, args.format))
 
 
 def _print_pair(args, results: list) -> None:

@@ -55,8 +55,8 @@ def head_by_head(case, docs: list[int]) -> float:
     import torch
 
     from core.architecture import find_heads
+    from core.forward import inputs_of
     from streams.answers import batch, log_probability
-    from streams.heads import inputs_of
 
     model = case.model
     doc = sorted(docs, key=lambda i: len(case.answers.tokens[i]))[len(docs) // 2]

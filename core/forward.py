@@ -1,8 +1,8 @@
 """One way to call any causal LM on left-padded prompts, and to watch or replace its blocks' outputs."""
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -95,6 +95,21 @@ def watch(blocks: Sequence[nn.Module], see: Callable[[int, torch.Tensor], None])
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def inputs_of(linears: list[nn.Linear], see: Callable[[int, torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
+    """Call ``see(number, x [B, T, in])`` before each linear; what it returns, if anything, is read in its place."""
+    def hook(number: int):
+        def change(_module, args):
+            other = see(number, args[0])
+            return None if other is None else (other, *args[1:])
+        return change
+
+    with ExitStack() as hooks:
+        for number, linear in enumerate(linears):
+            hooks.callback(linear.register_forward_pre_hook(hook(number)).remove)
+        yield
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 
+from core.activations import OF_EVERY_ROW
 from core.errors import UserError, did_you_mean
 from core.registry import ALLOCATORS, COMMON, FOLLOWS, FROM_AXES, METHODS, QUANTIZERS, SCORERS, MethodSpec
 from core.settings import SETTINGS, shown
@@ -61,6 +62,26 @@ def _with_settings(spec: MethodSpec, text: str) -> MethodSpec:
                    options=spec.options | {k: v for k, v in values.items() if k in options})
 
 
+def told(spec: MethodSpec, **values) -> MethodSpec:
+    """The same row with these settings in its brackets too; its name says them, before what stands for an axis."""
+    if not values:
+        return spec
+    head, at, axis = spec.name.partition("@")
+    plain, _, inside = head.removesuffix("]").partition("[")
+    pairs = sorted([*filter(None, inside.split(",")), *(f"{name}={shown(value)}" for name, value in values.items())])
+    return replace(spec, name=f"{plain}[{','.join(pairs)}]{at}{axis}", settings=spec.settings | values)
+
+
+def without_activations(name: str) -> str:
+    """A row's name without what its brackets say of activations."""
+    head, at, axis = name.partition("@")
+    plain, bracket, inside = head.removesuffix("]").partition("[")
+    if not bracket:
+        return name
+    others = [pair for pair in inside.split(",") if pair.partition("=")[0] not in OF_EVERY_ROW]
+    return plain + (f"[{','.join(others)}]" if others else "") + at + axis
+
+
 def readable(spec: MethodSpec, common: str | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the settings and of the options that a row may be told in brackets.
 
@@ -74,7 +95,7 @@ def readable(spec: MethodSpec, common: str | None = None) -> tuple[tuple[str, ..
         options += tuple(name for quantizer in chosen for name in QUANTIZERS.get(quantizer).options)
     scored = SCORERS.get(spec.scorer).settings if spec.scorer else ()
     solved = [name for quantizer in chosen for name in QUANTIZERS.get(quantizer).settings]
-    settings = dict.fromkeys([*scored, *solved, *(("published",) if spec.native else ())])
+    settings = dict.fromkeys([*scored, *solved, *(("published",) if spec.native else ()), *OF_EVERY_ROW])
     return tuple(settings), tuple(dict.fromkeys(name for name in options if name in SETTINGS))
 
 

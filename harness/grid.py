@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import methods  # noqa: F401  (registers scorers, allocators, quantizers and methods)
+from core.activations import OF_EVERY_ROW, combinations
 from core.calibration import GENERAL
 from core.errors import UserError
-from core.method_names import readable, resolve_method, variants
+from core.method_names import readable, resolve_method, told, variants
 from core.registry import FROM_AXES, QUANTIZERS, SCORERS, MethodSpec
 from core.settings import SETTINGS
 from evaluation.tasks import get_task
@@ -24,7 +25,7 @@ AUTO_GROUPS = (128, 96, 64, 32)
 LEVELS = (2, 3, 4, 5, 6, 8, 16)
 MAX_THREADS = 1024  # OpenMP ends the process without a word when it cannot start a thread
 MAX_SEED = 2**63 - 1  # what torch's generators take
-AXES = ("models", "methods", "datasets", "avg_bits", "seeds", *FROM_AXES.values())
+AXES = ("models", "methods", "datasets", "avg_bits", "seeds", *FROM_AXES.values(), *OF_EVERY_ROW)
 # settings that every result names since there were results; one declared later is named where it is not at its default
 ALWAYS = ("calib", "calib_tokens", "calib_window", "corrupt", "grad_dtype", "kl_docs", "loss_mask", "oracle_docs",
           "oracle_metric", "published", "score_docs")
@@ -71,6 +72,11 @@ class Grid:
     dynamic_heads: tuple[int, ...] = asked(BITS, "heads of each block at 16 bits: in heads-dynamic-native for each "
                                                  "token those with the largest output, in heads-static-native always "
                                                  "the same; several allowed", (2,), metavar="K")
+    act_bits: tuple[int, ...] = asked(BITS, "bits of what every linear reads, each token by itself; several allowed",
+                                      (16,), metavar="B")
+    act_keep: tuple[float, ...] = asked(BITS, "share of each linear's input channels that stays at 16 bits where "
+                                              "activations do not; several allowed", (0.0,), metavar="S")
+    kv_bits: tuple[int, ...] = asked(BITS, "bits of keys and values; several allowed", (16,), metavar="B")
     levels: tuple[int, ...] = asked(BITS, "bits that a linear may get, of 2 3 4 5 6 8 16", LEVELS, metavar="B")
     group_size: int | None = asked(BITS, "input columns that share a scale (default: largest of 128, 96, 64, 32 that "
                                          "fits)", None, metavar="G")
@@ -110,6 +116,9 @@ class Grid:
         _check_fields(self)
         for name, value in self.settings.items():
             SETTINGS[name].checked(value)
+        for name in OF_EVERY_ROW:
+            for value in getattr(self, name):
+                SETTINGS[name].checked(value)
         if self.value("loss_mask") == "answer" and self.value("calib") in GENERAL:
             raise UserError(f"--loss_mask answer has no meaning with --calib {self.value('calib')}, which has no "
                             "answers; use --calib task or --loss_mask all")
@@ -198,7 +207,7 @@ def _check_fields(grid: Grid) -> None:
 def grid_of(plain: Mapping) -> Grid:
     """A grid out of JSON data; what an earlier version kept as a field of its own is a setting now."""
     plain, settings = dict(plain), dict(plain.get("settings", {}))
-    for name in [n for n in plain if n in SETTINGS]:
+    for name in [n for n in plain if n in SETTINGS and n not in AXES]:
         settings[name] = plain.pop(name)
     known = {f.name for f in fields(Grid)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items() if k in known}
@@ -228,9 +237,19 @@ def cells_of(grid: Grid) -> list[Cell]:
             for spec, bits in variants(checked_method(name, grid.quantizer), grid.quantizer, grid.avg_bits,
                                        grid.by_option):
                 seeds = grid.seeds if seeded(spec) else (0,)
-                cells += [Cell(model, spec, dataset, avg_bits=bits, seed=seed) for seed in seeds
-                          for dataset in grid.datasets]
+                cells += [Cell(model, row, dataset, avg_bits=bits, seed=seed) for row in _rows(grid, spec)
+                          for seed in seeds for dataset in grid.datasets]
     return cells
+
+
+def _rows(grid: Grid, spec: MethodSpec) -> list[MethodSpec]:
+    """The rows that a method stands for by the bits of activations; one that says them in its brackets is one row."""
+    if any(name in spec.settings for name in OF_EVERY_ROW):
+        return [spec]
+    rows = combinations({"act_bits": grid.act_bits, "act_keep": grid.act_keep, "kv_bits": grid.kv_bits})
+    if spec.allocator == "none" and {} not in rows:  # all rows are compared with the model as it is
+        rows.insert(0, {})
+    return [told(spec, **values) for values in rows]
 
 
 def checked_method(name: str, common: str) -> MethodSpec:

@@ -43,7 +43,7 @@ def build_grid(run_type: str, conditioning: tuple[str, ...] = (), **given) -> Gr
     if given.get("data_dir") and "data_source" not in given:
         given["data_source"] = "folder"
     asked = PRESETS[run_type] | given
-    settings = given.get("settings", {}) | {k: asked.pop(k) for k in [*asked] if k in SETTINGS}
+    settings = given.get("settings", {}) | {k: asked.pop(k) for k in [*asked] if k in SETTINGS and k not in names}
     grid = Grid(**{"run_type": run_type} | asked | {"settings": settings})
     look_in(grid.lm_eval_path)
     for name in grid.datasets:

@@ -23,7 +23,8 @@ from core.registry import method, scorer
 from core.settings import Setting
 from core.types import ScoreContext, Scores
 
-SCORE_DOCS = Setting("score_docs", int, 256, "calibration documents that TAQ and TAQO read", low=1, documents=True)
+SCORE_DOCS = Setting("score_docs", int, 256, "calibration documents of TAQ, TAQO and AWQ-channel", low=1,
+                     documents=True)
 PARAMS = (SCORE_DOCS, "batch_tokens", "seed", "published")
 activations = Lazy("streams.activations")
 RESERVOIR = 256  # token vectors a block

@@ -10,6 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 
+from core.activations import Activations, activations_of
 from core.digest import digest
 from core.sample import Interval, Stratum
 from core.types import Budget
@@ -136,8 +137,14 @@ class Result:
 
     @cached_property
     def conditions(self) -> str:
-        """Digest of what all cells of a table share: weights, dtype, machine and settings."""
-        return digest([self.model.revision, self.model.dtype, self.machine, self.settings])
+        """Digest of what all cells of a table share: weights, dtype, machine, settings, bits of activations."""
+        shared = [self.model.revision, self.model.dtype, self.machine, self.settings]
+        return digest(shared if self.activations.plain else [*shared, asdict(self.activations)])
+
+    @cached_property
+    def activations(self) -> Activations:
+        """How activations are held."""
+        return activations_of(self.method.settings)
 
     @property
     def age(self) -> tuple[str, str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from core.errors import UserError
-from core.forward import call, device_of, length_batches, pad, watch
+from core.forward import call, device_of, inputs_of, length_batches, pad, watch
 from core.types import ScoreContext
 
 
@@ -58,3 +58,18 @@ def standardise(values: torch.Tensor) -> torch.Tensor:
     """z-scores with the sample standard deviation (n − 1); all zeros when every value is the same."""
     spread = values.std(unbiased=True) if len(values) > 1 else torch.zeros(())
     return (values - values.mean()) / spread if spread > 0 else torch.zeros_like(values)
+
+
+@torch.inference_mode()
+def each_linear_input(ctx: ScoreContext, chosen: list[int],
+                      see: Callable[[str, torch.Tensor, torch.Tensor, list[int]], None], what: str) -> None:
+    """Call ``see(fqn, x [B, T, in], mask [B, T], batch)`` for every linear and batch; padding is in x, not in the mask.
+    """
+    todo, names = batches(ctx, chosen), list(ctx.linears)
+    for done, batch in enumerate(todo):
+        ctx.progress(what, done, len(todo))
+        ids, mask = padded(ctx, batch)
+        with inputs_of(list(ctx.linears.values()),
+                       lambda at, x: see(names[at], x.reshape(*ids.shape, -1), mask.bool(), batch)):
+            call(ctx.model, ids, mask)
+    ctx.progress(what, len(todo), len(todo))

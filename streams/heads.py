@@ -7,32 +7,17 @@ A head's output is its slice of the input to the attention's output projection, 
     other   by what the head puts out in the next document, position by position from the end; a shorter one is repeated
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
 from core.architecture import Attention, find_heads
 from core.errors import UserError
-from core.forward import call, device_of, pad, skip_to, watch
+from core.forward import call, device_of, inputs_of, pad, skip_to, watch
 from core.types import ScoreContext
 from streams.answers import Answers, embedded, log_probability
-
-
-@contextmanager
-def inputs_of(linears: list[nn.Linear], see: Callable[[int, torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
-    """Call ``see(number, x [B, T, in])`` before each linear; what it returns, if anything, is read in its place."""
-    def hook(number: int):
-        def change(_module, args):
-            other = see(number, args[0])
-            return None if other is None else (other, *args[1:])
-        return change
-
-    with ExitStack() as hooks:
-        for number, linear in enumerate(linears):
-            hooks.callback(linear.register_forward_pre_hook(hook(number)).remove)
-        yield
 
 
 class Heads:

@@ -5,6 +5,7 @@ import types
 import typing
 from dataclasses import MISSING, fields
 
+from core.activations import OF_EVERY_ROW
 from core.commandline import Parser
 from core.method_names import readable
 from core.registry import ALLOCATORS, DATASETS, METHODS, QUANTIZERS, SCORERS
@@ -154,8 +155,10 @@ def listing() -> str:
                             if p) if spec.quantizer else "weights as loaded"
         lines.append(f"  {name:20s} {chain:44s} {spec.paper}".rstrip())
         settings, options = readable(spec)
+        settings = [name for name in settings if name not in OF_EVERY_ROW]
         if settings or options:
             lines.append(f"  {'':20s} reads {', '.join((*settings, *options))}")
+    lines.append(f"  {'every method':20s} reads {', '.join(OF_EVERY_ROW)}")
     lines += ["settings", *(f"  {s.name:20s} {s.allowed}: {s.help}" for s in sorted(SETTINGS, key=lambda s: s.name))]
     for title, registry in (("scorers", SCORERS), ("allocators", ALLOCATORS), ("quantizers", QUANTIZERS),
                             ("data sets", DATASETS)):

@@ -86,8 +86,11 @@ class Case:
 
     def calibrated_on(self, text: str) -> Case:
         """The same row with other calibration data."""
-        settings = {**self.method.settings, "calib": text}
-        return Case(replace(self.cell, method=replace(self.method, settings=settings)), self._cases)
+        return self.with_method(replace(self.method, settings={**self.method.settings, "calib": text}))
+
+    def with_method(self, method: MethodSpec) -> Case:
+        """The same cell with another method."""
+        return Case(replace(self.cell, method=method), self._cases)
 
     @property
     def computes(self) -> bool:

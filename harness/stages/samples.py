@@ -12,12 +12,14 @@ from core.forward import is_out_of_memory
 from core.registry import QUANTIZERS
 from core.sample import Sample
 from evaluation.engine.ask import make_prefix, run_batch
+from harness.stages.activations import activations, activations_identity, kept
 from harness.stages.case import Case, smaller_batches
 from harness.stages.options import VERSIONS, published_quantizer, reads_data
 from harness.stages.plan import Planned, provenance
 from harness.stages.weights import hold_weights, weights_key
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
+from quantization.activations import quantizing
 from quantization.dynamic import choosing_heads
 from report.records import read_samples
 
@@ -39,7 +41,8 @@ def samples_key(case: Case, plan_id: str) -> tuple[str, dict]:
     # rounding on one kind of machine and asking on another
     made = {"made_on": case.model.machine} if case.model.machine != case.model.eval_machine else {}
     return stage_key("samples", VERSIONS["samples"], model=case.model.ref.key, weights=weights,
-                     evaluation=case.data.eval_digest, machine=case.model.eval_machine, **made)
+                     evaluation=case.data.eval_digest, machine=case.model.eval_machine, **made,
+                     **activations_identity(case))
 
 
 def samples(case: Case, planned: Planned) -> tuple[str, list[Sample]]:
@@ -67,12 +70,15 @@ def _compute(case: Case, planned: Planned, partial: Partial) -> Content | None:
     data, model, label = case.data, case.model, case.cell.label
     todo = [i for i in range(len(data.batches)) if partial.load(batch_name(i)) is None]
     if todo:
+        channels = kept(case)  # scored on the weights as loaded, so before others take their place
         if reads_data(case.method):
             hold_weights(case, planned)
         else:
             model.originals.apply(planned.plan, published_quantizer(case),
                                   case.progress.stage(f"{case.method.name}: quantizing"))
-        with model.on(model.eval_device), choosing_heads(model.module, planned.plan.layers, model.originals.weights):
+        with (model.on(model.eval_device),
+              choosing_heads(model.module, planned.plan.layers, model.originals.weights),
+              quantizing(model.module, activations(case), channels)):
             _ask(case, todo, partial)
     case.progress.update(label, len(data.batches), len(data.batches))
     text = _collect(case, partial)

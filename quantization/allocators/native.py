@@ -4,6 +4,7 @@
 ``keep_edges_topk``  first and last blocks and the best others at 16 bits, the rest at ``low`` (TAQO).
 ``flat``             every linear alike: bits, group size (none = one scale a row), and how it is stored.
 ``global_topk``      the same, and the best ``ratio`` of all weights, over the whole model, kept at 16 bits (TaCQ).
+``salient_columns``  in every linear the best share of its input channels at 16 bits over a flat grid (W4A4).
 ``balanced``         per linear, as many column groups at N+1 bits as at N−1 (the allocation rule of SliM-LLM).
 ``bnb``              every linear as bitsandbytes stores it.
 ``none``             the model as it was loaded.
@@ -39,6 +40,8 @@ EDGES = Setting("edges", int, 2, "first and last blocks that stay at 16 bits", l
 TOTAL = Setting("total", int, 8, "blocks that stay at 16 bits in all", low=0, flag=False)
 OTHERS = Setting("others", int, None, "blocks besides the edges that stay at 16 bits, instead of total", low=0,
                  flag=False)
+SALIENT = Setting("salient", float, 0.01, "share of each linear's input channels that stays at 16 bits", low=0, high=1,
+                  flag=False)
 PAIRS = Setting("pairs", float, 0.25, "share of a linear's column groups that gets a bit more, and a bit less", low=0,
                 high=0.5, flag=False)
 
@@ -142,6 +145,20 @@ def global_topk(ctx: AllocContext):
     best = first_k(torch.cat(scores), int(RATIO.of(ctx.options) * sum(sizes)))
     masks = keep_masks(ctx.shapes, best, sizes)
     return {n: replace(_flat(ctx, shape), keep=masks.get(n)) for n, shape in ctx.shapes.items()}, {"kept": len(best)}
+
+
+@allocator("salient_columns", options=(BITS, GROUP, SALIENT), exempt=True)
+def salient_columns(ctx: AllocContext):
+    """int(salient · in) best input channels of every linear at 16 bits over a flat grid; of equal ones the first."""
+    _scored(ctx, "channel", "salient_columns keeps input channels; combine it with a channel scorer such as "
+                            "AWQ-channel")
+    layers = {}
+    for name, shape in ctx.shapes.items():
+        count = int(SALIENT.of(ctx.options) * shape[1] + 1e-9)
+        keep = np.zeros(shape, dtype=bool)
+        keep[:, torch.sort(ctx.scores.values[name], descending=True, stable=True).indices[:count].numpy()] = True
+        layers[name] = replace(_flat(ctx, shape), keep=keep if count else None)
+    return layers, {}
 
 
 @allocator("bnb", options=("kind",), exempt=True)

@@ -118,7 +118,8 @@ def _marks(panel: Panel, metric: str, groups: dict[str, list[int]]) -> dict[str,
 def _own(cell: Result) -> dict:
     """What a row says of itself."""
     row = {"dataset": cell.dataset, "method": cell.name, "seed": cell.seed, "cell": cell.cell,
-           "bits": cell.bits.average, "model_bits": cell.bits.whole_model, "quantizer": cell.method.quantizer,
+           "bits": cell.bits.average, "activations": cell.activations.words, "model_bits": cell.bits.whole_model,
+           "quantizer": cell.method.quantizer,
            "group_size": cell.bits.group_size, "n": cell.n}
     for metric in dict.fromkeys(["accuracy", "f1", "gold_loglik", *cell.task.metrics]):
         interval = cell.metrics.get(metric)

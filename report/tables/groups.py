@@ -5,7 +5,10 @@ by the time in the results (``Result.made``), never by that of files; where it i
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
+from core.digest import digest
+from core.method_names import without_activations
 from report.records import Result
 
 DATASET_ORDER = ("trivia_qa", "mmlu_pro", "code_mmlu")
@@ -19,11 +22,34 @@ def dataset_order(name: str) -> tuple[int, str]:
 
 
 def comparable(results: Iterable[Result]) -> list[list[Result]]:
-    """Cells in groups of one model, machine and settings, the newest group first."""
+    """Cells in groups of one model, machine, settings and bits of activations, the newest group first.
+
+    Where activations are quantized, full precision with its own stands at the end of the group: all rows are compared
+    with it, and a group of nothing else is none.  What a heading says of activations, names there do not.
+    """
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(result.conditions, []).append(result)
-    return sorted(groups.values(), key=lambda group: max(result.age for result in group), reverse=True)
+    whole = [result for group in groups.values() for result in group if result.name == "fp16"]
+    together, served = [], set()
+    for group in groups.values():
+        if not group[0].activations.plain:
+            full = [r for r in whole if _but_activations(r) == _but_activations(group[0])]
+            served |= {r.file for r in full}
+            group = [_named(r) for r in group] + full
+        together.append(group)
+    together = [group for group in together if not all(r.name == "fp16" and r.file in served for r in group)]
+    return sorted(together, key=lambda group: max(result.age for result in group), reverse=True)
+
+
+def _but_activations(result: Result) -> str:
+    return digest([result.model.revision, result.model.dtype, result.machine, result.settings])
+
+
+def _named(result: Result) -> Result:
+    """A row under its name without activations; full precision keeps it, beside the model as it is."""
+    name = without_activations(result.name)
+    return result if name == "fp16" else replace(result, method=replace(result.method, name=name))
 
 
 def apart(groups: Sequence[Sequence[Result]]) -> list[dict]:
@@ -38,7 +64,8 @@ def _facts(group: Sequence[Result]) -> dict:
     """Seeds are those of ``random``, which each seed draws anew; rows that no seed changes stand under 0 always."""
     seeds = {r.seed for r in group if r.name == "random"} or {r.seed for r in group if r.name != "fp16"}
     settings = {name: value for name, value in group[0].settings.items() if name not in SAID}
-    return settings | {"machine": group[0].machine, "seeds": sorted(seeds)}
+    told = {} if group[0].activations.plain else {"activations": group[0].activations.words}
+    return settings | {"machine": group[0].machine, "seeds": sorted(seeds)} | told
 
 
 def headings(groups: Sequence[Sequence[Result]]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from report.tables.comparison import STEMS, stem
 from report.tables.tables import TableData
-from report.text.numbers import interval, mean_sd, none, number, p_value, percent, points, signed
+from report.text.numbers import interval, mean_sd, none, number, p_value, percent, points, signed, with_activations
 from report.text.sheets import Sheet, closed_by, sheet
 
 UNEQUAL = "≠"
@@ -28,7 +28,8 @@ def details(table: TableData, dataset: str) -> list[Sheet]:
 
 def _answers(dataset: str, named: list[tuple[str, dict]]) -> Sheet:
     return sheet(f"{dataset}: answers", [{
-        "method": name, "bits": f"{row['bits']:.3f}", "whole model": f"{row['model_bits']:.2f}", "n": str(row["n"]),
+        "method": name, "bits": with_activations(f"{row['bits']:.3f}", row), "whole model": f"{row['model_bits']:.2f}",
+        "n": str(row["n"]),
         "accuracy [95 %]": (interval(row, "accuracy", percent), row["best_accuracy"]), "F1": number(row["f1"], 3),
         "Δ accuracy [95 %]": interval(row, "d_accuracy", points), "p": p_value(row["p"]),
         "lost/gained": _flips(row, ""), "same answer": percent(row["agreement"])}

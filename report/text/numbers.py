@@ -53,3 +53,8 @@ def mean_sd(values: Iterable, show, spread=None) -> str:
         return "-"
     mean, sd = statistics_of(values)
     return show(mean) + (f" sd {(spread or show)(sd)}" if sd is not None else "")
+
+
+def with_activations(bits: str, row: dict) -> str:
+    """Bits of weights as the column of bits has them; where activations have few, of both: ``W4.250 A4``."""
+    return f"W{bits} {row['activations']}" if row.get("activations") else bits

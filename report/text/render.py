@@ -12,13 +12,14 @@ from collections.abc import Sequence
 
 from core.errors import UserError
 from report.tables.pair import Story, as_document
+from report.tables.sweeps import Line
 from report.tables.tables import TableData
-from report.text import pair
+from report.text import pair, sweeps
 from report.text.details import details as detail_sheets
 from report.text.lines import footnotes, verdict
 from report.text.sheets import Sheet, overview_sheet
 
-__all__ = ["FORMATS", "footnotes", "sheets_of", "story_text", "text"]
+__all__ = ["FORMATS", "footnotes", "sheets_of", "story_text", "sweep_text", "text"]
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "json")
 SCHEMA = 1  # of the JSON form
@@ -98,6 +99,18 @@ def sheet_text(sheet: Sheet, kind: str) -> str:
         return f"### {sheet.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
     body = "".join(f"{' & '.join(row)} \\\\\n" for row in rows)
     return TEX_TABLE % (_tex(sheet.title), "r" * (len(names) - 1), " & ".join(names), body)
+
+
+def sweep_text(lines: Sequence[Line], axis: str, kind: str) -> str:
+    """The lines of a sweep in one of the file formats; CSV and JSON hold every point, unrounded."""
+    rows = [{"dataset": line.dataset, "row": line.label, "level": line.level, "metric": line.metric}
+            | {axis if name == "axis" else name: value for name, value in point.items()}
+            for line in lines for point in line.points]
+    if kind == "csv":
+        return _csv(rows)
+    if kind == "json":
+        return as_json({"schema": SCHEMA, "axis": axis, "points": rows})
+    return "\n\n".join(sheet_text(one, kind) for one in sweeps.sheets(lines, axis)) + "\n"
 
 
 def story_text(story: Story, kind: str, every: bool) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from report.tables.comparison import stem
 from report.tables.tables import TableData
-from report.text.numbers import mean_sd, none, number, percent
+from report.text.numbers import mean_sd, none, number, percent, with_activations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +79,8 @@ def overview_sheet(table: TableData) -> Sheet:
     rows = []
     for method in dict.fromkeys(row["method"] for row in table.rows):
         mine = [row for row in table.rows if row["method"] == method]
-        shown = {"method": method + _seeds(table, mine), "bits": _range([row["bits"] for row in mine])}
+        bits = with_activations(_range([row["bits"] for row in mine]), mine[0])
+        shown = {"method": method + _seeds(table, mine), "bits": bits}
         for dataset in labels:
             shown |= _of_dataset(dataset, [row for row in mine if row["dataset"] == dataset], labels[dataset])
         rows.append({name: shown[name] for name in ("method", "bits", *owners) if name in shown})

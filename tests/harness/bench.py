@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 
+from core.method_names import without_activations
 from harness.presets import build_grid
 from harness.progress import Progress
 from harness.stages.case import Case, Cases, open_cases
@@ -20,5 +21,6 @@ def cases_of(**grid) -> Cases:
 
 
 def case_of(name: str, dataset: str = "mmlu_pro", **grid) -> Case:
-    """The first cell of a method on a data set."""
-    return next(c for c in cases_of(**grid) if c.method.name.partition("@")[0] == name and c.cell.dataset == dataset)
+    """The first cell of a method on a data set, whatever the bits of its activations."""
+    return next(c for c in cases_of(**grid) if c.cell.dataset == dataset
+                and without_activations(c.method.name).partition("@")[0] == name)

@@ -230,7 +230,7 @@ FLAGS = {
     "not a choice": asks("--dtype fp8", "--dtype", "'fp8'", "use one of: auto, bf16, fp16, fp32"),
     "run type": asks("--run_type tset", "unknown run type 'tset'", "did you mean 'test'?",
                      "use one of: demo, test, full"),
-    "method": asks("--method TAQos_", "unknown method 'TAQos_'", "did you mean 'TAQoS'?", "known: GPTQ-native"),
+    "method": asks("--method TAQos_", "unknown method 'TAQos_'", "did you mean 'TAQoS'?", "known: AWQ-channel"),
     "combination": asks("--method TAQ+knapsak", "unknown allocator 'knapsak'", "did you mean 'knapsack'?",
                         "known: balanced"),
     "data set": asks("--dataset triviaqa", "unknown dataset 'triviaqa'", "did you mean 'trivia_qa'?",

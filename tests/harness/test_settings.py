@@ -43,8 +43,8 @@ def plugin(tmp_path, registries):
 
 def test_settings_become_flags_with_help_and_defaults():
     text = " ".join(build_parser().format_help().split())
-    for words in ("--score_docs N", "calibration documents that TAQ and TAQO read (default: 256; test: 32)",
-                  "read by TAQ, TAQ-native",
+    for words in ("--score_docs N", "calibration documents of TAQ, TAQO and AWQ-channel (default: 256; test: 32)",
+                  "read by AWQ-channel, TAQ, TAQ-native",
                   "--corrupt {gptq,rtn}", "--calib_tokens N", "(default: 8192; full: 262144)"):
         assert words in text, words
     assert "reads score_docs" in listing() or "score_docs" in listing()
@@ -98,7 +98,7 @@ def test_a_bracket_means_what_the_flag_means(tiny_folder, tmp_path, bracket, fla
 def test_a_setting_that_the_grids_quantizer_does_not_read_is_told(tiny_folder, capsys):
     assert main(["--model", str(tiny_folder), "--method", "uniform[calib=c4]", "--quantizer", "rtn"]) == 2
     said = capsys.readouterr().err
-    assert "uniform[calib=c4] reads no setting 'calib' with --quantizer rtn; it reads: no setting" in said
+    assert "uniform[calib=c4] reads no setting 'calib' with --quantizer rtn; it reads: act_bits, act_keep" in said
 
 
 def test_the_dry_run_shows_rows_with_their_settings(tiny_folder, tmp_path, capsys, monkeypatch):

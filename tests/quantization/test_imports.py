@@ -10,7 +10,8 @@ from core.registry import ALLOCATORS, QUANTIZERS
 assert "gptq" in QUANTIZERS and "topk_keep" in ALLOCATORS
 for module in pkgutil.walk_packages(quantization.__path__, "quantization."):
     # modules of torch, imported where a model runs
-    if module.name not in ("quantization.inference", "quantization.dynamic", "quantization.packing.checkpoint"):
+    if module.name not in ("quantization.inference", "quantization.dynamic", "quantization.activations",
+                           "quantization.packing.checkpoint"):
         importlib.import_module(module.name)
 import streams.hessians
 print(sorted({"torch", "transformers", "bitsandbytes", "scipy"} & set(sys.modules)))

@@ -1,0 +1,100 @@
+"""Lines of a metric over a number of the grid, one panel a data set; levels (full precision, ...) are dashed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from report.figures.frames import plain, whole
+from report.figures.style import Figure, Look, alone, legend, looks, panels
+from report.figures.svg import Drawing, Scale, drawable, num, scale_of
+from report.tables.comparison import falling
+from report.tables.sweeps import Line
+
+WIDTH, LEFT, RIGHT, TOP, HEIGHT = 420.0, 52.0, 12.0, 38.0, 220.0
+PANELS_A_ROW = 3  # in a file of their own
+WIDE, FEW = 20.0, 10  # an axis of one sign is logarithmic from this ratio on; ticks at every value up to so many
+
+
+def sweep_figure(lines: Sequence[Line], axis: str) -> Figure:
+    """The figure of a page."""
+    numbers = (("One row a line and value", frame(lines, axis)),)
+    return Figure(key=f"sweep-{axis}", title=_title(lines, axis), how=_how(lines), numbers=numbers,
+                  svg=panels(_panels(lines, axis), legend(_legend(lines))))
+
+
+def drawing(lines: Sequence[Line], axis: str) -> str:
+    """The panels as a file of their own; every line is named beside its last point."""
+    named = [f"{label} ({look.marker})" for label, look in _looks(lines).items()]
+    return alone(_panels(lines, axis), [_title(lines, axis), _how(lines), "; ".join(map(whole, named))], PANELS_A_ROW)
+
+
+def frame(lines: Sequence[Line], axis: str) -> pd.DataFrame:
+    """Every point of every line; a level has no number on the axis."""
+    return pd.DataFrame([{"dataset": plain(line.dataset), "row": plain(line.label), axis: point["axis"],
+                          line.metric: point["value"], "low": point["low"], "high": point["high"],
+                          "seeds": point["seeds"], "n": point["n"]} for line in lines for point in line.points])
+
+
+def _title(lines: Sequence[Line], axis: str) -> str:
+    return f"What does {axis} do to {lines[0].metric}?"
+
+
+def _how(lines: Sequence[Line]) -> str:
+    better = "Down" if falling(lines[0].metric) else "Up"
+    return (f"{better} is better. Dashed: rows without this number. Whiskers: 95 % intervals over the documents; of "
+            "several seeds the span of theirs.")
+
+
+def _looks(lines: Sequence[Line]) -> dict[str, Look]:
+    return looks(dict.fromkeys(line.label for line in lines if not line.level))
+
+
+def _legend(lines: Sequence[Line]) -> list:
+    return [(look.drawing(), plain(label)) for label, look in _looks(lines).items()]
+
+
+def _panels(lines: Sequence[Line], axis: str) -> list[Drawing]:
+    look = _looks(lines)
+    return [_panel([line for line in lines if line.dataset == dataset], axis, look)
+            for dataset in dict.fromkeys(line.dataset for line in lines)]
+
+
+def _panel(lines: Sequence[Line], axis: str, look: dict[str, Look]) -> Drawing:
+    panel = Drawing(WIDTH, f"{_title(lines, axis)} {plain(lines[0].dataset)}")
+    panel.text(LEFT, 13, plain(lines[0].dataset), "b", room=WIDTH - LEFT)
+    at = sorted({point["axis"] for line in lines if not line.level for point in line.points})
+    wide = at[0] > 0 and at[-1] > WIDE * at[0]
+    across = scale_of(np.log2(at) if wide else at, LEFT, WIDTH - RIGHT, 0.05)
+    up = scale_of([point[end] for line in lines for point in line.points for end in ("value", "low", "high")],
+                  TOP + HEIGHT, TOP)
+    panel.text(2, TOP - 6, lines[0].metric, "s")
+    panel.left_axis(up, LEFT, up.ticks(30))
+    for line in lines:
+        if line.level:
+            _level(panel, line, up)
+        else:
+            _line(panel, line, look[line.label], lambda x: across(float(np.log2(x)) if wide else x), up)
+    ticks = [(float(np.log2(x)) if wide else x, f"{x:g}") for x in at] if len(at) <= FEW or wide else across.ticks()
+    panel.bottom_axis(across, TOP + HEIGHT, axis + (" (logarithmic)" if wide else ""), ticks)
+    panel.height = TOP + HEIGHT + 32
+    return panel
+
+
+def _level(panel: Drawing, line: Line, up: Scale) -> None:
+    value = line.points[0]["value"]
+    if drawable(value):
+        panel.path(f"M{num(LEFT)} {num(up(value))}H{num(WIDTH - RIGHT)}", "dash")
+        panel.text(WIDTH - RIGHT, up(value) - 3, plain(line.label), "s e halo", room=WIDTH / 2)
+
+
+def _line(panel: Drawing, line: Line, look: Look, across, up: Scale) -> None:
+    points = [(across(point["axis"]), point) for point in line.points if drawable(point["value"])]
+    steps = "L".join(f"{num(x)} {num(up(point['value']))}" for x, point in points)
+    panel.add(f'<path fill="none" stroke="{look.color}" stroke-width="1.4" d="M{steps}"/>')
+    for x, point in points:
+        if drawable(point["low"]) and drawable(point["high"]):
+            panel.path(f"M{num(x)} {num(up(point['low']))}V{num(up(point['high']))}", "whisker")
+        panel.marker((x, up(point["value"])), look.marker, look.color,
+                     f"{plain(line.label)}: {point['value']:.4g} [{point['low']:.4g}, {point['high']:.4g}] at "
+                     f"{point['axis']:g}")
