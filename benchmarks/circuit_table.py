@@ -146,6 +146,7 @@ def measured(args, given: dict, root: Path) -> dict[str, dict]:
 def table(rows: dict[str, dict], best: frozenset) -> str:
     """The rows as Markdown."""
     from evaluation.statistics.paired import Panel
+    from report.text.numbers import p_value
 
     panel = Panel([row["samples"] for row in rows.values()])
     circuit = list(rows).index("circuit-aware")
@@ -166,7 +167,7 @@ def table(rows: dict[str, dict], best: frozenset) -> str:
             "gold LL": f"{loglik.value:.3f}",
             "LL against circuit-aware": "-" if at == circuit else with_interval(
                 panel.difference("gold_loglik", circuit, at)),
-            "p": "-" if at == circuit else f"{panel.permutation_p('gold_loglik', circuit, at):.3f}",
+            "p": "-" if at == circuit else p_value(panel.permutation_p("gold_loglik", circuit, at)),
             "critical heads kept %": f"{100 * len(row['kept'] & best) / len(best):.0f}"})
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True) + f"\n\nn = {panel.n} documents"
 

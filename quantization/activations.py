@@ -72,7 +72,10 @@ def quantizing(model: nn.Module, how: Activations, kept: Mapping[str, torch.Tens
 
 
 def _before(how: Activations, keep: torch.Tensor | None):
-    return lambda _module, args: (quantized(args[0], how.bits, how.group, keep), *args[1:])
+    def read(linear: nn.Linear, args):
+        versions = args[0].unflatten(-1, (-1, linear.in_features))  # two where heads are chosen at run time
+        return quantized(versions, how.bits, how.group, keep).flatten(-2), *args[1:]
+    return read
 
 
 def _after(how: Activations, width: int):

@@ -32,7 +32,7 @@ def faithfulness_figure(families: Sequence[Faithfulness]) -> Figure:
 def drawing(families: Sequence[Faithfulness]) -> str:
     """The panels as a file of their own."""
     words = ["Up is better: 1 (dashed) is full precision, 0 everything at the low bits.",
-             "Colours: " + ", ".join(f"{label} ({_looks()[label].marker})" for label in ORDER)]
+             "Markers: " + ", ".join(f"{label} ({_looks()[label].marker})" for label in ORDER)]
     return alone([_panel(one) for one in sorted(families, key=lambda one: -one.bits)], [TITLE, *words], PANELS_A_ROW)
 
 

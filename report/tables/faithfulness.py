@@ -21,6 +21,7 @@ import numpy as np
 
 from evaluation.statistics.paired import Panel
 from report.records import Result, load_samples
+from report.tables.groups import dataset_order
 
 ALLOCATOR, RANDOM = "circuit_complement", "circuit-random"
 METRIC = "gold_loglik"
@@ -63,14 +64,22 @@ def is_kept(cell: Result) -> bool:
 def faithfulness(results: Sequence[Result]) -> list[Faithfulness]:
     """All curves that the results hold whole: of cells that may be compared, with their m_0 and m_full."""
     families: dict[tuple, list[Result]] = {}
-    for cell in results:
-        if is_kept(cell):
-            families.setdefault((cell.conditions, cell.dataset, cell.asked), []).append(cell)
-    return [curves for key, cells in sorted(families.items(), key=lambda item: item[0][1])
+    for cell in _newest(results):
+        families.setdefault((cell.conditions, cell.dataset, cell.asked), []).append(cell)
+    return [curves for key, cells in sorted(families.items(), key=lambda item: (dataset_order(item[0][1]), item[0]))
             for bits in sorted({cell.method.options["bits"] for cell in cells})
-            for scorer in sorted({cell.method.scorer for cell in cells} - {RANDOM})
-            if (curves := _of(key, [c for c in cells if c.method.options["bits"] == bits
-                                    and c.method.scorer in (scorer, RANDOM)], scorer, results)) is not None]
+            for scorer, units in sorted({(cell.method.scorer, _units(cell)) for cell in cells})
+            if scorer != RANDOM and (curves := _of(key, [
+                c for c in cells if c.method.options["bits"] == bits and c.method.scorer in (scorer, RANDOM)
+                and _units(c) == units], scorer, results)) is not None]
+
+
+def _newest(results: Sequence[Result]) -> list[Result]:
+    """The cells of curves; of cells that differ in what their names do not say, the newest."""
+    newest: dict[tuple, Result] = {}
+    for cell in sorted(filter(is_kept, results), key=lambda cell: cell.age):
+        newest[cell.conditions, cell.dataset, cell.asked, cell.name, cell.seed] = cell
+    return list(newest.values())
 
 
 def _of(key: tuple, cells: list[Result], scorer: str, results: Sequence[Result]) -> Faithfulness | None:
@@ -78,7 +87,7 @@ def _of(key: tuple, cells: list[Result], scorer: str, results: Sequence[Result])
     others = [r for r in results if r.ok and (r.conditions, r.dataset, r.asked) == key]
     full = next((r for r in others if r.name == "fp16"), None)
     nothing = next((c for c in cells if _share(c) == 0 and c.method.scorer == scorer), None)
-    lines = {label: points for label, points in _lines(cells, scorer, others).items() if points}
+    lines = {label: points for label, points in _lines(cells, others).items() if points}
     if full is None or nothing is None or "best first" not in lines:
         return None
     runs = [full, nothing, *(cell for points in lines.values() for of_share in points.values() for cell in of_share)]
@@ -106,12 +115,15 @@ def _share(cell: Result) -> float:
     return cell.method.options["fp16_ratio"]
 
 
-def _lines(cells: list[Result], scorer: str, others: Sequence[Result]) -> dict[str, dict[float, list[Result]]]:
+def _units(cell: Result) -> str:
+    return cell.method.options.get("units", "all")
+
+
+def _lines(cells: list[Result], others: Sequence[Result]) -> dict[str, dict[float, list[Result]]]:
     """The cells of each curve by share; of uniform, those at the bits of the best-first cell."""
-    units = {c.method.options.get("units", "all") for c in cells if c.method.scorer == scorer}
     lines: dict[str, dict[float, list[Result]]] = {"best first": {}, "random": {}, "worst first": {}, "uniform": {}}
     for cell in cells:
-        if _share(cell) and cell.method.options.get("units", "all") in units:
+        if _share(cell):
             worst = cell.method.options.get("first") == "worst"
             label = "random" if cell.method.scorer == RANDOM else "worst first" if worst else "best first"
             lines[label].setdefault(_share(cell), []).append(cell)

@@ -9,7 +9,9 @@ from core.activations import Activations, activations_of, combinations
 from core.architecture import find_heads, find_linears
 from core.errors import UserError
 from core.forward import call, pad
+from core.types import LayerPlan
 from quantization.activations import kept_channels, quantized, quantizing
+from quantization.dynamic import choosing_heads
 from tests.tiny import tiny_model
 
 
@@ -140,3 +142,17 @@ def test_rows_and_words():
     assert combinations(axes) == [{}, {"act_bits": 4}, {"act_bits": 4, "act_keep": 0.1}]
     assert activations_of({"act_bits": 4, "act_keep": 0.1, "kv_bits": 8}).words == "A4 10 % kept KV8"
     assert activations_of({"act_keep": 0.5}) == Activations() and Activations().words == ""
+
+
+@torch.no_grad()
+def test_heads_chosen_at_run_time_read_quantized_inputs_too():
+    model = tiny_model("llama")
+    linears = find_linears(model)[0]
+    layers = {fqn: LayerPlan(3, 8, dynamic_heads=4 if "self_attn" in fqn else 0) for fqn in linears}
+    ids, mask = pad([[5, 6, 7, 8, 9]], "cpu")
+    how = Activations(bits=4, keep=0.25)
+    kept = kept_channels({fqn: torch.rand(lin.in_features) for fqn, lin in linears.items()}, 0.25)
+    with quantizing(model, how, kept):
+        want = call(model, ids, mask).logits  # all heads chosen: the weights as loaded
+        with choosing_heads(model, layers, {fqn: lin.weight for fqn, lin in linears.items()}):
+            torch.testing.assert_close(call(model, ids, mask).logits, want)
