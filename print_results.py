@@ -149,18 +149,24 @@ def _write_files(args, results: list) -> None:
 
 def _print_tables(args, results: list, every: list) -> None:
     from core.commandline import plain_console
+    from report.tables.faithfulness import faithfulness
     from report.tables.filters import rows_of, sort_tables
     from report.tables.tables import group
 
     tables = sort_tables(rows_of(group(results, every), args.method, args.seed), args.sort)
+    curves = [] if args.method else faithfulness(results)
     if args.format in (None, "terminal"):
-        from report.text.terminal import show
+        from report.text.faithfulness import lines, sheets
+        from report.text.terminal import show, show_lines, show_sheet
 
         show(tables, plain_console(), args.details)
+        for one in sheets(curves):
+            show_sheet(one, plain_console())
+        show_lines(lines(curves), plain_console())
     else:
         from report.text.render import text
 
-        sys.stdout.write(text(tables, args.format, args.details))
+        sys.stdout.write(text(tables, args.format, args.details, curves))
 
 
 def _print_sweep(args, results: list) -> None:

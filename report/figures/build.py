@@ -20,5 +20,5 @@ def figures(part: Part) -> list[Figure]:
 
 def _circuits(part: Part) -> list[Figure]:
     """Faithfulness curves, where the part has the cells of any."""
-    families = faithfulness(part.cells)
+    families = faithfulness(part.members)
     return [faithfulness_figure(families)] if families else []

@@ -74,6 +74,18 @@ def faithfulness(results: Sequence[Result]) -> list[Faithfulness]:
                 and _units(c) == units], scorer, results)) is not None]
 
 
+def without_curves(results: Sequence[Result]) -> list[Result]:
+    """The results that are rows of tables: a curve's many cells would bury them, and uniform bits at each of a curve's
+    budgets would make a table each.
+    """
+    along = {(cell.conditions, cell.dataset, cell.bits.average) for cell in results if is_kept(cell)}
+
+    def of_a_curve(cell: Result) -> bool:
+        return is_kept(cell) or (cell.name == "uniform" and (cell.conditions, cell.dataset, cell.avg_bits) in along)
+
+    return [cell for cell in results if not of_a_curve(cell)] if along else list(results)
+
+
 def _newest(results: Sequence[Result]) -> list[Result]:
     """The cells of curves; of cells that differ in what their names do not say, the newest."""
     newest: dict[tuple, Result] = {}

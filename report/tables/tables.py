@@ -19,6 +19,7 @@ from core.registry import CONTROLS
 from report.records import Result, load_results
 from report.tables.comparison import Documents, compare_dataset
 from report.tables.conditioning import calibrated_on
+from report.tables.faithfulness import without_curves
 from report.tables.groups import apart, comparable, dataset_order, headings, missing, newest_documents, newest_twins
 from report.tables.heads import stable_heads
 
@@ -78,6 +79,7 @@ def group(results: Sequence[Result], beside: Sequence[Result] = ()) -> list[Tabl
 
     Titles say what sets a table apart from others of ``beside``, the results among which these were chosen.
     """
+    results, beside = without_curves(results), without_curves(beside)
     known = comparable(beside or results)
     heads = {cells[0].conditions: (heading, facts)
              for cells, heading, facts in zip(known, headings(known), apart(known), strict=True)}

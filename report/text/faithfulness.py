@@ -36,7 +36,16 @@ def _span(value: dict) -> str:
 
 def lines(families: Sequence[Faithfulness]) -> list[str]:
     """What stands below: how to read it, and what each family's ends are."""
-    return [LEGEND, *map(_ends, families)]
+    return [LEGEND, *map(_ends, families)] if families else []
+
+
+def points(families: Sequence[Faithfulness]) -> list[dict]:
+    """Every point as plain data, unrounded."""
+    return [{"curves": f"{one.dataset}: {one.scorer}, the rest at {one.bits} bits", "order": curve.label, "kept": share,
+             "bits": bits, "faithfulness": point["value"], "low": point["low"], "high": point["high"],
+             "area": curve.area["value"], "area_low": curve.area["low"], "area_high": curve.area["high"],
+             "seeds": curve.seeds, "n": one.n} for one in families for curve in one.curves
+            for share, bits, point in zip(curve.shares, curve.bits, curve.points)]
 
 
 def _ends(one: Faithfulness) -> str:

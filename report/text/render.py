@@ -11,10 +11,11 @@ import math
 from collections.abc import Sequence
 
 from core.errors import UserError
+from report.tables.faithfulness import Faithfulness
 from report.tables.pair import Story, as_document
 from report.tables.sweeps import Line
 from report.tables.tables import TableData
-from report.text import pair, sweeps
+from report.text import faithfulness, pair, sweeps
 from report.text.details import details as detail_sheets
 from report.text.lines import footnotes, verdict
 from report.text.sheets import Sheet, overview_sheet
@@ -32,16 +33,22 @@ def sheets_of(table: TableData, detailed: bool) -> list[Sheet]:
     return [overview_sheet(table), *(one for dataset in more for one in detail_sheets(table, dataset))]
 
 
-def text(tables: Sequence[TableData], kind: str, details: bool = False) -> str:
-    """Return the tables in one of the file formats; CSV and JSON hold every number of every table, unrounded."""
+def text(tables: Sequence[TableData], kind: str, details: bool = False, curves: Sequence[Faithfulness] = ()) -> str:
+    """Return the tables, and faithfulness curves, in one of the file formats; JSON holds every number of both, CSV of
+    the tables, unrounded.
+    """
     if kind == "csv":
         return _csv([row | {"table": table.title} for table in tables for row in named_rows(table)])
     if kind == "json":
-        return as_json({"schema": SCHEMA, "tables": [document(table) for table in tables]})
+        more = {"faithfulness": faithfulness.points(curves)} if curves else {}
+        return as_json({"schema": SCHEMA, "tables": [document(table) for table in tables], **more})
     blocks = []
     for table in tables:
         blocks += [sheet_text(one, kind) for one in sheets_of(table, details)]
         blocks.append(lines_text(footnotes(table, kind, details), kind))
+    if curves:
+        blocks += [*(sheet_text(one, kind) for one in faithfulness.sheets(curves)),
+                   lines_text(faithfulness.lines(curves), kind)]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -1,16 +1,19 @@
 """Faithfulness curves against numbers made by hand, and the real command on a tiny model."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import print_results
 from core.errors import UserError
 from harness.faithfulness import Asked
 from report.figures.faithfulness import drawing, faithfulness_figure
 from report.page import write
 from report.records import MethodFacts, load_results
 from report.tables.faithfulness import faithfulness
+from report.tables.tables import group
 from report.text.faithfulness import sheets
 from scripts import faithfulness as command
 from tests.report.handmade import N, documents, put
@@ -91,6 +94,21 @@ def test_it_is_printed_drawn_and_on_the_page(folder):
     assert "0.55" in faithfulness_figure(families).numbers[0][1].to_string()
     page = write(str(folder), str(folder / "page.html"), load_results(folder)).read_text()
     assert "How much of the task is left when all but a circuit is quantized?" in page
+
+
+def test_a_curves_cells_are_no_rows_of_tables_but_printed_after_them(folder, capsys):
+    put(folder, "uniform", 4.25, -0.3)
+    put(folder, "TAQ", 4.25, -0.2)
+    (table,) = group(load_results(folder))
+    assert [row["method"] for row in table.rows] == ["fp16", "uniform", "TAQ"]
+    assert print_results.main(["--results_dir", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert said.index("mmlu_pro: circuit, the rest at 3 bits") > said.index("TAQ") > 0
+    assert print_results.main(["--results_dir", str(folder), "--format", "markdown"]) == 0
+    assert "| area | - | 0.55 [0.55, 0.55] |" in capsys.readouterr().out
+    assert print_results.main(["--results_dir", str(folder), "--format", "json"]) == 0
+    points = json.loads(capsys.readouterr().out)["faithfulness"]
+    assert len(points) == 8 and points[0]["faithfulness"] == pytest.approx(0.5)
 
 
 def test_what_cannot_be_asked_is_one_sentence():
