@@ -8,6 +8,7 @@ without the script, which sorts tables, closes the contents, and opens details b
 import base64
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from html import escape
@@ -17,13 +18,16 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from core.activations import OF_EVERY_ROW
 from core.errors import UserError
 from report.figures import cards
 from report.figures.build import figures
 from report.figures.frames import Part, parts_of
 from report.figures.style import DARK, LAYOUT, LIGHT, STYLE, Figure, looks, save, variables
+from report.figures.sweeps import sweep_figure
 from report.records import Result, load_results
 from report.settings_box import settings_box
+from report.tables.sweeps import axes, sweep
 from report.tables.tables import TableData
 from report.text.details import categories, small_categories
 from report.text.lines import (
@@ -52,11 +56,21 @@ def write(results_dir: Path | str, out_path: Path | str, results: list[Result] |
     A folder without results is a UserError and leaves no page.
     """
     out_path = Path(out_path)
-    parts = parts_of(load_results(Path(results_dir)) if results is None else results)
+    results = load_results(Path(results_dir)) if results is None else results
+    parts = parts_of(results)
     if not parts:
         raise UserError(f"no data: {str(results_dir)!r} holds no results, so no report was written; run "
                         "run_taq_icml.py first or pass --results_dir")
-    return save(out_path, render(parts))
+    return save(out_path, render(parts, sweeps_of(results)))
+
+
+def sweeps_of(results: Sequence[Result]) -> list[Figure]:
+    """What bits of activations do, for each of their numbers in which rows differ."""
+    drawn = []
+    for axis in sorted(set(axes(results)) & set(OF_EVERY_ROW)):
+        with suppress(UserError):  # no row stands at two values of it
+            drawn.append(sweep_figure(sweep(results, axis), axis))
+    return drawn
 
 
 @cache
@@ -69,14 +83,14 @@ def environment() -> Environment:
     return engine
 
 
-def render(parts: list[Part]) -> str:
-    """The page's text."""
+def render(parts: list[Part], sweeps: Sequence[Figure] = ()) -> str:
+    """The page's text; ``sweeps`` stand after the parts, since their lines go through several."""
     script, sheet = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     models = list(dict.fromkeys(p.cells[0].model.name for p in parts if p.cells))
     page = environment().get_template("page.html").render(
         heading=", ".join(models) or "no finished results", parts=[_shown(part) for part in parts], legends=LEGENDS,
-        script=script, sheet=sheet, script_hash=f"sha256-{digest}")
+        sweeps=_said_once(list(sweeps)), script=script, sheet=sheet, script_hash=f"sha256-{digest}")
     return page.lstrip()
 
 

@@ -50,8 +50,12 @@ def main(argv: list[str] | None = None) -> int:
 
     asked = Asked(args.model, tuple(args.tasks), args.scorer, tuple(args.bits), tuple(sorted(args.shares or SHARES)),
                   tuple(args.seeds))
-    results = run(asked, quantizer=args.quantizer, grad_dtype=args.grad_dtype, eval_size=args.eval_size,
-                  results_dir=args.results_dir, **machine_of(args))
+    try:
+        results = run(asked, quantizer=args.quantizer, grad_dtype=args.grad_dtype, eval_size=args.eval_size,
+                      results_dir=args.results_dir, **machine_of(args))
+    except KeyboardInterrupt:
+        print("interrupted; finished batches are kept, the same command goes on from there", file=sys.stderr)
+        return 130
     families = faithfulness(results)
     if args.format == "markdown":
         print("\n\n".join([*(sheet_text(one, "markdown") for one in sheets(families)),

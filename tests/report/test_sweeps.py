@@ -8,6 +8,7 @@ import pytest
 
 import print_results
 from core.errors import UserError
+from report.page import write
 from report.records import load_results
 from report.tables.sweeps import axes, sweep
 from tests.report.handmade import SETTINGS, put
@@ -82,3 +83,11 @@ def test_it_is_printed_drawn_and_written(folder, capsys):
     assert print_results.main([*line, "--details"]) == 2 and print_results.main(["--figure", "x.svg"]) == 2
     said = capsys.readouterr().err
     assert "--details has no meaning with --sweep" in said and "--figure is of --sweep AXIS" in said
+
+
+def test_the_page_has_what_bits_of_activations_do(folder, tmp_path):
+    page = write(str(folder), str(tmp_path / "page.html"), load_results(folder)).read_text()
+    assert "What does act_keep do to gold_loglik?" in page and "What does act_bits do to gold_loglik?" in page
+    assert 'href="#sweeps"' in page
+    plain = [r for r in load_results(folder) if r.activations.plain]
+    assert "Over the numbers of the grid" not in write(str(folder), str(tmp_path / "plain.html"), plain).read_text()
