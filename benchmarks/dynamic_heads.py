@@ -4,6 +4,8 @@ For each number K of heads of a block at 16 bits, all else in the common grid (r
 keeps the K with the largest mean output, heads-dynamic-native those K of each token with the largest output.  Prints
 stored bits, the gold log-likelihood of both, the paired difference with its 95 % interval and p, and the time of a
 pass over a prompt and of a token written, as ratios of the same model without a choice, all in one process.
+A static head brings its key/value head at 16 bits, which the other query heads of the group read too; in heads-dynamic
+these read quantized ones.
 Run: python -m benchmarks.dynamic_heads [--heads 1 2 4] [--bits 3] [--dataset mmlu_pro] [--data_dir DIR] [--threads 2]
 """
 

@@ -102,6 +102,9 @@ def _attention(model: nn.Module, path: str, block: nn.Module) -> Attention:
                         "blocks")
     module = block.get_submodule(place)
     inside = {child: lin for child, lin in module.named_children() if isinstance(lin, nn.Linear)}
+    if not {"k_proj", "v_proj"} <= set(inside):
+        raise UserError(f"{type(model).__name__} has no keys and values of its own in {path}, so single heads cannot "
+                        "be kept; use LIG or another score of blocks")
     rows = inside["q_proj"].out_features
     config = model.config.get_text_config()
     width = (getattr(module, "head_dim", None) or getattr(config, "head_dim", None)

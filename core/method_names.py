@@ -104,13 +104,13 @@ def variants(spec: MethodSpec, common: str, budgets: tuple[float, ...],
     """The rows that a method stands for in a grid: (method, stored bits or None).
 
     Common rows take the grid's quantizer and come once a budget.  A native row whose options follow the budget ("N" =
-    its whole bits) comes once a budget too, with its own true bits.  An option whose value is a word of ``axes``
-    (core.registry.FROM_AXES) makes one row a value there, such as a kept ratio.
+    its whole bits) comes once a budget too, with its own true bits.  An option of ``axes`` (core.registry.FROM_AXES)
+    whose value is its own name makes one row a value there, such as a kept ratio.
     """
     if spec.quantizer == COMMON:
         spec = replace(spec, quantizer=common)
     follows = [k for k, v in spec.options.items() if isinstance(v, str) and v in FOLLOWS]
-    by_axis = [k for k, v in spec.options.items() if isinstance(v, str) and v in axes]
+    by_axis = [k for k, v in spec.options.items() if k in axes and v == k]
     rows = []
     for bits in budgets if spec.budgeted or follows else (None,):
         followed = {k: FOLLOWS[spec.options[k]](bits) for k in follows}

@@ -1,8 +1,9 @@
 """What is left of the task when all but a circuit is quantized: the grid behind the faithfulness curves.
 
 For each share of heads and of neurons that stays at 16 bits: the best first, the worst first, in random orders, and
-uniform bits at exactly what the best-first row stores; the rest at the low bits.  Every cell is one of the ordinary
-grid's, so it is stored and resumed as such; report/tables/faithfulness.py makes the curves of the results.
+uniform bits at what the best-first row stores (met from below within the grid's tolerance); the rest at the low bits.
+Every cell is one of the ordinary grid's, so it is stored and resumed as such; report/tables/faithfulness.py makes the
+curves of the results.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from core.errors import UserError
 from core.registry import SCORERS
+from core.settings import shown
 from harness.grid import Grid, cells_of, with_methods
 from harness.jobs.launch import run_local
 from harness.presets import build_grid
@@ -18,6 +20,7 @@ from harness.progress import Progress
 from report.records import Result, read_result
 from report.tables.faithfulness import ALLOCATOR, RANDOM, is_kept
 
+NO_UNITS = (RANDOM, "LIG-channel")  # scorers of lines that rank no heads by the task
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 NO_BUDGET = 16.0  # of grids whose rows all have bits of their own
 
@@ -34,7 +37,7 @@ class Asked:
     seeds: tuple[int, ...] = (0, 1, 2)  # of the random orders; the scorer's documents are drawn by the first
 
     def __post_init__(self):
-        if SCORERS.get(self.scorer).granularity != "line":
+        if SCORERS.get(self.scorer).granularity != "line" or self.scorer in NO_UNITS:
             raise UserError(f"--scorer is {self.scorer!r}, which scores no heads; use circuit, heads-ablation, "
                             "heads-attribution or heads-EAP-IG")
         if not all(0 < share <= 1 for share in self.shares):
@@ -43,7 +46,8 @@ class Asked:
     def rows(self, scorer: str, *more: str, shares: tuple[float, ...]) -> tuple[str, ...]:
         """Names of the rows that keep these shares of the units, of heads alone where the scorer knows no others."""
         more += ("units=heads",) if self.scorer.startswith("heads-") else ()
-        told = [",".join((f"bits={bits}", *more, f"fp16_ratio={share:g}")) for bits in self.bits for share in shares]
+        told = [",".join((f"bits={bits}", *more, f"fp16_ratio={shown(float(share))}")) for bits in self.bits
+                for share in shares]
         return tuple(f"{scorer}+{ALLOCATOR}[{inside}]" for inside in told)
 
 

@@ -19,6 +19,7 @@ heads by the same integral as neurons (the exact effect of each is `heads-ablati
 
 from __future__ import annotations
 
+from core.errors import UserError
 from core.lazy import Lazy, torch
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
@@ -56,12 +57,16 @@ def circuit(ctx: ScoreContext) -> Scores:
 
 @scorer("circuit-random", granularity="line", needs=(), params=("seed",))
 def circuit_random(ctx: ScoreContext) -> Scores:
-    """Heads and neurons in a random order, from the seed alone: uniform numbers from 0 to 1."""
+    """Heads, and neurons where the model has single ones, in a random order: numbers from 0 to 1, from the seed."""
     generator = torch.Generator().manual_seed(ctx.param("seed"))
     values = {fqn: torch.zeros(1, linear.in_features) for fqn, linear in ctx.linears.items()}
     kinds = {}
+    try:
+        mlps = architecture.find_mlps(ctx.model)
+    except UserError:  # a mixture of experts: heads alone
+        mlps = []
     for kind, parts, size in ((HEADS, architecture.find_heads(ctx.model), lambda one: one.heads),
-                              (NEURONS, architecture.find_mlps(ctx.model), lambda one: one.neurons)):
+                              (NEURONS, mlps, lambda one: one.neurons)):
         for one in parts:
             lines = one.lines(torch.rand(size(one), generator=generator))
             values |= lines

@@ -130,7 +130,7 @@ def heads_eap_ig(ctx: ScoreContext) -> Scores:
 
 @scorer("heads-norm", granularity="line", needs=("answers",), params=(CIRCUIT_DOCS,))
 def heads_norm(ctx: ScoreContext) -> Scores:
-    """How large each head's output is: what heads-dynamic-native chooses by, in the mean."""
+    """How large each head's output is, with the weights as loaded; heads-dynamic-native sees the quantized ones'."""
     docs, total, tokens = answers.chosen(ctx, CIRCUIT_DOCS), 0.0, 0
     heads = streams.Heads(ctx, docs, "zero")
     for done, doc in enumerate(docs):

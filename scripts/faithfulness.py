@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--grad_dtype", default="fp32", choices=("fp32", "bf16", "fp16"),
                         help="arithmetic of the scorer's gradients (default: fp32)")
     parser.add_argument("--eval_size", type=int, default=256, help="documents asked of each (default: 256)")
+    parser.add_argument("--tolerance", type=float, default=0.01, help="bits a weight by which uniform may store less "
+                        "than the best-first row (default: 0.01; a model of few large linears needs more)")
     parser.add_argument("--results_dir", default="results", help="where results are written (default: results)")
     parser.add_argument("--format", default="terminal", choices=("terminal", "markdown"), help="default: terminal")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the curves into this .svg too")
@@ -52,11 +54,13 @@ def main(argv: list[str] | None = None) -> int:
                   tuple(args.seeds))
     try:
         results = run(asked, quantizer=args.quantizer, grad_dtype=args.grad_dtype, eval_size=args.eval_size,
-                      results_dir=args.results_dir, **machine_of(args))
+                      tolerance=args.tolerance, results_dir=args.results_dir, **machine_of(args))
     except KeyboardInterrupt:
         print("interrupted; finished batches are kept, the same command goes on from there", file=sys.stderr)
         return 130
     families = faithfulness(results)
+    if not families:
+        print("no curve: full precision, everything quantized or every best-first cell has no result", file=sys.stderr)
     if args.format == "markdown":
         print("\n\n".join([*(sheet_text(one, "markdown") for one in sheets(families)),
                            lines_text(lines(families), "markdown")]))
@@ -69,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = [result for result in results if not result.ok]
     for result in failed:
         print(f"failed: {result.name} on {result.dataset}: {result.error}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or not families else 0
 
 
 if __name__ == "__main__":

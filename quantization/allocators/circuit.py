@@ -1,8 +1,10 @@
 """Allocators of heads and neurons, whole; their rows are exempt from the budget and show their own true bits.
 
 ``circuit_fraction``    the best share of the heads, and of the neurons, at 16 bits, the rest in NF4 (circuit-native)
-``circuit_complement``  the same, the rest in the common grid: what is left of the task when the complement is quantized
-``heads_a_block``       in every block the best K heads at 16 bits, all else in the common grid
+``circuit_complement``  the same over the common grid, whose codes stay stored below what is kept, as in every common
+                        row: what is left of the task when the complement is quantized
+``heads_a_block``       in every block the best K heads at 16 bits, all else in the common grid; the other query heads
+                        of a kept key/value head read it too
 ``heads_a_token``       no fixed heads: at run time, in every block, those K of each token whose output is the largest
 
 A head is its rows of q, its columns of o and its key/value head's rows of k and v; a neuron its rows of the linears
@@ -93,10 +95,10 @@ def circuit_fraction(ctx: AllocContext):
         kept = _within(units, STORED.of(ctx.options))
     else:
         kept = {kind: units.best(kind, units.count(kind, FP16_RATIO.of(ctx.options))) for kind in units.scores}
-    for kind, threshold in (("heads", ATTN_THRESHOLD), ("neurons", MLP_THRESHOLD)):
-        if len(kept[kind]):
-            scores = units.scores[kind]
-            kept[kind] = kept[kind][scores[kept[kind]] >= threshold.of(ctx.options) * scores.max()]
+    for kind, setting in (("heads", ATTN_THRESHOLD), ("neurons", MLP_THRESHOLD)):
+        scores, threshold = units.scores[kind], setting.of(ctx.options)
+        if threshold and len(kept[kind]):  # harmful units have negative scores; without a threshold they may be kept
+            kept[kind] = kept[kind][scores[kept[kind]] >= threshold * scores.max()]
     return _split_layers(units, kept), _notes(kept)
 
 

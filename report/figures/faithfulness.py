@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from report.figures.frames import plain
+from report.figures.frames import plain, whole
 from report.figures.style import Figure, Look, alone, legend, looks, panels
 from report.figures.svg import Drawing, drawable, num, scale_of
 from report.tables.faithfulness import Faithfulness
@@ -39,7 +39,8 @@ def drawing(families: Sequence[Faithfulness]) -> str:
 def frame(families: Sequence[Faithfulness]) -> pd.DataFrame:
     """Every point of every curve."""
     return pd.DataFrame([
-        {"dataset": plain(one.dataset), "scorer": one.scorer, "low bits": one.bits, "order": curve.label, "kept": share,
+        {"dataset": plain(one.dataset), "scorer": plain(one.scorer + one.told), "low bits": one.bits,
+         "order": curve.label, "kept": share,
          "bits": bits, "faithfulness": point["value"], "low": point["low"], "high": point["high"],
          "area": curve.area["value"], "seeds": curve.seeds, "n": one.n}
         for one in families for curve in one.curves
@@ -51,8 +52,8 @@ def _looks() -> dict[str, Look]:
 
 
 def _panel(one: Faithfulness) -> Drawing:
-    panel = Drawing(WIDTH, f"{TITLE} {plain(one.dataset)}, {one.bits} bits")
-    panel.text(LEFT, 13, f"{plain(one.dataset)}, the rest at {one.bits} bits", "b", room=WIDTH - LEFT)
+    panel = Drawing(WIDTH, f"{TITLE} {whole(one.title)}")
+    panel.text(LEFT, 13, whole(one.title), "b", room=WIDTH - LEFT)
     shares = sorted({share for curve in one.curves for share in curve.shares})
     across = scale_of(np.log2(shares), LEFT, WIDTH - RIGHT, 0.05)
     ends = [min(max(point[end], FLOOR), CEILING) for curve in one.curves for point in curve.points

@@ -7,14 +7,14 @@ from report.text.numbers import number, span
 from report.text.sheets import Sheet, sheet
 
 LEGEND = ("Faithfulness: (m - m0) / (m_full - m0), m the mean gold log-likelihood; 1: all of the task is left, 0: no "
-          "more than with everything quantized. In brackets: 95 % intervals, paired over documents. Area: the mean "
-          "height of the curve from 0 to the largest share. uniform: no circuit, uniform bits at what best first "
-          "stores.")
+          "more than with everything quantized. In brackets: 95 % intervals, paired over documents, for the random "
+          "orders that were drawn. Area: the mean height of the curve from 0 to the largest share. uniform: no "
+          "circuit, uniform bits at what best first stores.")
 
 
 def sheets(families: Sequence[Faithfulness]) -> list[Sheet]:
     """One a data set, scorer and number of low bits."""
-    return [sheet(f"{one.dataset}: {one.scorer}, the rest at {one.bits} bits", _rows(one)) for one in families]
+    return [sheet(one.title, _rows(one)) for one in families]
 
 
 def _rows(one: Faithfulness) -> list[dict]:
@@ -41,7 +41,7 @@ def lines(families: Sequence[Faithfulness]) -> list[str]:
 
 def points(families: Sequence[Faithfulness]) -> list[dict]:
     """Every point as plain data, unrounded."""
-    return [{"curves": f"{one.dataset}: {one.scorer}, the rest at {one.bits} bits", "order": curve.label, "kept": share,
+    return [{"curves": one.title, "order": curve.label, "kept": share,
              "bits": bits, "faithfulness": point["value"], "low": point["low"], "high": point["high"],
              "area": curve.area["value"], "area_low": curve.area["low"], "area_high": curve.area["high"],
              "seeds": curve.seeds, "n": one.n} for one in families for curve in one.curves
@@ -53,4 +53,7 @@ def _ends(one: Faithfulness) -> str:
              f"precision, {one.nothing:.3f} with everything at {one.nothing_bits:.2f} stored bits")
     if one.lost["low"] > 0:
         return words
+    if one.lost["high"] < 0:
+        return (f"{words}; quantizing everything helps ({_span(one.lost)} nats), so a share of what is lost means "
+                "nothing")
     return f"{words}; these are not told apart ({_span(one.lost)} nats), so a share of their difference means nothing"

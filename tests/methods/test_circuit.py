@@ -142,7 +142,7 @@ def test_the_complement_of_the_best_and_of_the_worst_units_is_quantized(family):
 def test_one_kind_of_unit_alone(units):
     model = tiny_model("llama")
     layers, told = allocation(model, scored(model), 0.25, "circuit_complement", bits=2, units=units)
-    assert told["kept_units"] == {"heads": 3, "neurons": 0} if units == "heads" else {"heads": 0, "neurons": 48}
+    assert told["kept_units"] == ({"heads": 3, "neurons": 0} if units == "heads" else {"heads": 0, "neurons": 48})
     kept = {fqn for fqn, layer in layers.items() if layer.keep is not None}
     assert all(("self_attn" in fqn) == (units == "heads") for fqn in kept) and kept
 
@@ -173,3 +173,12 @@ def test_static_heads_are_the_best_of_every_block():
     assert told["kept_units"] == {"heads": 6, "neurons": 0}
     with pytest.raises(UserError, match="--dynamic_heads 5 is more than the 4 heads of a block; give 1 to 4"):
         allocation(model, scores, allocator="heads_a_block", bits=3, heads=5)
+
+
+def test_a_harmful_head_may_be_kept_without_a_threshold():
+    model = tiny_model("llama")
+    scores = SCORERS.get("heads-ablation").fn(ctx_of(model, "heads-ablation", documents()))
+    assert min(map(min, scores.notes["heads"])) < 0  # a random model has heads that harm its answers
+    assert allocation(model, scores, 1.0)[1]["kept_units"] == {"heads": 12, "neurons": 0}
+    above = sum(value >= 0.1 * max(map(max, scores.notes["heads"])) for row in scores.notes["heads"] for value in row)
+    assert allocation(model, scores, 1.0, attn_importance_threshold=0.1)[1]["kept_units"]["heads"] == above < 12

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, DiffLlamaConfig
 
 import quantization  # noqa: F401  (registers quantizers)
 from core.architecture import find_heads, find_linears
@@ -12,7 +13,7 @@ from quantization.apply import Originals
 from quantization.bits import layer_bits
 from quantization.dynamic import choosing_heads
 from quantization.packing.forms import packed_alone
-from tests.tiny import tiny_model
+from tests.tiny import COMMON, tiny_model
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi")
 
@@ -131,3 +132,13 @@ def test_a_plan_without_a_choice_changes_nothing():
     model = tiny_model("llama")
     with choosing_heads(model, {fqn: LayerPlan(3, 8) for fqn in find_linears(model)[0]}, {}):
         assert "forward" not in vars(model.get_submodule(find_heads(model)[0].o))
+
+
+def test_an_attention_that_mixes_its_heads_is_refused():
+    """Differential attention subtracts one half of its heads from the other: twice as many heads would be mixed."""
+    torch.manual_seed(0)
+    config = DiffLlamaConfig(**COMMON)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    with pytest.raises(UserError, match="DiffLlamaForCausalLM cannot choose heads at run time"):
+        with choosing_heads(model, plans(model, 2), Originals(find_linears(model)[0]).weights):
+            pass

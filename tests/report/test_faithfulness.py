@@ -75,6 +75,41 @@ def test_intervals_are_those_of_the_paired_bootstrap(folder):
     assert point["high"] - point["low"] == pytest.approx(2 * half, rel=0.1)
 
 
+def test_rows_of_other_settings_units_and_quantizers_are_other_curves(folder):
+    def more(scorer, share, level, seed=0, quantizer="rtn", settings=None, **options):
+        name = f"{scorer}+circuit_complement[{share},{quantizer},{settings},{options}]"
+        facts = MethodFacts(name, scorer=scorer, allocator="circuit_complement", quantizer=quantizer, native=True,
+                            options={"bits": 3, "fp16_ratio": share, **options}, settings=settings or {})
+        samples = [replace(s, gold_loglik=s.gold_loglik + level) for s in documents("mmlu_pro", 0.0, 0)]
+        put(folder, facts, 4.9, level, seed=seed, budget=None, samples=samples)
+
+    for told in ({"settings": {"ig_steps": 1}}, {"quantizer": "gptq"}, {"units": "heads"}):
+        more("circuit", 0, -2.0, **told)
+        more("circuit", 0.1, -1.6, **told)
+        more("circuit-random", 0.1, -1.9, **({} if "settings" in told else told))
+    families = {one.title.removeprefix("mmlu_pro: ").partition(", the")[0]: one for one in
+                faithfulness(load_results(folder))}
+    assert set(families) == {"circuit", "circuit, ig_steps 1", "circuit, gptq", "circuit, units heads"}
+    assert [p["value"] for p in families["circuit"].curves[0].points] == pytest.approx([0.5, 0.75])
+    for name in ("circuit, gptq", "circuit, units heads", "circuit, ig_steps 1"):
+        curves = {curve.label: curve for curve in families[name].curves}
+        assert curves["best first"].points[0]["value"] == pytest.approx(0.2) and curves["best first"].seeds == 1
+    assert {c.label: c for c in families["circuit, gptq"].curves}["random"].points[0]["value"] == pytest.approx(0.05)
+
+
+def test_several_seeds_of_the_circuit_are_averaged_with_their_own_uniform(folder):
+    cell(folder, "circuit", 0, -2.4, 3.2, seed=1)
+    cell(folder, "circuit", 0.1, -1.4, 4.7, seed=1)
+    samples = [replace(s, gold_loglik=s.gold_loglik - 0.6) for s in documents("mmlu_pro", 0.0, 0)]
+    put(folder, "uniform", 4.7, 0, budget=4.7, samples=samples)
+    (family,) = faithfulness(load_results(folder))
+    curves = {curve.label: curve for curve in family.curves}
+    assert family.full - family.nothing == pytest.approx(2.2)
+    assert curves["best first"].points[0]["value"] == pytest.approx((2.2 - 1.2) / 2.2)
+    assert curves["best first"].bits[0] == pytest.approx(4.6) == curves["uniform"].bits[0]
+    assert curves["uniform"].points[0]["value"] == pytest.approx((2.2 - 0.4) / 2.2)
+
+
 def test_without_full_precision_or_the_empty_circuit_there_is_no_curve(folder):
     results = load_results(folder)
     assert not faithfulness([r for r in results if r.name != "fp16"])
@@ -114,6 +149,10 @@ def test_a_curves_cells_are_no_rows_of_tables_but_printed_after_them(folder, cap
 def test_what_cannot_be_asked_is_one_sentence():
     with pytest.raises(UserError, match="--scorer is 'TAQ', which scores no heads; use circuit"):
         Asked("m", ("mmlu_pro",), scorer="TAQ")
+    for name in ("circuit-random", "LIG-channel"):
+        with pytest.raises(UserError, match=f"--scorer is '{name}', which scores no heads"):
+            Asked("m", ("mmlu_pro",), scorer=name)
+    assert "fp16_ratio=0.3333333333]" in Asked("m", ("mmlu_pro",)).rows("circuit", shares=(0.3333333333,))[0]
     with pytest.raises(UserError, match=r"--shares \(0.0, 0.5\) are out of range"):
         Asked("m", ("mmlu_pro",), shares=(0.0, 0.5))
 
@@ -136,4 +175,7 @@ def test_the_command_runs_prints_and_goes_on(tiny_folder, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*")} == before
     # heads alone, by exact ablation
     assert command.main([*argv, "--scorer", "heads-ablation", "--shares", "0.25"]) == 0
-    assert "heads-ablation, the rest at 3 bits" in capsys.readouterr().out
+    assert "heads-ablation, units heads, the rest at 3 bits" in capsys.readouterr().out
+    heads = [r for r in load_results(tmp_path / "r") if r.method.options.get("units") == "heads"]
+    assert {r.bits.notes["kept_units"]["heads"] for r in heads} == {0, 8}  # a quarter of 32
+    assert {r.method.scorer for r in heads} == {"heads-ablation", "circuit-random"}
