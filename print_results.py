@@ -156,13 +156,10 @@ def _print_tables(args, results: list, every: list) -> None:
     tables = sort_tables(rows_of(group(results, every), args.method, args.seed), args.sort)
     curves = [] if args.method else faithfulness(results)
     if args.format in (None, "terminal"):
-        from report.text.faithfulness import lines, sheets
-        from report.text.terminal import show, show_lines, show_sheet
+        from report.text.terminal import show, show_curves
 
         show(tables, plain_console(), args.details)
-        for one in sheets(curves):
-            show_sheet(one, plain_console())
-        show_lines(lines(curves), plain_console())
+        show_curves(curves, plain_console())
     else:
         from report.text.render import text
 

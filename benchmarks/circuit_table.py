@@ -146,14 +146,10 @@ def measured(args, given: dict, root: Path) -> dict[str, dict]:
 def table(rows: dict[str, dict], best: frozenset) -> str:
     """The rows as Markdown."""
     from evaluation.statistics.paired import Panel
-    from report.text.numbers import p_value
+    from report.text.numbers import p_value, signed, span
 
     panel = Panel([row["samples"] for row in rows.values()])
     circuit = list(rows).index("circuit-aware")
-
-    def with_interval(value: dict, scale: float = 1.0, digits: int = 3) -> str:
-        return (f"{scale * value['value']:+.{digits}f} [{scale * value['low']:+.{digits}f}, "
-                f"{scale * value['high']:+.{digits}f}]")
 
     lines = []
     for at, (name, row) in enumerate(rows.items()):
@@ -165,8 +161,8 @@ def table(rows: dict[str, dict], best: frozenset) -> str:
             "tokens/s": f"{row['speed']:.1f}" if "speed" in row else "-",
             "accuracy %": f"{100 * accuracy.value:.1f} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]",
             "gold LL": f"{loglik.value:.3f}",
-            "LL against circuit-aware": "-" if at == circuit else with_interval(
-                panel.difference("gold_loglik", circuit, at)),
+            "LL against circuit-aware": "-" if at == circuit else span(
+                panel.difference("gold_loglik", circuit, at), signed),
             "p": "-" if at == circuit else p_value(panel.permutation_p("gold_loglik", circuit, at)),
             "critical heads kept %": f"{100 * len(row['kept'] & best) / len(best):.0f}"})
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True) + f"\n\nn = {panel.n} documents"

@@ -41,20 +41,19 @@ def compared(count: int, args, given: dict) -> dict:
     """One row: K heads, static against dynamic."""
     from evaluation.statistics.paired import Panel
     from harness.api import answers_of, one_case
-    from report.text.numbers import p_value
+    from report.text.numbers import p_value, signed, span
 
     told = f"[bits={args.bits},heads={count}]"
     cases = [one_case("smollm2-135m", name + told, args.dataset, dict(given))
              for name in ("heads-static-native", "heads-dynamic-native")]
     answers = [answers_of(case) for case in cases]
     panel = Panel([one.samples for one in answers])
-    gain = panel.difference("gold_loglik", 0, 1)
     bits = [one.result.bits.average for one in answers]
     loglik = [one.metrics["gold_loglik"].value for one in answers]
     prompt, token = slower(cases[1])
     return {"heads K": count, "static: bits": f"{bits[0]:.3f}", "dynamic: bits": f"{bits[1]:.3f}",
             "static: LL": f"{loglik[0]:.3f}", "dynamic: LL": f"{loglik[1]:.3f}",
-            "dynamic - static": f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]",
+            "dynamic - static": span(panel.difference("gold_loglik", 0, 1), signed),
             "p": p_value(panel.permutation_p("gold_loglik", 0, 1)), "n": panel.n,
             "prompt, times": f"{prompt:.2f}", "token, times": f"{token:.2f}"}
 

@@ -4,7 +4,7 @@
 settings of its own (``TaCQ[calib=c4,corrupt=rtn]``), and a method becomes a row a budget or a kept ratio.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import product
 
@@ -72,13 +72,11 @@ def told(spec: MethodSpec, **values) -> MethodSpec:
     return replace(spec, name=f"{plain}[{','.join(pairs)}]{at}{axis}", settings=spec.settings | values)
 
 
-def without_activations(name: str) -> str:
-    """A row's name without what its brackets say of activations."""
+def without_settings(name: str, names: Collection[str] = OF_EVERY_ROW) -> str:
+    """A row's name without what its brackets say of these settings, by default those of activations."""
     head, at, axis = name.partition("@")
-    plain, bracket, inside = head.removesuffix("]").partition("[")
-    if not bracket:
-        return name
-    others = [pair for pair in inside.split(",") if pair.partition("=")[0] not in OF_EVERY_ROW]
+    plain, _, inside = head.removesuffix("]").partition("[")
+    others = [pair for pair in inside.split(",") if pair and pair.partition("=")[0] not in names]
     return plain + (f"[{','.join(others)}]" if others else "") + at + axis
 
 

@@ -217,7 +217,7 @@ def method(name: str, *, scorer: str | None = None, allocator: str | None = None
         raise ValueError(f"method {name!r}: allocator {allocator!r} and quantizer {quantizer!r} read {read}, not "
                          f"{sorted(set(options) - set(read))}")
     for key, value in options.items():
-        if key in SETTINGS and value not in (*FOLLOWS, *FROM_AXES):
+        if key in SETTINGS and value not in (*FOLLOWS,) and not (key in FROM_AXES and value == key):
             SETTINGS[key].checked(value, where=f"method {name}: {key}")
     return METHODS.add(name, MethodSpec(name=name, scorer=scorer, allocator=allocator, quantizer=quantizer, paper=paper,
                                         native=native, options=options))

@@ -25,6 +25,7 @@ from torch import nn
 from core.activations import Activations
 from core.architecture import find_heads, find_linears
 from core.errors import UserError
+from core.forward import inputs_of
 from quantization.solvers.grid import ends, integer_grid
 
 
@@ -61,21 +62,20 @@ def quantizing(model: nn.Module, how: Activations, kept: Mapping[str, torch.Tens
     """
     with ExitStack() as hooks:
         if how.bits < 16 and how.keep < 1:
-            for fqn, linear in find_linears(model)[0].items():
-                keep = kept[fqn].to(linear.weight.device) if how.keep else None
-                hooks.callback(linear.register_forward_pre_hook(_before(how, keep)).remove)
+            linears = find_linears(model)[0]
+            keep = [kept[fqn].to(linear.weight.device) if how.keep else None for fqn, linear in linears.items()]
+            width = [linear.in_features for linear in linears.values()]
+
+            def read(at: int, x: torch.Tensor) -> torch.Tensor:
+                versions = x.unflatten(-1, (-1, width[at]))  # two where heads are chosen at run time
+                return quantized(versions, how.bits, how.group, keep[at]).flatten(-2)
+
+            hooks.enter_context(inputs_of(list(linears.values()), read))
         if how.kv_bits < 16:
             for one in find_heads(model):
                 for fqn in (one.k, one.v):
                     hooks.callback(model.get_submodule(fqn).register_forward_hook(_after(how, one.width)).remove)
         yield
-
-
-def _before(how: Activations, keep: torch.Tensor | None):
-    def read(linear: nn.Linear, args):
-        versions = args[0].unflatten(-1, (-1, linear.in_features))  # two where heads are chosen at run time
-        return quantized(versions, how.bits, how.group, keep).flatten(-2), *args[1:]
-    return read
 
 
 def _after(how: Activations, width: int):

@@ -138,8 +138,13 @@ class Result:
     @cached_property
     def conditions(self) -> str:
         """Digest of what all cells of a table share: weights, dtype, machine, settings, bits of activations."""
-        shared = [self.model.revision, self.model.dtype, self.machine, self.settings]
-        return digest(shared if self.activations.plain else [*shared, asdict(self.activations)])
+        plain = self.conditions_but_activations
+        return plain if self.activations.plain else digest([plain, asdict(self.activations)])
+
+    @cached_property
+    def conditions_but_activations(self) -> str:
+        """The same whatever the bits of activations are."""
+        return digest([self.model.revision, self.model.dtype, self.machine, self.settings])
 
     @cached_property
     def activations(self) -> Activations:

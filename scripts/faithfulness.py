@@ -46,9 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     from report.figures.faithfulness import drawing
     from report.figures.style import save
     from report.tables.faithfulness import faithfulness
-    from report.text.faithfulness import lines, sheets
-    from report.text.render import lines_text, sheet_text
-    from report.text.terminal import show_lines, show_sheet
+    from report.text.render import text
+    from report.text.terminal import show_curves
 
     asked = Asked(args.model, tuple(args.tasks), args.scorer, tuple(args.bits), tuple(sorted(args.shares or SHARES)),
                   tuple(args.seeds))
@@ -62,12 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     if not families:
         print("no curve: full precision, everything quantized or every best-first cell has no result", file=sys.stderr)
     if args.format == "markdown":
-        print("\n\n".join([*(sheet_text(one, "markdown") for one in sheets(families)),
-                           lines_text(lines(families), "markdown")]))
+        sys.stdout.write(text((), "markdown", curves=families))
     else:
-        for one in sheets(families):
-            show_sheet(one, plain_console())
-        show_lines(lines(families), plain_console())
+        show_curves(families, plain_console())
     if args.figure and families:
         print(save(args.figure, drawing(families)))
     failed = [result for result in results if not result.ok]

@@ -7,8 +7,7 @@ by the time in the results (``Result.made``), never by that of files; where it i
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from core.digest import digest
-from core.method_names import without_activations
+from core.method_names import without_settings
 from report.records import Result
 
 DATASET_ORDER = ("trivia_qa", "mmlu_pro", "code_mmlu")
@@ -34,7 +33,7 @@ def comparable(results: Iterable[Result]) -> list[list[Result]]:
     together, served = [], set()
     for group in groups.values():
         if not group[0].activations.plain:
-            full = [r for r in whole if _but_activations(r) == _but_activations(group[0])]
+            full = [r for r in whole if r.conditions_but_activations == group[0].conditions_but_activations]
             served |= {r.file for r in full}
             group = [_named(r) for r in group] + full
         together.append(group)
@@ -42,13 +41,9 @@ def comparable(results: Iterable[Result]) -> list[list[Result]]:
     return sorted(together, key=lambda group: max(result.age for result in group), reverse=True)
 
 
-def _but_activations(result: Result) -> str:
-    return digest([result.model.revision, result.model.dtype, result.machine, result.settings])
-
-
 def _named(result: Result) -> Result:
     """A row under its name without activations; full precision keeps it, beside the model as it is."""
-    name = without_activations(result.name)
+    name = without_settings(result.name)
     return result if name == "fp16" else replace(result, method=replace(result.method, name=name))
 
 

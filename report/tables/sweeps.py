@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from core.activations import ACT_KEEP, OF_EVERY_ROW
 from core.digest import canonical_json
 from core.errors import UserError, did_you_mean
+from core.method_names import without_settings
 from core.registry import FROM_AXES
 from core.settings import SETTINGS
 from report.records import Result
@@ -112,11 +113,8 @@ def _identity(cell: Result, *without: str) -> str:
 
 def _name(cell: Result, *without: str) -> str:
     """The row's name without these numbers."""
-    head, at, number = cell.name.partition("@")
-    plain, _, inside = head.removesuffix("]").partition("[")
-    others = [pair for pair in inside.split(",") if pair and pair.partition("=")[0] not in without]
-    named = plain + (f"[{','.join(others)}]" if others else "")
-    return named if set(FROM_AXES) & set(without) else named + at + number
+    named = without_settings(cell.name, without)
+    return named.partition("@")[0] if set(FROM_AXES) & set(without) else named
 
 
 def _line(cells: list[Result], axis: str, metric: str, level: bool = False) -> Line:

@@ -7,9 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from report.tables.faithfulness import Faithfulness
 from report.tables.pair import Story
 from report.tables.tables import TableData
-from report.text import pair
+from report.text import faithfulness, pair
 from report.text.lines import DETAIL_LEGEND, LEGEND, MARK_TEST, POWER, footnotes
 from report.text.render import NOTHING, sheets_of
 from report.text.sheets import Sheet
@@ -26,6 +27,13 @@ def show(tables: Sequence[TableData], console: Console, details: bool = False) -
         for one in sheets_of(table, details):
             show_sheet(one, console)
         show_lines(footnotes(table, "terminal", details), console)
+
+
+def show_curves(families: Sequence[Faithfulness], console: Console) -> None:
+    """Print faithfulness curves, and how to read them; nothing where there are none."""
+    for one in faithfulness.sheets(families):
+        show_sheet(one, console)
+    show_lines(faithfulness.lines(families), console)
 
 
 def show_story(story: Story, console: Console, every: bool) -> None:

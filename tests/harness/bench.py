@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from core.method_names import without_activations
+from core.method_names import without_settings
 from harness.presets import build_grid
 from harness.progress import Progress
 from harness.stages.case import Case, Cases, open_cases
@@ -23,4 +23,4 @@ def cases_of(**grid) -> Cases:
 def case_of(name: str, dataset: str = "mmlu_pro", **grid) -> Case:
     """The first cell of a method on a data set, whatever the bits of its activations."""
     return next(c for c in cases_of(**grid) if c.cell.dataset == dataset
-                and without_activations(c.method.name).partition("@")[0] == name)
+                and without_settings(c.method.name).partition("@")[0] == name)
