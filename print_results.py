@@ -54,7 +54,8 @@ def build_parser(formats, sorts):
                        "among the settings of rows or of the grid, such as ratio or calib_tokens; one line a row that "
                        "else is the same")
     sweep.add_argument("--metric", metavar="NAME", help="what is measured (default: gold_loglik)")
-    sweep.add_argument("--figure", type=Path, metavar="FILE", help="draw the lines into this .svg instead of printing")
+    sweep.add_argument("--figure", type=Path, metavar="FILE",
+                       help="draw the lines into this .svg or .png instead of printing")
     return parser
 
 

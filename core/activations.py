@@ -17,7 +17,7 @@ ACT_BITS = Setting("act_bits", int, 16, "bits of what the linears read; 16: as c
 ACT_KEEP = Setting("act_keep", float, 0.0, "share of each linear's input channels that stays at 16 bits, those with "
                    "the largest mean |x|", low=0, high=1, flag=False)
 KV_BITS = Setting("kv_bits", int, 16, "bits of keys and values; 16: as computed", choices=BITS, flag=False)
-OF_EVERY_ROW = SETTINGS.declare((ACT_BITS, ACT_KEEP, KV_BITS), "core")
+ACTIVATIONS = SETTINGS.declare((ACT_BITS, ACT_KEEP, KV_BITS), "core")
 GROUP = 128  # channels of a token that share a range
 
 
@@ -45,7 +45,7 @@ class Activations:
 
 def activations_of(settings: Mapping) -> Activations:
     """What a row's own settings say."""
-    told = {name: settings.get(name, SETTINGS[name].default) for name in OF_EVERY_ROW}
+    told = {name: settings.get(name, SETTINGS[name].default) for name in ACTIVATIONS}
     keep = told["act_keep"] if told["act_bits"] < 16 else 0.0
     return Activations(told["act_bits"], keep, told["kv_bits"])
 
@@ -56,8 +56,8 @@ def combinations(axes: Mapping[str, Sequence]) -> list[dict]:
     ``act_keep`` says nothing where activations stay at 16 bits.
     """
     rows = []
-    for values in product(*(axes[name] for name in OF_EVERY_ROW)):
-        told = {name: value for name, value in zip(OF_EVERY_ROW, values) if value != SETTINGS[name].default}
+    for values in product(*(axes[name] for name in ACTIVATIONS)):
+        told = {name: value for name, value in zip(ACTIVATIONS, values) if value != SETTINGS[name].default}
         if "act_bits" not in told:
             told.pop("act_keep", None)
         if told not in rows:

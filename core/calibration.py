@@ -13,12 +13,18 @@ from core.settings import SETTINGS, Setting
 
 KINDS = ("task", "c4", "wikitext2", "mix", "auto")
 GENERAL = ("c4", "wikitext2")  # texts without answers
+OWN = "file:"  # before the path of a text of the user's own
+
+
+def is_general(kind: str) -> bool:
+    """Whether it is a text without answers."""
+    return kind in GENERAL or kind.startswith(OWN)
 
 
 class CalibChoice(NamedTuple):
     """Where the tokens come from."""
 
-    kind: str  # one of KINDS
+    kind: str  # one of KINDS, or file:PATH
     share: float  # of the token budget that the task's own documents get, 0..1
 
     @property
@@ -28,11 +34,13 @@ class CalibChoice(NamedTuple):
 
 
 def parse_calib(text: str) -> CalibChoice:
-    """Read "task", "c4", "wikitext2", "mix:0.5" or "auto"; UserError for anything else."""
+    """Read "task", "c4", "wikitext2", "mix:0.5", "auto" or "file:PATH"; UserError for anything else."""
+    if text.startswith(OWN) and text != OWN:
+        return CalibChoice(text, 0.0)
     kind, colon, number = text.partition(":")
     if kind not in KINDS:
-        raise UserError(f"unknown --calib {text!r}{did_you_mean(kind, KINDS)}; use task, c4, wikitext2, mix:0.5 or "
-                        "auto")
+        raise UserError(f"unknown --calib {text!r}{did_you_mean(kind, KINDS)}; use task, c4, wikitext2, file:PATH, "
+                        "mix:0.5 or auto")
     if kind != "mix":
         if colon:
             raise UserError(f"--calib {text!r} has a share, which only a mix has; write {kind} or mix:0.5")
@@ -48,7 +56,8 @@ def parse_calib(text: str) -> CalibChoice:
 
 CALIB = Setting("calib", str, "task",
                 "what solvers and gradients calibrate on: task (worked documents), c4, wikitext2, "
-                "mix:0.5 (share of task), or auto (the share by the alignment of gradients)", check=parse_calib)
+                "file:PATH (a file of text), mix:0.5 (share of task), or auto (the share by the alignment of "
+                "gradients)", check=parse_calib)
 CALIB_DATASET = Setting("calib_dataset", str, None,
                         "data set whose documents calibrate, whatever is asked; default: the data set that is asked")
 CALIB_TOKENS = Setting("calib_tokens", int, 8192, "tokens that they read, drawn by --seeds; 262144 as published", low=2)

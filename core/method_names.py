@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import product
 
-from core.activations import OF_EVERY_ROW
+from core.activations import ACTIVATIONS
 from core.errors import UserError, did_you_mean
 from core.registry import ALLOCATORS, COMMON, FOLLOWS, FROM_AXES, METHODS, QUANTIZERS, SCORERS, MethodSpec
 from core.settings import SETTINGS, shown
+from core.transforms import OF_EVERY_ROW
 
 
 def resolve_method(name: str) -> MethodSpec:
@@ -72,7 +73,7 @@ def told(spec: MethodSpec, **values) -> MethodSpec:
     return replace(spec, name=f"{plain}[{','.join(pairs)}]{at}{axis}", settings=spec.settings | values)
 
 
-def without_settings(name: str, names: Collection[str] = OF_EVERY_ROW) -> str:
+def without_settings(name: str, names: Collection[str] = ACTIVATIONS) -> str:
     """A row's name without what its brackets say of these settings, by default those of activations."""
     head, at, axis = name.partition("@")
     plain, _, inside = head.removesuffix("]").partition("[")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,11 +20,24 @@ class ModelRef:
     # commit of the hub, or sha256 over config and weight files of a local folder; never the folder's name
     revision: str
     dtype: str  # "bfloat16" | "float16" | "float32"
+    transform: ClassVar[str] = ""  # as loaded
 
     @property
     def key(self) -> dict[str, str]:
         """What identifies the weights in a digest: content and dtype, never the name."""
         return {"revision": self.revision, "dtype": self.dtype}
+
+
+@dataclass(frozen=True)
+class TransformedRef(ModelRef):
+    """The same weights after something was folded into them."""
+
+    transform: str = ""  # digest of what
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What identifies the weights in a digest: those as loaded, and what was folded in."""
+        return super().key | {"transform": self.transform}
 
 
 @dataclass(frozen=True)

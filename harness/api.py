@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from core.activations import OF_EVERY_ROW
+from core.activations import ACTIVATIONS
 from core.errors import UserError
 from core.registry import FROM_AXES
 from core.sample import Interval, Sample
+from core.transforms import TRANSFORM
 from core.types import Plan, Scores
 from harness.grid import with_methods
 from harness.presets import build_grid
@@ -118,7 +119,7 @@ def answers_of(case: Case) -> Answers:
 def one_case(model: str, method: str, dataset: str, grid: dict) -> Case:
     """The one cell of a grid of these; its checks are the grid's own."""
     asked = {name: tuple(value) if isinstance(value, list) else value for name, value in grid.items()}
-    for axis in ("avg_bits", "seeds", *FROM_AXES.values(), *OF_EVERY_ROW):
+    for axis in ("avg_bits", "seeds", *FROM_AXES.values(), *ACTIVATIONS, TRANSFORM.name):
         if axis in asked and not isinstance(asked[axis], tuple):
             asked[axis] = (asked[axis],)
     whole = build_grid(asked.pop("run_type", "demo"), models=(model,), methods=(method,), datasets=(dataset,), **asked)

@@ -157,6 +157,9 @@ def quantize(model: str, scores: Path, output: Path, settings: CircuitSettings, 
         raise UserError(f"{str(output)!r} is there and not empty; give a new folder")
     given, facts = read_scores(scores)
     case = one_case(model, "circuit-native", facts["dataset"], dict(grid))
+    if case.model is not case.plain:
+        raise UserError("a checkpoint cannot hold what --transform folds in, part of which runs with the model; leave "
+                        "it out")
     if facts["model"]["revision"] != case.model.ref.revision:
         raise UserError(f"the scores in {str(scores)!r} are those of {facts['name']}, not of {model!r}; make scores "
                         "of this model with scripts/calibrate.py")

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import methods  # noqa: F401  (registers scorers, allocators, quantizers and methods)
-from core.activations import OF_EVERY_ROW, combinations
-from core.calibration import GENERAL
+from core.activations import ACTIVATIONS, combinations
+from core.calibration import is_general
 from core.errors import UserError
 from core.method_names import readable, resolve_method, told, variants
 from core.registry import FROM_AXES, QUANTIZERS, SCORERS, MethodSpec
 from core.settings import SETTINGS
+from core.transforms import TRANSFORM, rotates, transform_of
 from evaluation.tasks import get_task
 
 COMMON_QUANTIZERS = ("gptq", "rtn")
@@ -25,7 +26,7 @@ AUTO_GROUPS = (128, 96, 64, 32)
 LEVELS = (2, 3, 4, 5, 6, 8, 16)
 MAX_THREADS = 1024  # OpenMP ends the process without a word when it cannot start a thread
 MAX_SEED = 2**63 - 1  # what torch's generators take
-AXES = ("models", "methods", "datasets", "avg_bits", "seeds", *FROM_AXES.values(), *OF_EVERY_ROW)
+AXES = ("models", "methods", "datasets", "avg_bits", "seeds", *FROM_AXES.values(), *ACTIVATIONS, TRANSFORM.name)
 # settings that every result names since there were results; one declared later is named where it is not at its default
 ALWAYS = ("calib", "calib_tokens", "calib_window", "corrupt", "grad_dtype", "kl_docs", "loss_mask", "oracle_docs",
           "oracle_metric", "published", "score_docs")
@@ -53,8 +54,9 @@ class Grid:
     datasets: tuple[str, ...] = asked(RUN, "data sets of the list below; several allowed", flag="dataset", metavar="D")
     avg_bits: tuple[float, ...] = asked(RUN, "stored bits a weight, metadata included, that every common row gets, met "
                                              "from below within --tolerance", metavar="B")
-    seeds: tuple[int, ...] = asked(RUN, "seeds of random scores and of the documents that solvers and gradients read; "
-                                        "several give mean and sd", (42,), metavar="S")
+    seeds: tuple[int, ...] = asked(RUN, "seeds of random scores, of rotations, and of the documents that solvers and "
+                                        "gradients read; several give mean and sd (with --transform hadamard: 42 43 44 "
+                                        "if none is given)", (42,), metavar="S")
     data_source: str = asked(DATA, "where rows come from", "hub", choices=("hub", "folder", "embedded"))
     # what it holds is in the digests, not where it lies
     data_dir: str | None = asked(DATA, "folder with the data sets in the hub's layout; implies --data_source folder",
@@ -77,6 +79,9 @@ class Grid:
     act_keep: tuple[float, ...] = asked(BITS, "share of each linear's input channels that stays at 16 bits where "
                                               "activations do not; several allowed", (0.0,), metavar="S")
     kv_bits: tuple[int, ...] = asked(BITS, "bits of keys and values; several allowed", (16,), metavar="B")
+    transform: tuple[str, ...] = asked(BITS, "what is folded into the model before it is quantized: none, smooth "
+                                             "(SmoothQuant's scales), hadamard (QuaRot's rotations); several allowed",
+                                       (TRANSFORM.default,), metavar="T")
     levels: tuple[int, ...] = asked(BITS, "bits that a linear may get, of 2 3 4 5 6 8 16", LEVELS, metavar="B")
     group_size: int | None = asked(BITS, "input columns that share a scale (default: largest of 128, 96, 64, 32 that "
                                          "fits)", None, metavar="G")
@@ -116,10 +121,10 @@ class Grid:
         _check_fields(self)
         for name, value in self.settings.items():
             SETTINGS[name].checked(value)
-        for name in OF_EVERY_ROW:
+        for name in (*ACTIVATIONS, TRANSFORM.name):
             for value in getattr(self, name):
                 SETTINGS[name].checked(value)
-        if self.value("loss_mask") == "answer" and self.value("calib") in GENERAL:
+        if self.value("loss_mask") == "answer" and is_general(self.value("calib")):
             raise UserError(f"--loss_mask answer has no meaning with --calib {self.value('calib')}, which has no "
                             "answers; use --calib task or --loss_mask all")
 
@@ -230,7 +235,7 @@ class Cell:
 
 
 def cells_of(grid: Grid) -> list[Cell]:
-    """All cells in running order: model by model, method by method, so that a model is loaded once."""
+    """All cells in running order: model by model and transform by transform, so that each is loaded once."""
     cells = []
     for model in grid.models:
         for name in grid.methods:
@@ -238,15 +243,24 @@ def cells_of(grid: Grid) -> list[Cell]:
                                        grid.by_option):
                 seeds = grid.seeds if seeded(spec) else (0,)
                 cells += [Cell(model, row, dataset, avg_bits=bits, seed=seed) for row in _rows(grid, spec)
-                          for seed in seeds for dataset in grid.datasets]
-    return cells
+                          for seed in (grid.seeds if rotates(row.settings) else seeds) for dataset in grid.datasets]
+    return sorted(cells, key=lambda cell: _loads(grid, cell))
+
+
+def _loads(grid: Grid, cell: Cell) -> tuple:
+    """Sorts cells by the weights that they begin with."""
+    how = transform_of(cell.method.settings, cell.seed)
+    return grid.models.index(cell.model), not how.plain, how.kind, how.alpha, how.seed
 
 
 def _rows(grid: Grid, spec: MethodSpec) -> list[MethodSpec]:
-    """The rows that a method stands for by the bits of activations; one that says them in its brackets is one row."""
-    if any(name in spec.settings for name in OF_EVERY_ROW):
-        return [spec]
-    rows = combinations({"act_bits": grid.act_bits, "act_keep": grid.act_keep, "kv_bits": grid.kv_bits})
+    """The rows that a method stands for by the bits of activations and by transforms; what its brackets say of either
+    holds for it alone.
+    """
+    rows = [{}] if any(name in spec.settings for name in ACTIVATIONS) else combinations(
+        {"act_bits": grid.act_bits, "act_keep": grid.act_keep, "kv_bits": grid.kv_bits})
+    kinds = (TRANSFORM.default,) if TRANSFORM.name in spec.settings else grid.transform
+    rows = [row | ({} if kind == TRANSFORM.default else {TRANSFORM.name: kind}) for kind in kinds for row in rows]
     if spec.allocator == "none" and {} not in rows:  # all rows are compared with the model as it is
         rows.insert(0, {})
     return [told(spec, **values) for values in rows]
@@ -266,8 +280,9 @@ def checked_method(name: str, common: str) -> MethodSpec:
 
 
 def seeded(spec: MethodSpec) -> bool:
-    """Whether a result depends on the seed: the method draws numbers, or reads documents that the seed draws."""
-    return reads_solver_calib(spec) or (spec.scorer is not None and "seed" in SCORERS.get(spec.scorer).params)
+    """Whether a result depends on the seed: the row draws numbers, reads documents that it draws, or rotates."""
+    drawn = spec.scorer is not None and "seed" in SCORERS.get(spec.scorer).params
+    return drawn or reads_solver_calib(spec) or rotates(spec.settings)
 
 
 def reads_solver_calib(spec: MethodSpec) -> bool:

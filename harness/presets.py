@@ -1,7 +1,7 @@
 """Run types: the grids that have a name, and how the given flags override them."""
 
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from core.calibration import parse_calib
@@ -9,9 +9,10 @@ from core.errors import UserError, did_you_mean
 from core.method_names import readable, resolve_method, variants
 from core.registry import CONTROLS
 from core.settings import SETTINGS
+from core.transforms import ROTATION_SEEDS, rotates
 from evaluation.tasks import get_task
 from evaluation.tasks.lm_eval import look_in
-from harness.grid import Grid, reads_solver_calib, with_methods
+from harness.grid import Grid, cells_of, reads_solver_calib, with_methods
 
 DEMO_MODEL = "smollm2-135m"
 BRIEF_MODELS = ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2-7B-Instruct",
@@ -51,6 +52,8 @@ def build_grid(run_type: str, conditioning: tuple[str, ...] = (), **given) -> Gr
     if grid.value("calib_dataset"):
         get_task(grid.value("calib_dataset"))
     grid = with_methods(grid, (*CONTROLS, *conditioned(grid, conditioning)))
+    if "seeds" not in given and any(rotates(cell.method.settings) for cell in cells_of(grid)):
+        grid = replace(grid, seeds=ROTATION_SEEDS)
     if any(str(resolve_method(name).quantizer).startswith("bnb-") for name in grid.methods):
         from quantization.solvers.bnb import functional
 

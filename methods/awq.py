@@ -37,6 +37,19 @@ def awq_channel(ctx: ScoreContext) -> Scores:
     return Scores("channel", {fqn: (total / weights).float() for fqn, total in sums.items()}, "mean |x|")
 
 
+@scorer("max-channel", granularity="channel", params=(SCORE_DOCS, "batch_tokens"))
+def max_channel(ctx: ScoreContext) -> Scores:
+    """max |x| of every input channel over all tokens: the range that SmoothQuant moves (quantization/transforms/)."""
+    chosen = activations.prompts(ctx, "score_docs")
+    most = {fqn: torch.zeros(linear.in_features) for fqn, linear in ctx.linears.items()}
+
+    def see(fqn, x, mask, batch) -> None:
+        most[fqn] = torch.maximum(most[fqn], (x.float().abs() * mask[..., None]).amax((0, 1)).cpu())
+
+    activations.each_linear_input(ctx, chosen, see, "ranges of activations measured")
+    return Scores("channel", most, "max |x|")
+
+
 method("AWQ-channel", scorer="AWQ-channel", paper="arXiv:2306.00978")
 method("W4A4-native", scorer="AWQ-channel", allocator="salient_columns", quantizer="rtn", native=True, bits=4,
        group=128, paper="the brief's W4A4 project")

@@ -18,7 +18,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from core.activations import OF_EVERY_ROW
+from core.activations import ACTIVATIONS
 from core.errors import UserError
 from report.figures import cards
 from report.figures.build import figures
@@ -67,7 +67,7 @@ def write(results_dir: Path | str, out_path: Path | str, results: list[Result] |
 def sweeps_of(results: Sequence[Result]) -> list[Figure]:
     """What bits of activations do, for each of their numbers in which rows differ."""
     drawn = []
-    for axis in sorted(set(axes(results)) & set(OF_EVERY_ROW)):
+    for axis in sorted(set(axes(results)) & set(ACTIVATIONS)):
         with suppress(UserError):  # no row stands at two values of it
             drawn.append(sweep_figure(sweep(results, axis), axis))
     return drawn

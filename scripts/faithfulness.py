@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
                         "than the best-first row (default: 0.01; a model of few large linears needs more)")
     parser.add_argument("--results_dir", default="results", help="where results are written (default: results)")
     parser.add_argument("--format", default="terminal", choices=("terminal", "markdown"), help="default: terminal")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the curves into this .svg too")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the curves into this .svg or .png too")
     machine_flags(parser)
     args = parser.parse_args(argv)
     from harness.faithfulness import SHARES, Asked, run

@@ -2,7 +2,7 @@
 
     task        worked documents: prompt + " " + gold answer, shuffled, taken until the next would pass the budget
     c4          a random document of at least ``window`` tokens, one random window of it; ⌊budget / window⌋ times
-    wikitext2   documents joined by a blank line, tokenised once; ⌊budget / window⌋ random windows
+    wikitext2   documents joined by a blank line, tokenised once; ⌊budget / window⌋ random windows; file:PATH likewise
     mix:p       the first round(p · budget) tokens' worth from the task, the rest from c4
 
 TaCQ (arXiv 2504.07389) and the GPTQ loaders it uses: budget 128 · 2048 = 262,144 tokens, window 2048; task
@@ -28,7 +28,9 @@ from evaluation.tasks.base import Task
 def build_solver_calib(choice: CalibChoice, task: Task, docs, tokenizer, *, scoring: str, max_length: int, chat: bool,
                        loss: str, budget_tokens: int, window: int, seed: int,
                        texts: Callable[[str], list[str]]) -> CalibSet:
-    """Return the calibration set of ``choice``; ``texts`` is called with "c4" or "wikitext2", and only when needed."""
+    """Return the calibration set of ``choice``; ``texts`` is called, only when needed, with "c4", "wikitext2" or
+    "file:PATH".
+    """
     check_budget(budget_tokens)
     sequences: list[Tokens] = []
     own = budget_tokens if choice.kind == "task" else round(choice.share * budget_tokens)

@@ -1,13 +1,14 @@
 """Calibration out of general text: windows of exactly ``window`` tokens, drawn by a seed.
 
     c4          a random document of at least ``window`` tokens, one random window of it
-    wikitext2   documents joined by a blank line, tokenised once, random windows
+    wikitext2   documents joined by a blank line, tokenised once, random windows; file:PATH likewise
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
+from core.calibration import OWN
 from core.errors import UserError, did_you_mean
 from evaluation.calibration.documents import Tokens, check_budget
 from evaluation.engine.prompts import encode
@@ -22,17 +23,20 @@ def sample_windows(texts: list[str], tokenizer, *, window: int, budget_tokens: i
                    style: str) -> list[Tokens]:
     """Return ⌊budget / window⌋ random windows of exactly ``window`` tokens; a budget below one window shortens it.
 
-    ``style`` "c4": each from another document, tokenised only as far as needed; "wikitext2": from the joined text.
+    ``style`` "c4": each from another document, tokenised only as far as needed; others: from the joined text.
     """
     check_budget(budget_tokens)
     length = min(window, budget_tokens)
     if length < 2:
         raise UserError(f"a calibration window of {length} token has no loss; raise --calib_window ({window}) or "
                         f"the tokens for {style} ({budget_tokens} of --calib_tokens) to at least 2")
-    if style not in STYLES:
+    if style not in STYLES and not style.startswith(OWN):
         raise UserError(f"unknown style of windows {style!r}{did_you_mean(style, STYLES)}; use c4 or wikitext2")
-    draw = _windows_of_documents if style == "c4" else _windows_of_joined
-    return draw(texts, tokenizer, length=length, count=budget_tokens // length, rng=np.random.default_rng(seed))
+    count, rng = budget_tokens // length, np.random.default_rng(seed)
+    if style == "c4":
+        return _windows_of_documents(texts, tokenizer, length=length, count=count, rng=rng)
+    return _windows_of_joined(texts, tokenizer, length=length, count=count, rng=rng,
+                              name=style if style in STYLES else "text")
 
 
 def _windows_of_documents(texts, tokenizer, *, length: int, count: int, rng: np.random.Generator) -> list[Tokens]:
@@ -58,12 +62,13 @@ def _tokenised(texts, order, tokenizer) -> Iterator[tuple[int, list[int]]]:
         yield from zip(some, encode(tokenizer, [texts[i] for i in some]), strict=True)
 
 
-def _windows_of_joined(texts, tokenizer, *, length: int, count: int, rng: np.random.Generator) -> list[Tokens]:
+def _windows_of_joined(texts, tokenizer, *, length: int, count: int, rng: np.random.Generator,
+                       name: str) -> list[Tokens]:
     ids = encode(tokenizer, [JOINT.join(texts)])[0] if texts else []
     if len(ids) < length:
-        raise _too_short("wikitext2", "the joined text", len(ids), length)
+        raise _too_short(name, "the joined text", len(ids), length)
     ids = np.asarray(ids, dtype=np.int64)
-    return [_window("wikitext2", ids, length, rng) for _ in range(count)]
+    return [_window(name, ids, length, rng) for _ in range(count)]
 
 
 def _window(name: str, ids, length: int, rng: np.random.Generator) -> Tokens:

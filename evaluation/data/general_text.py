@@ -11,8 +11,10 @@ In a folder the texts lie under the first of these names that exists, as parquet
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core.calibration import OWN
 from core.errors import DataError, UserError, did_you_mean
 from evaluation.data.files import columns, existing_file, read_records
+from evaluation.data.own_text import own_rows
 from evaluation.data.rows import Row
 from evaluation.data.sources import check_data_folder, hub_errors, unknown_source
 
@@ -39,7 +41,9 @@ TEXTS = {
 
 
 def load_texts(name: str, source: str, data_dir=None, token: str | None = None) -> list[str]:
-    """Return the documents of ``name`` ("c4" or "wikitext2") in the source's order."""
+    """Return the documents of ``name`` ("c4", "wikitext2" or "file:PATH") in the source's order."""
+    if name.startswith(OWN):
+        return [row.get(COLUMN) for row in own_rows(name.removeprefix(OWN))]
     if name not in TEXTS:
         raise UserError(f"unknown general text {name!r}{did_you_mean(name, TEXTS)}; use one of: {', '.join(TEXTS)}")
     if source == "hub":

@@ -5,11 +5,11 @@ import types
 import typing
 from dataclasses import MISSING, fields
 
-from core.activations import OF_EVERY_ROW
 from core.commandline import Parser
 from core.method_names import readable
 from core.registry import ALLOCATORS, DATASETS, METHODS, QUANTIZERS, SCORERS
 from core.settings import SETTINGS, Setting, shown
+from core.transforms import OF_EVERY_ROW
 from harness.grid import BITS, DATA, EVALUATION, MACHINE, RUN, Grid
 from harness.jobs.options import Options
 from harness.presets import PRESETS

@@ -30,7 +30,7 @@ def run_grid(cases: Cases, post: Post | None = None, groups: list[list[int]] = (
     """
     results: dict[int, Result] = {}
     folder = results_folder(cases.grid)
-    for name, model in cases.models.items():
+    for name in cases.models:
         for index, group in enumerate(groups):
             if cases[group[0]].cell.model == name:
                 claim_scores([cases[i] for i in group], post, unit_name("scores", index))
@@ -47,7 +47,7 @@ def run_grid(cases: Cases, post: Post | None = None, groups: list[list[int]] = (
             # after a round without work, wait inside a cell: that is where a dead owner's lock is found out
             patient = left != todo
             todo = left
-        model.release()
+        cases.release(name)
     return [results[i] for i in sorted(results)]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from core.calibration import GENERAL, CalibChoice, parse_calib
+from core.calibration import CalibChoice, is_general, parse_calib
 from core.digest import digest, write_json
 from core.errors import UserError
 from core.forward import is_out_of_memory
@@ -40,9 +40,14 @@ class Case:
 
     def __init__(self, cell: Cell, cases: Cases):
         self.cell, self.grid, self.store = cell, cases.grid, cases.store
-        self.model: LazyModel = cases.models[cell.model]
+        self.plain: LazyModel = cases.models[cell.model]  # as loaded
         self._cases, self._known = cases, {}
         self.aligned = None  # with --calib auto: what was chosen, and why
+
+    @cached_property
+    def model(self) -> LazyModel:
+        """The model that is scored, quantized and asked: as loaded, or with the row's transform folded in."""
+        return self._cases.transformed(self)
 
     @property
     def progress(self) -> Progress:
@@ -66,7 +71,7 @@ class Case:
     def calib_choice(self) -> CalibChoice:
         """What calibrates; a data set without documents of its own to calibrate on has general text for them."""
         choice, task = parse_calib(self.value("calib")), self.calib_data.task
-        if choice.kind in GENERAL:
+        if is_general(choice.kind):
             return choice
         if task.general_text is None:
             return choice if choice.kind != "auto" else self._aligned()
@@ -100,7 +105,7 @@ class Case:
     @property
     def shows_prompts(self) -> bool:
         """Whether a result states the unlabeled prompts: those of a task always, general text where it is read."""
-        return self.reads_prompts or self.calib_choice.kind not in GENERAL
+        return self.reads_prompts or not is_general(self.calib_choice.kind)
 
     @property
     def reads_prompts(self) -> bool:
@@ -158,7 +163,7 @@ class Case:
     @property
     def answers(self) -> CalibSet:
         """The same documents with the answers' tokens marked; of general text, which has none, all tokens."""
-        loss = "all" if self.calib_choice.kind in GENERAL else "answer"
+        loss = "all" if is_general(self.calib_choice.kind) else "answer"
         return self.calib_data.solver_calib(self.calib_choice, tokens=self.value("calib_tokens"),
                                             window=self.value("calib_window"), loss=loss, seed=self.cell.seed)
 
@@ -191,6 +196,7 @@ class Cases(Sequence):
         self.grid, self.store, self.models, self.progress, self._token = grid, store, models, progress, token
         self._cases = [Case(cell, self) for cell in cells_of(grid)]
         self._data: dict[tuple[str, str], TaskData] = {}
+        self._transformed: dict[tuple[str, str], LazyModel] = {}  # by name and digest
         self.computes = True
 
     def __getitem__(self, index: int) -> Case:
@@ -215,6 +221,22 @@ class Cases(Sequence):
             self._data[key] = data
         return self._data[key]
 
+    def transformed(self, case: Case) -> LazyModel:
+        """The case's model with its transform folded in; cases of one transform share it."""
+        from harness.stages.transform import transformed  # it reads scores, a stage above this
+
+        name, model = case.cell.model, transformed(case)
+        if model is case.plain:
+            return model
+        model.make_room = lambda: self.release(name, model)
+        return self._transformed.setdefault((name, model.ref.transform), model)
+
+    def release(self, name: str, but: LazyModel | None = None) -> None:
+        """Free the weights of the model of that name and of all that transforms made of it, one excepted."""
+        for model in (self.models[name], *(model for (of, _), model in self._transformed.items() if of == name)):
+            if model is not but:
+                model.release()
+
     def forget_texts(self) -> None:
         """A shard of general text is about 1 GB; what was drawn of it stays."""
         load_general.cache_clear()
@@ -227,9 +249,11 @@ def open_cases(grid: Grid, token: str | None, progress: Progress) -> Cases:
     models = {name: LazyModel(name, store.root / "base", grid.device, grid.dtype, threads=grid.threads,
                               grad_device=grid.grad_device, eval_device=grid.eval_device, token=token, say=progress.say)
               for name in grid.models}
-    for model in models.values():
+    cases = Cases(grid, store, models, progress=progress, token=token)
+    for name, model in models.items():
         model.on_load = lambda module, model=model: finite(store, model, module)
-    return Cases(grid, store, models, progress=progress, token=token)
+        model.make_room = lambda name=name, model=model: cases.release(name, model)
+    return cases
 
 
 def finite_key(model: LazyModel, version: int = 2) -> tuple[str, dict]:
@@ -268,6 +292,6 @@ def smaller_batches(case: Case, least: int) -> None:
                         "smaller model")
     log.warning("out of memory with batches of %d tokens; going on with %d (new batch plan, new digest)",
                 cfg.batch_tokens, half)
-    key, identity = batches_key(model, case.data)
+    key, identity = batches_key(case.plain, case.data)
     case.store.put(key, identity, {"model": model.label}, lambda folder: write_json(folder / "batch_tokens.json", half))
     case.data.back_off(half)

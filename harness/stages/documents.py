@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from functools import cache, cached_property
 from pathlib import Path
 
-from core.calibration import GENERAL, CalibChoice
+from core.calibration import CalibChoice, is_general
 from core.digest import digest
 from core.errors import UserError
 from core.registry import DATASETS
@@ -124,7 +124,7 @@ class TaskData:
 
         A mix would show them answers, so it is for solvers and gradients only.
         """
-        if choice.kind in GENERAL:
+        if is_general(choice.kind):
             return self.solver_calib(choice, tokens=tokens, window=window, loss="all", seed=self._grid.split_seed)
         return self._once(("prompts",), lambda: build_calib(
             self.task, self.calib_docs, self._tokenizer, max_length=self._grid.max_length,

@@ -75,6 +75,7 @@ class LazyModel:
         # how many equal devices share the blocks changes no number
         self.grad_machine = kinds[0] if len(set(kinds)) == 1 else "+".join(kinds)
         self.on_load: Callable[[nn.Module], None] = lambda module: None
+        self.make_room: Callable[[], None] = lambda: None  # called before weights are loaded
 
     def _machine(self, device: torch.device) -> str:
         return machine(device) + (f"/{self.threads}t" if device.type == "cpu" else "")
@@ -103,6 +104,13 @@ class LazyModel:
     @cached_property
     def module(self) -> nn.Module:
         """The weights, loaded on first use."""
+        module = self.loaded()
+        self.on_load(module)
+        return module
+
+    def loaded(self) -> nn.Module:
+        """The weights as the checkpoint has them, newly loaded."""
+        self.make_room()
         self.say(f"Loading {self.ref.name} ({self.ref.dtype}, {self.device})")
         if is_split(self.where):
             module = ready(load_split(Path(self.where), dense=True).to(self.device))
@@ -110,7 +118,6 @@ class LazyModel:
                 p.data = p.data.to(getattr(torch, self.ref.dtype))
         else:
             module = load_model(self.where, self.ref, self.device, self.token)
-        self.on_load(module)
         return module
 
     def release(self) -> None:

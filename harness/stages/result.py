@@ -71,9 +71,15 @@ def failed(case: Case, key: str, error: str, trace: str) -> Result:
     return Result(**_head(case, key), status="error", error=error, traceback=trace)
 
 
+def _model(case: Case) -> ModelFacts:
+    """Which weights, as loaded: what is folded into them stands in the row's brackets."""
+    ref = case.plain.ref
+    return ModelFacts(ref.name, ref.revision, ref.dtype, given=case.model.label)
+
+
 def _head(case: Case, key: str) -> dict:
     cell = case.cell
-    return {"cell": key, "model": ModelFacts(**asdict(case.model.ref), given=case.model.label),
+    return {"cell": key, "model": _model(case),
             "method": MethodFacts(**asdict(cell.method)),
             "dataset": cell.dataset, "avg_bits": cell.avg_bits, "seed": cell.seed, "run_type": case.grid.run_type,
             "settings": table_settings(case.grid), "machine": case.model.machines, "versions": versions()}

@@ -163,13 +163,20 @@ def alone(drawings: Sequence[Drawing], lines: Sequence[str], most: int = 12) -> 
     return re.sub(f'(fill|stroke)="{NAMED}"', lambda m: f'{m[1]}="{LIGHT[m[2] or "ink"]}"', text) + "\n"
 
 
+def png(drawing: str) -> bytes:
+    """A drawing of :func:`alone` as pixels, twice as many a side as it has units."""
+    import vl_convert
+
+    return vl_convert.svg_to_png(drawing, scale=2)
+
+
 def save(path: Path, text: str) -> Path:
-    """Write a page or a drawing whole or not at all."""
+    """Write a page or a drawing whole or not at all; a drawing under a name that ends in .png as pixels."""
     try:
         if path.is_dir() or not path.parent.is_dir():
             raise UserError(f"nothing can be written to {str(path)!r}: give the name of a file in a folder that "
                             "exists, such as report.html")
-        atomic_write(path, text.encode("utf-8", "replace"))
+        atomic_write(path, png(text) if path.suffix == ".png" else text.encode("utf-8", "replace"))
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be written ({error.strerror}); give the name of a file elsewhere"
                         ) from None

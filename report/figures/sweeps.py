@@ -13,6 +13,7 @@ from report.tables.sweeps import Line
 
 WIDTH, LEFT, RIGHT, TOP, HEIGHT = 420.0, 52.0, 12.0, 38.0, 220.0
 PANELS_A_ROW = 3  # in a file of their own
+NAME = 11.0  # height of a level's name
 WIDE, FEW = 20.0, 10  # an axis of one sign is logarithmic from this ratio on; ticks at every value up to so many
 
 
@@ -70,10 +71,9 @@ def _panel(lines: Sequence[Line], axis: str, look: dict[str, Look]) -> Drawing:
                   TOP + HEIGHT, TOP)
     panel.text(2, TOP - 6, lines[0].metric, "s")
     panel.left_axis(up, LEFT, up.ticks(30))
+    _levels(panel, [line for line in lines if line.level], up)
     for line in lines:
-        if line.level:
-            _level(panel, line, up)
-        else:
+        if not line.level:
             _line(panel, line, look[line.label], lambda x: across(float(np.log2(x)) if wide else x), up)
     ticks = [(float(np.log2(x)) if wide else x, f"{x:g}") for x in at] if len(at) <= FEW or wide else across.ticks()
     panel.bottom_axis(across, TOP + HEIGHT, axis + (" (logarithmic)" if wide else ""), ticks)
@@ -81,11 +81,15 @@ def _panel(lines: Sequence[Line], axis: str, look: dict[str, Look]) -> Drawing:
     return panel
 
 
-def _level(panel: Drawing, line: Line, up: Scale) -> None:
-    value = line.points[0]["value"]
-    if drawable(value):
-        panel.path(f"M{num(LEFT)} {num(up(value))}H{num(WIDTH - RIGHT)}", "dash")
-        panel.text(WIDTH - RIGHT, up(value) - 3, plain(line.label), "s e halo", room=WIDTH / 2)
+def _levels(panel: Drawing, levels: Sequence[Line], up: Scale) -> None:
+    """A dashed line each, its name above it, or as far above the one below as names need."""
+    free = TOP + HEIGHT
+    for line in sorted(levels, key=lambda line: -up(line.points[0]["value"])):
+        at = up(line.points[0]["value"])
+        if drawable(line.points[0]["value"]):
+            panel.path(f"M{num(LEFT)} {num(at)}H{num(WIDTH - RIGHT)}", "dash")
+            free = min(at - 3, free - NAME)
+            panel.text(WIDTH - RIGHT, free, plain(line.label), "s e halo", room=WIDTH / 2)
 
 
 def _line(panel: Drawing, line: Line, look: Look, across, up: Scale) -> None:

@@ -5,7 +5,8 @@
     metric   any that the task has: gold_loglik, accuracy, perplexity, ...
 
 A cell without the number is a level: full precision always; where activations are swept, the same row with 16 bits of
-them.  Several seeds are their mean; the interval is then the span of theirs.
+them, and over act_keep also one that stands at a single share, as 8 bits often do.  Several seeds are their mean; the
+interval is then the span of theirs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.activations import ACT_KEEP, OF_EVERY_ROW
+from core.activations import ACT_KEEP, ACTIVATIONS
 from core.digest import canonical_json
 from core.errors import UserError, did_you_mean
 from core.method_names import without_settings
@@ -38,7 +39,7 @@ class Line:
 
 def axes(results: Sequence[Result]) -> list[str]:
     """The names of numbers that rows of one data set differ in."""
-    names = {"bits", "avg_bits", *OF_EVERY_ROW}
+    names = {"bits", "avg_bits", *ACTIVATIONS}
     for cell in results:
         for of in (cell.method.settings, cell.method.options, cell.settings):
             names |= {name for name, value in of.items() if _number(value)}
@@ -56,7 +57,7 @@ def value_of(cell: Result, axis: str) -> float | None:
     for of in (cell.method.settings, cell.method.options, cell.settings):
         if axis in of:
             return of[axis] if _number(of[axis]) else None
-    return SETTINGS[axis].default if axis in OF_EVERY_ROW else None
+    return SETTINGS[axis].default if axis in ACTIVATIONS else None
 
 
 def _number(value) -> bool:
@@ -74,17 +75,19 @@ def sweep(results: Sequence[Result], axis: str, metric: str = METRIC) -> list[Li
     if metric not in measured:
         raise UserError(f"--metric {metric!r} is none that these results have{did_you_mean(metric, measured)}; they "
                         f"have: {', '.join(sorted(measured))}")
-    lines, bases = [], set()
+    lines, bases, single = [], set(), set()
     cells = [cell for cell in good if cell.metrics.get(metric) is not None]
     for same in _alike([cell for cell in cells if value_of(cell, axis) is not None], axis):
         if len({value_of(cell, axis) for cell in same}) > 1:
             lines.append(_line(same, axis, metric))
-            bases.add(_identity(same[0], axis, *OF_EVERY_ROW))
+            bases.add(_identity(same[0], axis, *ACTIVATIONS))
+        elif axis == ACT_KEEP.name:
+            single |= set(map(id, same))
     if not lines:
         raise UserError(f"--sweep {axis!r}: no row stands at two values of it with all else equal; run a grid with "
                         "several")
-    levels = [cell for cell in cells if value_of(cell, axis) is None
-              and (cell.name == "fp16" or _identity(cell, axis, *OF_EVERY_ROW) in bases)]
+    levels = [cell for cell in cells if (value_of(cell, axis) is None or id(cell) in single)
+              and (cell.name == "fp16" or _identity(cell, axis, *ACTIVATIONS) in bases)]
     datasets = {line.dataset for line in lines}
     lines.sort(key=lambda line: (dataset_order(line.dataset), line.label))
     return lines + [_line(same, axis, metric, level=True) for same in _alike(levels, axis)

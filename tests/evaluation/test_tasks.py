@@ -74,7 +74,7 @@ def test_what_a_table_shows():
     docs = [CHOICE, replace(CHOICE, options=("p", "q", "r", "s"))]
     for name in DATASETS:
         task = get_task(name)
-        assert next(iter(task.metrics)) == ("perplexity" if name in ("wikitext2", "c4") else "accuracy")
+        assert next(iter(task.metrics)) == ("perplexity" if name in ("wikitext2", "c4", "file") else "accuracy")
         assert task.chance(docs) == (0.375 if task.kind == "choice" else None)
     for name in ("trivia_qa", "mmlu_pro", "code_mmlu"):
         assert get_task(name).stop == ("\n",) and get_task(name).max_new_tokens is None

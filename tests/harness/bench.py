@@ -5,6 +5,7 @@ import io
 from rich.console import Console
 
 from core.method_names import without_settings
+from core.transforms import OF_EVERY_ROW
 from harness.presets import build_grid
 from harness.progress import Progress
 from harness.stages.case import Case, Cases, open_cases
@@ -21,6 +22,6 @@ def cases_of(**grid) -> Cases:
 
 
 def case_of(name: str, dataset: str = "mmlu_pro", **grid) -> Case:
-    """The first cell of a method on a data set, whatever the bits of its activations."""
+    """The first cell of a method on a data set, whatever the bits of its activations and its transform."""
     return next(c for c in cases_of(**grid) if c.cell.dataset == dataset
-                and without_settings(c.method.name).partition("@")[0] == name)
+                and without_settings(c.method.name, OF_EVERY_ROW).partition("@")[0] == name)

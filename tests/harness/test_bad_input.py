@@ -252,7 +252,7 @@ FLAGS = {
     "batch size": asks("--batch_size 0", "--batch_size is 0", "at least 1"),
     "threads": asks("--threads 100000", "--threads is 100000", "0 (all cores) to 1024"),
     "calibration text": asks("--calib c5", "unknown --calib 'c5'", "did you mean 'c4'?",
-                             "use task, c4, wikitext2, mix:0.5 or auto"),
+                             "use task, c4, wikitext2, file:PATH, mix:0.5 or auto"),
     "share of a mix": asks("--calib mix:1.0", "--calib 'mix:1.0'", "above 0 and below 1", "mix:0.5"),
     "tokens to calibrate": asks("--calib_tokens 1", "--calib_tokens is 1", "at least 2"),
     "folder of nothing": asks("--data_source folder", "--data_source folder needs --data_dir"),

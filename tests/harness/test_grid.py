@@ -316,6 +316,7 @@ CHANGES = {  # field of the grid -> another value, and exactly which digests of 
     "calib_window": (100, set()), "grad_dtype": ("bf16", set()), "corrupt": ("rtn", set()),
     "keep_ratio": ((0.01,), set()), "dynamic_heads": ((3,), set()),
     "act_bits": ((4,), ASKED), "act_keep": ((0.5,), set()), "kv_bits": ((8,), ASKED),
+    "transform": (("smooth",), SCORED | ASKED),
     "calib": (None, None), "ppl_window": (64, set()),
     "circuit_docs": (3, set()), "ablation": ("zero", set()), "baseline": ("pad", set()), "ig_steps": (3, set()),
     "lig_docs": (2, set()), "calib_dataset": ("trivia_qa", {"cell", "scores", "plan"}),
