@@ -53,7 +53,8 @@ def build_parser(formats, sorts):
     sweep.add_argument("--sweep", metavar="AXIS", help="act_keep, act_bits, kv_bits, bits, avg_bits, or any number "
                        "among the settings of rows or of the grid, such as ratio or calib_tokens; one line a row that "
                        "else is the same")
-    sweep.add_argument("--metric", metavar="NAME", help="what is measured (default: gold_loglik)")
+    sweep.add_argument("--metric", metavar="NAME", help="what is measured: gold_loglik (default), accuracy, "
+                       "perplexity, ..., or loglik_change, paired against full precision")
     sweep.add_argument("--figure", type=Path, metavar="FILE",
                        help="draw the lines into this .svg or .png instead of printing")
     return parser

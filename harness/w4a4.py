@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.activations import ACT_KEEP
+from core.activations import ACT_KEEP, GROUP
 from core.method_names import resolve_method
 from core.settings import SETTINGS, shown
+from harness.api import one_case
 from harness.grid import cells_of, with_methods
 from harness.jobs.launch import run_local
 from harness.presets import build_grid
 from harness.progress import Progress
+from quantization.bits import activation_bits
 from report.records import Result, read_result
 
 METHOD = "W4A4-native"
@@ -45,6 +47,17 @@ class Asked:
         told = [{}, {"act_bits": 8}, *({"act_bits": 4} | ({"act_keep": share} if share else {})
                                        for share in self.keeps)]
         return ("fp16", *(_name(own | one) for one in told))
+
+
+def moved(asked: Asked, **grid) -> list[dict]:
+    """What the linears read for a token, by bits of activations and share kept: bits in all, and a number."""
+    case = one_case(asked.model, "fp16", asked.dataset, grid)
+    shapes, rows = case.model.shapes, []
+    for bits, keep in ((16, 0.0), (8, 0.0), *((4, share) for share in asked.keeps)):
+        total = activation_bits(shapes, bits, keep, GROUP)
+        rows.append({"bits": bits, "kept": keep, "total": total,
+                     "average": total / sum(width for _, width in shapes.values())})
+    return rows
 
 
 def _name(told: dict) -> str:

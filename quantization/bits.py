@@ -158,6 +158,18 @@ FORMS = {"grid": _grid, "bilevel": _bilevel, "slim": _slim, "codebook": _codeboo
          "split": _split}
 
 
+def activation_bits(shapes: Mapping[str, tuple[int, int]], bits: int, keep: float, group: int) -> int:
+    """Bits that the linears read for one token: codes, kept channels at 16 bits, and of each group of channels a
+    float32 scale and a zero point among the codes.  Which channels are kept is fixed, so no token says it.
+    """
+    total = 0
+    for _, width in shapes.values():
+        kept = width if bits == 16 else int(keep * width + 1e-9)
+        groups = -(-width // group) if kept < width else 0
+        total += kept * KEPT_BITS + (width - kept) * bits + groups * (32 + bits)
+    return total
+
+
 def make_plan(layers: Mapping[str, LayerPlan], shapes: Mapping[str, tuple[int, int]], other: tuple[int, int],
               notes: dict) -> Plan:
     """Count a plan.  ``other`` = (bits, values) of everything that is not a quantized weight."""

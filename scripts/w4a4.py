@@ -57,8 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the cells, print and draw the curves; returns the exit status."""
     args = build_parser().parse_args(argv)
     from core.errors import UserError
-    from harness.w4a4 import Asked, run
-    from report.tables.sweeps import sweep
+    from harness.w4a4 import Asked, moved, run
+    from report.tables.sweeps import CHANGE, sweep
 
     if not args.plot_name.strip() or Path(args.plot_name).name != args.plot_name:
         raise UserError(f"--plot_name is {args.plot_name!r}; give a plain file name, such as opt-125m")
@@ -71,9 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         given["data_source"] = "hub"  # neither is embedded
     args.plot_dir.mkdir(parents=True, exist_ok=True)
     try:
-        results = run(asked, calib, args.calib_docs, eval_size=args.eval_size,
-                      ppl_window=args.ppl_window, published=args.published, results_dir=args.results_dir,
-                      **machine_of(args), **given)
+        given |= machine_of(args) | {"eval_size": args.eval_size, "ppl_window": args.ppl_window}
+        results = run(asked, calib, args.calib_docs, published=args.published, results_dir=args.results_dir, **given)
     except KeyboardInterrupt:
         print("interrupted; finished batches are kept, the same command goes on from there", file=sys.stderr)
         return 130
@@ -83,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     good = [result for result in results if result.ok]
     if not failed or len(good) > 2:
         metric = args.metric or ("perplexity" if good[0].metrics.get("perplexity") else "gold_loglik")
-        _show(sweep(good, "act_keep", metric), args)
+        _show(args, *(sweep(good, "act_keep", name) for name in (metric, CHANGE)), moved(asked, **given))
     return 1 if failed else 0
 
 
@@ -92,21 +91,24 @@ def _text(name: str) -> str:
     return f"file:{name}" if Path(name).exists() else name
 
 
-def _show(lines: list, args) -> None:
+def _show(args, lines: list, changes: list, read: list[dict]) -> None:
     """Print the numbers, and write them and the plot."""
     from report.figures.style import save
     from report.figures.sweeps import drawing
-    from report.text.render import sweep_text
-    from report.text.sweeps import sheets
+    from report.text.render import sheet_text, sweep_text
+    from report.text.sweeps import moved_sheet, sheets
     from report.text.terminal import show_sheet
 
+    every = [*sheets(lines, "act_keep"), *sheets(changes, "act_keep"), moved_sheet(read)]
     if args.format == "terminal":
-        for one in sheets(lines, "act_keep"):
+        for one in every:
             show_sheet(one, plain_console())
+    elif args.format in ("csv", "json"):
+        sys.stdout.write(sweep_text(lines + changes, "act_keep", args.format))
     else:
-        sys.stdout.write(sweep_text(lines, "act_keep", args.format))
+        print("\n\n".join(sheet_text(one, args.format) for one in every))
     svg = drawing(lines, "act_keep")
-    for suffix, text in ((".svg", svg), (".png", svg), (".csv", sweep_text(lines, "act_keep", "csv"))):
+    for suffix, text in ((".svg", svg), (".png", svg), (".csv", sweep_text(lines + changes, "act_keep", "csv"))):
         print(save(args.plot_dir / f"{args.plot_name}{suffix}", text), file=sys.stderr)
 
 

@@ -9,7 +9,7 @@ from report.figures.frames import plain, whole
 from report.figures.style import Figure, Look, alone, legend, looks, panels
 from report.figures.svg import Drawing, Scale, drawable, num, scale_of
 from report.tables.comparison import falling
-from report.tables.sweeps import Line
+from report.tables.sweeps import CHANGE, Line
 
 WIDTH, LEFT, RIGHT, TOP, HEIGHT = 420.0, 52.0, 12.0, 38.0, 220.0
 PANELS_A_ROW = 3  # in a file of their own
@@ -44,7 +44,7 @@ def _title(lines: Sequence[Line], axis: str) -> str:
 def _how(lines: Sequence[Line]) -> str:
     better = "Down" if falling(lines[0].metric) else "Up"
     return (f"{better} is better. Dashed: rows without this number. Whiskers: 95 % intervals over the documents; of "
-            "several seeds the span of theirs.")
+            f"several seeds {'their mean' if lines[0].metric == CHANGE else 'the span of theirs'}.")
 
 
 def _looks(lines: Sequence[Line]) -> dict[str, Look]:

@@ -2,11 +2,12 @@
 
     axis     act_keep, act_bits, kv_bits, bits (stored, true), avg_bits (asked), any number among the options and
              settings of rows, such as ratio or fp16_ratio, or of the grid, such as calib_tokens
-    metric   any that the task has: gold_loglik, accuracy, perplexity, ...
+    metric   any that the task has: gold_loglik, accuracy, perplexity, ...; or loglik_change, that of gold_loglik
+             against full precision, document by document
 
 A cell without the number is a level: full precision always; where activations are swept, the same row with 16 bits of
 them, and over act_keep also one that stands at a single share, as 8 bits often do.  Several seeds are their mean; the
-interval is then the span of theirs.
+interval is then the span of theirs, of a change that of the mean.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from core.errors import UserError, did_you_mean
 from core.method_names import without_settings
 from core.registry import FROM_AXES
 from core.settings import SETTINGS
-from report.records import Result
+from evaluation.statistics.paired import Panel
+from report.records import Result, load_samples
+from report.tables.comparison import Documents
 from report.tables.groups import dataset_order
 
-METRIC = "gold_loglik"
+METRIC, CHANGE = "gold_loglik", "loglik_change"
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,16 @@ def sweep(results: Sequence[Result], axis: str, metric: str = METRIC) -> list[Li
         raise UserError(f"--sweep {axis!r} is no number in which these rows differ{did_you_mean(axis, known)}; they "
                         f"differ in: {', '.join(known) or 'none'}")
     measured = {name for cell in good for name, value in cell.metrics.items() if value is not None}
-    if metric not in measured:
+    full = _full(good) if metric == CHANGE else {}
+    if metric not in measured and not full:
         raise UserError(f"--metric {metric!r} is none that these results have{did_you_mean(metric, measured)}; they "
-                        f"have: {', '.join(sorted(measured))}")
+                        f"have: {', '.join(sorted(measured))}, and {CHANGE} where full precision is among them")
     lines, bases, single = [], set(), set()
-    cells = [cell for cell in good if cell.metrics.get(metric) is not None]
+    cells = [cell for cell in good if (cell.asked in full if full else cell.metrics.get(metric) is not None)]
+    panels = Panels(full)
     for same in _alike([cell for cell in cells if value_of(cell, axis) is not None], axis):
         if len({value_of(cell, axis) for cell in same}) > 1:
-            lines.append(_line(same, axis, metric))
+            lines.append(_line(same, axis, metric, panels))
             bases.add(_identity(same[0], axis, *ACTIVATIONS))
         elif axis == ACT_KEEP.name:
             single |= set(map(id, same))
@@ -90,8 +95,25 @@ def sweep(results: Sequence[Result], axis: str, metric: str = METRIC) -> list[Li
               and (cell.name == "fp16" or _identity(cell, axis, *ACTIVATIONS) in bases)]
     datasets = {line.dataset for line in lines}
     lines.sort(key=lambda line: (dataset_order(line.dataset), line.label))
-    return lines + [_line(same, axis, metric, level=True) for same in _alike(levels, axis)
+    return lines + [_line(same, axis, metric, panels, level=True) for same in _alike(levels, axis)
                     if same[0].dataset in datasets]
+
+
+def _full(results: Sequence[Result]) -> dict[str, Result]:
+    """The newest full precision of each set of documents, by their digest."""
+    return {cell.asked: cell for cell in sorted(results, key=lambda cell: cell.age) if cell.name == "fp16"}
+
+
+class Panels:
+    """Compares cells with full precision on the same documents; its samples are read once."""
+
+    def __init__(self, full: dict[str, Result]):
+        self.full, self.documents = full, Documents()
+
+    def change(self, cells: Sequence[Result]) -> dict:
+        """The mean of the paired changes of some seeds, with its bootstrap interval."""
+        runs = [self.documents.of(self.full[cells[0].asked]), *map(load_samples, cells)]
+        return Panel(runs).difference(METRIC, 0, list(range(1, len(runs))))
 
 
 def _alike(cells: Sequence[Result], axis: str) -> list[list[Result]]:
@@ -120,18 +142,21 @@ def _name(cell: Result, *without: str) -> str:
     return named.partition("@")[0] if set(FROM_AXES) & set(without) else named
 
 
-def _line(cells: list[Result], axis: str, metric: str, level: bool = False) -> Line:
+def _line(cells: list[Result], axis: str, metric: str, panels: Panels, level: bool = False) -> Line:
     points: dict[float | None, list[Result]] = {}
     for cell in cells:
         points.setdefault(value_of(cell, axis), []).append(cell)
-    along = tuple(_point(at, points[at], metric) for at in sorted(points, key=lambda at: at or 0.0))
+    along = tuple(_point(at, points[at], metric, panels) for at in sorted(points, key=lambda at: at or 0.0))
     return Line(cells[0].dataset, _label(cells[0], axis), metric, along, level)
 
 
-def _point(at: float | None, cells: list[Result], metric: str) -> dict:
+def _point(at: float | None, cells: list[Result], metric: str, panels: Panels) -> dict:
+    facts = {"seeds": len({cell.seed for cell in cells}), "n": cells[0].n}
+    if metric == CHANGE:
+        return {"axis": at} | panels.change(cells) | facts
     values = [cell.metrics[metric] for cell in cells]
     return {"axis": at, "value": sum(v.value for v in values) / len(values), "low": min(v.low for v in values),
-            "high": max(v.high for v in values), "seeds": len({cell.seed for cell in cells}), "n": cells[0].n}
+            "high": max(v.high for v in values)} | facts
 
 
 def _label(cell: Result, axis: str) -> str:

@@ -13,6 +13,13 @@ def sheets(lines: Sequence[Line], axis: str) -> list[Sheet]:
             for dataset in dict.fromkeys(line.dataset for line in lines)]
 
 
+def moved_sheet(rows: Sequence[dict]) -> Sheet:
+    """What the linears read for a token (harness/w4a4.py)."""
+    return sheet("activations that the linears read for one token", [
+        {"activations": f"A{row['bits']}", "kept at 16 bits": f"{100 * row['kept']:g} %",
+         "bits": f"{row['total']:,}", "bits a number": f"{row['average']:.3f}"} for row in rows])
+
+
 def _sheet(lines: Sequence[Line], axis: str) -> Sheet:
     along = sorted({point["axis"] for line in lines if not line.level for point in line.points})
     rows = {at: {axis: f"{at:g}"} for at in along}

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import math
 
 import numpy as np
 import pytest
@@ -106,7 +107,8 @@ def done(tiny_folder, tmp_path_factory):
 def test_it_prints_and_draws_the_curve_and_everything_kept_is_sixteen_bits(done, capsys):
     root, argv = done
     assert main(argv) == 0
-    points = json.loads(capsys.readouterr().out)["points"]
+    every = json.loads(capsys.readouterr().out)["points"]
+    points = [p for p in every if p["metric"] == "perplexity"]
     curve = {p["act_keep"]: p["value"] for p in points if not p["level"]}
     levels = {p["row"]: p["value"] for p in points if p["level"]}
     assert sorted(curve) == [0.0, 0.5, 0.9, 1.0]
@@ -118,8 +120,21 @@ def test_it_prints_and_draws_the_curve_and_everything_kept_is_sixteen_bits(done,
     drawing = (root / "plots/tiny.svg").read_text()
     assert drawing.count('class="dash"') == 3 and drawing.count('class="mark"') == 4
     rows = list(csv.DictReader((root / "plots/tiny.csv").open()))
-    assert len(rows) == 7 and {row["metric"] for row in rows} == {"perplexity"}
+    assert len(rows) == 14 and {row["metric"] for row in rows} == {"perplexity", "loglik_change"}
+    change = {p["act_keep"]: p for p in every if p["metric"] == "loglik_change" and not p["level"]}
+    whole = next(p["value"] for p in points if p["row"] == "fp16")
+    assert all(p["value"] == pytest.approx(math.log(whole / curve[keep])) for keep, p in change.items())
     assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) for row in rows)
+
+
+def test_it_says_what_the_linears_read(done, capsys):
+    assert main([*done[1][:-1], "markdown"]) == 0
+    said = capsys.readouterr().out
+    # 8 blocks: 6 linears of 32 columns in one group, one of 64 in one
+    width, groups = 8 * (6 * 32 + 64), 8 * 7
+    assert f"| A16 | 0 % | {16 * width:,} | 16.000 |" in said
+    assert f"| A4 | 50 % | {8 * (6 * 16 * 20 + 32 * 20) + groups * 36:,} |" in said
+    assert f"| A8 | 0 % | {8 * width + groups * 40:,} |" in said and f"| A4 | 100 % | {16 * width:,} |" in said
 
 
 def test_it_goes_on_where_it_was(done, capsys):

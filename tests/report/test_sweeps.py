@@ -4,12 +4,13 @@ import csv
 import io
 import json
 
+import numpy as np
 import pytest
 
 import print_results
 from core.errors import UserError
 from report.page import write
-from report.records import load_results
+from report.records import load_results, load_samples
 from report.tables.sweeps import axes, sweep
 from tests.report.handmade import SETTINGS, put
 
@@ -47,6 +48,33 @@ def test_lines_are_rows_that_differ_in_nothing_else(folder):
     assert "uniform[act_keep=0.5], 4.25 bits" in bits and "uniform, 4.25 bits" in bits
 
 
+def test_a_change_is_paired_with_full_precision_document_by_document(folder):
+    results = load_results(folder)
+    of = {(r.name, r.seed): [s.gold_loglik for s in load_samples(r)] for r in results}
+    lines = {(line.label, line.level): line for line in sweep(results, "act_keep", "loglik_change")}
+    assert set(lines) == {(line.label, line.level) for line in sweep(results, "act_keep")}
+    point = lines["random[act_bits=4], 4.25 bits", False].points[1]
+    both = np.mean([of["random[act_bits=4,act_keep=0.1]", seed] for seed in (0, 1)], axis=0)
+    differences = both - np.array(of["fp16", 0])
+    assert point["value"] == pytest.approx(differences.mean()) and point["seeds"] == 2
+    assert point["low"] <= point["value"] <= point["high"]
+    assert lines["fp16", True].points[0]["value"] == lines["fp16", True].points[0]["high"] == 0
+    with pytest.raises(UserError, match="--metric 'loglik_change' is none that these results have"):
+        sweep([r for r in results if r.name != "fp16"], "act_keep", "loglik_change")
+
+
+def test_a_row_at_a_single_share_is_a_level(tmp_path):
+    put(tmp_path, "fp16", 16.0, 0.0, budget=None)
+    put(tmp_path, "uniform[act_bits=8]", 4.25, -0.2, brackets={"act_bits": 8})
+    put(tmp_path, "TAQ[act_bits=8]", 4.25, -0.2, brackets={"act_bits": 8})  # of no line
+    for keep in (0.1, 0.5):
+        put(tmp_path, f"uniform[act_bits=4,act_keep={keep:g}]", 4.25, -1 + keep,
+            brackets={"act_bits": 4, "act_keep": keep})
+    lines = sweep(load_results(tmp_path), "act_keep")
+    assert [(line.label, line.level) for line in lines] == [
+        ("uniform[act_bits=4], 4.25 bits", False), ("fp16", True), ("uniform[act_bits=8], 4.25 bits", True)]
+
+
 def test_settings_of_the_grid_and_budgets_are_axes_too(tmp_path):
     put(tmp_path, "fp16", 16.0, 0.0, budget=None)
     for bits in (2.25, 3.25):
@@ -80,6 +108,8 @@ def test_it_is_printed_drawn_and_written(folder, capsys):
     assert print_results.main([*line, "--figure", str(folder / "s.svg")]) == 0
     drawn = (folder / "s.svg").read_text()
     assert "fp16" in drawn and drawn.count('class="mark"') == 3 + 3 + 2 and "var(--" not in drawn
+    assert print_results.main([*line, "--figure", str(folder / "s.png")]) == 0
+    assert (folder / "s.png").read_bytes().startswith(b"\x89PNG")
     assert print_results.main([*line, "--details"]) == 2 and print_results.main(["--figure", "x.svg"]) == 2
     said = capsys.readouterr().err
     assert "--details has no meaning with --sweep" in said and "--figure is of --sweep AXIS" in said
