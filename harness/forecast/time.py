@@ -17,10 +17,12 @@ from dataclasses import replace
 import torch
 
 from core.registry import QUANTIZERS, SCORERS
+from core.transforms import transform_of
 from core.types import LayerPlan
 from harness.forecast.memory import kinds_to_make
 from harness.forecast.probe import SOLVED, Probe
 from harness.forecast.sizes import asked, documents_read, finished, prompt_batches
+from harness.stages.activations import activations, ranking
 from harness.stages.base_quantized import base, base_layer, base_quantized_key
 from harness.stages.case import Case
 from harness.stages.gradients import gradients_key, wanted_kinds
@@ -28,12 +30,19 @@ from harness.stages.model import LazyModel
 from harness.stages.options import quantizer_options
 from harness.stages.plan import distortion_key, plan_key
 from harness.stages.scores import scores_key
+from harness.stages.transform import ranges
 from harness.stages.weights import weights_key
 from streams.blocks import BATCH_TOKENS
 
 RUNS = {True: 3, False: 2}  # of a block: sequential solvers watch its linears one input after the other
 FACTOR = 3  # operations of a factor over in³: as slow as 4 of a product, measured, and some linears share theirs
 LAYER_OPTIONS = ("scale_bits", "zero_bits", "form", "ordered")
+
+
+def _scored_beside(case: Case) -> list[Case]:
+    """What is scored for a row besides its own method: which channels of activations stay, ranges that smooth reads."""
+    kept = [ranking(case)] if activations(case).keep else []
+    return kept + ([ranges(case)] if transform_of(case.method.settings, case.cell.seed).kind == "smooth" else [])
 
 
 class Costs:
@@ -56,6 +65,9 @@ class Costs:
         planned = spec.allocator == "none" or case.store.has(plan)
         if spec.scorer and not planned and self._first(case, scores_key(case)[0]):
             total += self.scores(case)
+        for other in _scored_beside(case):
+            if self._first(other, scores_key(other)[0]):
+                total += self.scores(other)
         if spec.allocator == "knapsack" and not planned and self._first(case, distortion_key(case)[0]):
             total += len(case.grid.levels) * self.rounding(case)
         if quant and quant.needs:

@@ -22,7 +22,7 @@ def activations_identity(case: Case) -> dict:
     how = activations(case)
     if how.plain:
         return {}
-    ranked = {"ranked": scores_key(_ranking(case))[0]} if how.keep else {}
+    ranked = {"ranked": scores_key(ranking(case))[0]} if how.keep else {}
     return {"activations": {"bits": how.bits, "keep": how.keep, "kv_bits": how.kv_bits, "group": how.group} | ranked}
 
 
@@ -31,10 +31,10 @@ def kept(case: Case) -> dict[str, torch.Tensor]:
     from quantization.activations import kept_channels
 
     how = activations(case)
-    return kept_channels(scores(_ranking(case)).values, how.keep) if how.keep else {}
+    return kept_channels(scores(ranking(case)).values, how.keep) if how.keep else {}
 
 
-def _ranking(case: Case) -> Case:
+def ranking(case: Case) -> Case:
     """The same cell with the method that ranks channels, on the row's own calibration data."""
     told = {name: case.method.settings[name] for name in ("calib", "calib_dataset") if name in case.method.settings}
     return case.with_method(replace(METHODS.get(RANKED_BY), settings=told))

@@ -93,6 +93,17 @@ def rotate(model: nn.Module, seed: int) -> None:
 
 
 @torch.no_grad()
+def fold_gains(model: nn.Module) -> None:
+    """The first step of :func:`rotate` alone, for models without LayerNorms: what folding costs before anything turns.
+    """
+    parts = find_parts(model)
+    _check_foldable(model, parts)
+    structure(model)
+    for norm in parts.norms:
+        _fold(model, norm)
+
+
+@torch.no_grad()
 def structure(model: nn.Module) -> None:
     """What :func:`rotate` adds and takes away, without its numbers, so also of a model without weights: a head of its
     own, its bias if the last norm has one, norms by the root mean square.

@@ -7,11 +7,12 @@ import pandas as pd
 
 from report.figures.frames import plain, whole
 from report.figures.style import Figure, Look, alone, legend, looks, panels
-from report.figures.svg import Drawing, Scale, drawable, num, scale_of
+from report.figures.svg import SMALL, Drawing, Scale, drawable, num, scale_of, text_width
 from report.tables.comparison import falling
 from report.tables.sweeps import CHANGE, Line
 
-WIDTH, LEFT, RIGHT, TOP, HEIGHT = 420.0, 52.0, 12.0, 38.0, 220.0
+ACROSS, LEFT, RIGHT, TOP, HEIGHT = 356.0, 52.0, 12.0, 38.0, 220.0
+ROOM = 230.0  # for the names of levels, beside the lines
 PANELS_A_ROW = 3  # in a file of their own
 NAME = 11.0  # height of a level's name
 WIDE, FEW = 20.0, 10  # an axis of one sign is logarithmic from this ratio on; ticks at every value up to so many
@@ -26,8 +27,11 @@ def sweep_figure(lines: Sequence[Line], axis: str) -> Figure:
 
 def drawing(lines: Sequence[Line], axis: str) -> str:
     """The panels as a file of their own; every line is named beside its last point."""
-    named = [f"{label} ({look.marker})" for label, look in _looks(lines).items()]
-    return alone(_panels(lines, axis), [_title(lines, axis), _how(lines), "; ".join(map(whole, named))], PANELS_A_ROW)
+    named = [whole(f"{label} ({look.marker})") for label, look in _looks(lines).items()]
+    if len({line.dataset for line in lines}) > 1:
+        named = ["; ".join(named)]
+    how = [f"{sentence.removesuffix('.')}." for sentence in _how(lines).split(". ")]
+    return alone(_panels(lines, axis), [_title(lines, axis), *how, *named], PANELS_A_ROW)
 
 
 def frame(lines: Sequence[Line], axis: str) -> pd.DataFrame:
@@ -62,16 +66,19 @@ def _panels(lines: Sequence[Line], axis: str) -> list[Drawing]:
 
 
 def _panel(lines: Sequence[Line], axis: str, look: dict[str, Look]) -> Drawing:
-    panel = Drawing(WIDTH, f"{_title(lines, axis)} {plain(lines[0].dataset)}")
-    panel.text(LEFT, 13, plain(lines[0].dataset), "b", room=WIDTH - LEFT)
+    names = [plain(line.label) for line in lines if line.level]
+    right = LEFT + ACROSS
+    room = min(ROOM, max(text_width(name, SMALL) for name in names) + 4) if names else 0.0
+    panel = Drawing(right + (room + 6 if names else RIGHT), f"{_title(lines, axis)} {plain(lines[0].dataset)}")
+    panel.text(LEFT, 13, plain(lines[0].dataset), "b", room=ACROSS)
     at = sorted({point["axis"] for line in lines if not line.level for point in line.points})
     wide = at[0] > 0 and at[-1] > WIDE * at[0]
-    across = scale_of(np.log2(at) if wide else at, LEFT, WIDTH - RIGHT, 0.05)
+    across = scale_of(np.log2(at) if wide else at, LEFT, right, 0.05)
     up = scale_of([point[end] for line in lines for point in line.points for end in ("value", "low", "high")],
                   TOP + HEIGHT, TOP)
     panel.text(2, TOP - 6, lines[0].metric, "s")
     panel.left_axis(up, LEFT, up.ticks(30))
-    _levels(panel, [line for line in lines if line.level], up)
+    _levels(panel, [line for line in lines if line.level], up, room)
     for line in lines:
         if not line.level:
             _line(panel, line, look[line.label], lambda x: across(float(np.log2(x)) if wide else x), up)
@@ -81,15 +88,15 @@ def _panel(lines: Sequence[Line], axis: str, look: dict[str, Look]) -> Drawing:
     return panel
 
 
-def _levels(panel: Drawing, levels: Sequence[Line], up: Scale) -> None:
-    """A dashed line each, its name above it, or as far above the one below as names need."""
-    free = TOP + HEIGHT
+def _levels(panel: Drawing, levels: Sequence[Line], up: Scale, room: float) -> None:
+    """A dashed line each, its name at its end, or as far above the one below as names need."""
+    free, right = TOP + HEIGHT + NAME, LEFT + ACROSS
     for line in sorted(levels, key=lambda line: -up(line.points[0]["value"])):
         at = up(line.points[0]["value"])
         if drawable(line.points[0]["value"]):
-            panel.path(f"M{num(LEFT)} {num(at)}H{num(WIDTH - RIGHT)}", "dash")
-            free = min(at - 3, free - NAME)
-            panel.text(WIDTH - RIGHT, free, plain(line.label), "s e halo", room=WIDTH / 2)
+            panel.path(f"M{num(LEFT)} {num(at)}H{num(right)}", "dash")
+            free = min(at + 3, free - NAME)
+            panel.text(right + 4, free, plain(line.label), "s", room=room)
 
 
 def _line(panel: Drawing, line: Line, look: Look, across, up: Scale) -> None:

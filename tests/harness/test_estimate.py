@@ -339,6 +339,18 @@ def test_a_scorer_costs_what_it_declares(tiny_folder, tmp_path, timed):
     assert found["TAQO-oracle", 4.75] - found["uniform", 4.75] == pytest.approx(9 * asking * 6 / 12)
 
 
+def test_what_is_scored_beside_a_row_is_counted_once(tiny_folder, tmp_path, timed):
+    names = ("uniform", "uniform[act_bits=4]", "uniform[act_bits=4,act_keep=0.5]", "uniform[act_bits=8,act_keep=0.5]",
+             "uniform[transform=smooth]", "uniform[act_bits=8,transform=smooth]")
+    cases = opened(tiny_folder, tmp_path, methods=names, quantizer="rtn")
+    found = {name: of for (name, bits), of in seconds(cases).items() if bits == 4.75}
+    one_pass = 8 * TIMES["token"] * sum(map(len, cases[0].prompts.tokens))
+    assert found["uniform"] == pytest.approx(found["uniform[act_bits=4]"])
+    for first, again in (names[2:4], names[4:]):
+        assert one_pass <= found[first] - found["uniform"] < 2 * one_pass
+        assert found[again] == pytest.approx(found["uniform"])
+
+
 def test_generated_tokens_and_solvers_cost_more(tiny_folder, tmp_path, timed):
     case = opened(tiny_folder, tmp_path, datasets=("trivia_qa",), batch_size=12)[0]  # all in one batch
     costs = Costs(case.model)

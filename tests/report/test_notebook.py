@@ -33,11 +33,12 @@ def test_it_is_stored_without_outputs():
 @pytest.mark.slow
 def test_it_shows_the_reports_figures_and_frames(monkeypatch, harness_results):
     before = {p: p.read_bytes() for p in harness_results.rglob("*") if p.is_file()}
-    _, verdict, drawn, missing, frame, ahead, answers = run(monkeypatch, harness_results)
+    _, verdict, drawn, swept, missing, frame, ahead, answers = run(monkeypatch, harness_results)
     assert "keeps the most gold log-likelihood" in verdict and verdict.count("<table") == 2
     assert verdict.count("<th ") == 2 * 8, "the first frames have at most eight columns"
     assert drawn.count("<section") == 9 and "no data" not in verdict + missing + frame + ahead + answers
     assert "All categories of mmlu_pro have fewer than 10 documents" in drawn and drawn.count('class="lack"') == 1
+    assert "do to gold_loglik?" in swept or "no row stands at two values" in swept or "no number" in swept
     assert all(m in verdict and m in drawn for m in METHODS) and "stored bits a weight" in missing
     assert "model_bits" in frame and "told_apart" in ahead and "magnitude" in ahead and "doc_id" in answers
     assert {p: p.read_bytes() for p in harness_results.rglob("*") if p.is_file()} == before
@@ -48,9 +49,9 @@ def test_it_shows_the_reports_figures_and_frames(monkeypatch, harness_results):
 def test_without_results_it_says_so(monkeypatch, tmp_path, there):
     if there:
         (tmp_path / "none").mkdir()
-    _, verdict, drawn, _, _, ahead, answers = run(monkeypatch, tmp_path / "none")
+    _, verdict, drawn, swept, _, _, ahead, answers = run(monkeypatch, tmp_path / "none")
     assert "no data: 'none' holds no finished results" in verdict and ("does not exist" in verdict) is not there
-    assert not drawn and "no data" in ahead and "no data" in answers
+    assert not drawn and "no data: no number" in swept and "no data" in ahead and "no data" in answers
 
 
 @pytest.mark.slow
