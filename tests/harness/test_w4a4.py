@@ -4,14 +4,17 @@ import copy
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from core.architecture import find_linears
 from core.forward import call, pad
 from harness.api import evaluate, quantize
+from quantization.transforms.fold import rotate
 from report.records import load_results
 from scripts.w4a4 import main
 from tests.tiny import byte_tokenizer, tiny_model
@@ -161,3 +164,32 @@ def test_what_cannot_be_is_one_sentence(done, more, said, capsys):
 
     assert exit_status(lambda: main([*done[1], *more])) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.real
+def test_on_the_real_model_more_kept_is_better_and_everything_kept_is_sixteen_bits(real_model, tmp_path):
+    """The quantized rows share all but the bits of activations, so their documents are paired."""
+    text = Path(__file__).resolve().parents[2] / "docs" / "METHODS.md"
+    (tmp_path / "a.txt").write_text(text.read_text())
+    common = dict(cache_dir=str(tmp_path / "c"), device="cpu", threads=1, calib=f"file:{tmp_path / 'a.txt'}",
+                  calib_window=128, calib_tokens=1024, score_docs=8, ppl_window=128, eval_size=12)
+    dataset, values = f"file:{tmp_path / 'a.txt'}", {}
+    for told in ("", "[act_bits=4]", "[act_bits=4,act_keep=0.1]", "[act_bits=4,act_keep=0.5]",
+                 "[act_bits=4,act_keep=1]"):
+        small = quantize(str(real_model), f"W4A4-native{told}", dataset, **common)
+        values[told] = [sample.gold_loglik for sample in evaluate(small).samples]
+    none, tenth, half = (np.array(values[told]) for told in list(values)[1:4])
+    assert np.mean(none) < np.mean(tenth) < np.mean(half)
+    assert values["[act_bits=4,act_keep=1]"] == values[""]
+
+
+@pytest.mark.real
+@torch.no_grad()
+def test_the_real_model_rotated_computes_what_it_did(real_model):
+    model = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32).eval().requires_grad_(False)
+    ids, mask = pad([list(range(500, 548))], "cpu")
+    before = call(model, ids, mask, last_only=False).logits
+    rotate(model, 42)
+    after = call(model, ids, mask, last_only=False).logits
+    # logits reach 33, so float32 itself rounds at 4e-6 a number, 30 blocks deep
+    assert float((after - before).abs().max()) < 3e-4 and float((after - before).norm() / before.norm()) < 2e-5
