@@ -1,4 +1,4 @@
-"""A sweep as sheets: a row a value of the axis, a column a line."""
+"""A sweep as sheets: a row a value of the axis, a column a line; levels by themselves."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,22 @@ from report.text.sheets import Sheet, sheet
 
 
 def sheets(lines: Sequence[Line], axis: str) -> list[Sheet]:
-    """One a data set; levels stand in a row of their own."""
-    return [_sheet([line for line in lines if line.dataset == dataset], axis)
-            for dataset in dict.fromkeys(line.dataset for line in lines)]
+    """Two a data set: the lines, then the levels if there are any."""
+    drawn = []
+    for dataset in dict.fromkeys(line.dataset for line in lines):
+        own = [line for line in lines if line.dataset == dataset]
+        drawn.append(_sheet([line for line in own if not line.level], axis))
+        drawn += _levels([line for line in own if line.level])
+    return drawn
+
+
+def _levels(levels: Sequence[Line]) -> list[Sheet]:
+    """A row a level."""
+    if not levels:
+        return []
+    first = levels[0]
+    rows = [{"row": line.label + _seeds(line), first.metric: _span(line.points[0])} for line in levels]
+    return [sheet(f"{first.dataset}: {first.metric} of rows without this number", rows)]
 
 
 def moved_sheet(rows: Sequence[dict]) -> Sheet:
@@ -21,14 +34,11 @@ def moved_sheet(rows: Sequence[dict]) -> Sheet:
 
 
 def _sheet(lines: Sequence[Line], axis: str) -> Sheet:
-    along = sorted({point["axis"] for line in lines if not line.level for point in line.points})
+    along = sorted({point["axis"] for line in lines for point in line.points})
     rows = {at: {axis: f"{at:g}"} for at in along}
     for line in lines:
         for point in line.points:
-            if line.level:
-                rows.setdefault(line.label, {axis: "none"})["level: " + line.label] = _span(point)
-            else:
-                rows[point["axis"]][line.label + _seeds(line)] = _span(point)
+            rows[point["axis"]][line.label + _seeds(line)] = _span(point)
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     return sheet(f"{lines[0].dataset}: {lines[0].metric} over {axis}",
                  [{name: row.get(name, "-") for name in names} for row in rows.values()])
