@@ -18,7 +18,8 @@ TRANSFORM = Setting("transform", str, "none", "what is folded into the model bef
                     flag=False)
 SMOOTH_ALPHA = Setting("smooth_alpha", float, 0.5, "how much of the activations' range smooth moves into the weights",
                        low=0, high=1, flag=False)
-OF_EVERY_ROW = (*ACTIVATIONS, *SETTINGS.declare((TRANSFORM, SMOOTH_ALPHA), "core"))
+TRANSFORMS = SETTINGS.declare((TRANSFORM, SMOOTH_ALPHA), "core")
+OF_EVERY_ROW = (*ACTIVATIONS, *TRANSFORMS)
 ROTATION_SEEDS = (42, 43, 44)  # of a grid with rotations that names no seeds
 
 

@@ -1,11 +1,10 @@
 """Which input channels stay at 16 bits where a row's activations do not: the scores of AWQ-channel, from the store."""
 
-from dataclasses import replace
-
 import torch
 
 from core.activations import Activations, activations_of
 from core.registry import METHODS
+from core.transforms import TRANSFORMS
 from harness.stages.case import Case
 from harness.stages.scores import scores, scores_key
 
@@ -27,7 +26,7 @@ def activations_identity(case: Case) -> dict:
 
 
 def kept(case: Case) -> dict[str, torch.Tensor]:
-    """Bool [in] by full name; nothing where no channel is kept.  Scores the model as loaded if that was not done."""
+    """Bool [in] by full name; nothing where no channel is kept.  Scores the row's model if that was not done."""
     from quantization.activations import kept_channels
 
     how = activations(case)
@@ -35,6 +34,5 @@ def kept(case: Case) -> dict[str, torch.Tensor]:
 
 
 def ranking(case: Case) -> Case:
-    """The same cell with the method that ranks channels, on the row's own calibration data."""
-    told = {name: case.method.settings[name] for name in ("calib", "calib_dataset") if name in case.method.settings}
-    return case.with_method(replace(METHODS.get(RANKED_BY), settings=told))
+    """The same cell with the method that ranks channels, of the row's own model: a transform makes other channels."""
+    return case.measured_by(METHODS.get(RANKED_BY), *TRANSFORMS)

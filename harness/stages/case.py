@@ -93,6 +93,14 @@ class Case:
         """The same row with other calibration data."""
         return self.with_method(replace(self.method, settings={**self.method.settings, "calib": text}))
 
+    def measured_by(self, method: MethodSpec, *more: str) -> Case:
+        """The same cell with a method that measures something for this row, on the row's own calibration data;
+        ``more``: settings of the row that hold for it too.
+        """
+        told = {name: self.method.settings[name] for name in ("calib", "calib_dataset", *more)
+                if name in self.method.settings}
+        return self.with_method(replace(method, settings=told))
+
     def with_method(self, method: MethodSpec) -> Case:
         """The same cell with another method."""
         return Case(replace(self.cell, method=method), self._cases)

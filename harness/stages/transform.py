@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import nn
 
 from core.digest import digest
-from core.registry import METHODS, MethodSpec
+from core.registry import METHODS
 from core.transforms import Transform, transform_of
 from core.types import TransformedRef
 from harness.stages.case import Case, finite
@@ -70,9 +70,4 @@ def ranges(case: Case) -> Case:
     """The same cell with the method that measures ranges of channels on the row's calibration data, on the model as
     loaded.
     """
-    told = {name: case.method.settings[name] for name in ("calib", "calib_dataset") if name in case.method.settings}
-    return case.with_method(_measuring(told))
-
-
-def _measuring(settings: dict) -> MethodSpec:
-    return replace(METHODS.get("AWQ-channel"), scorer=MAXIMA, settings=settings)
+    return case.measured_by(replace(METHODS.get("AWQ-channel"), scorer=MAXIMA))

@@ -9,6 +9,7 @@ from harness.cli.main import main
 from harness.grid import cells_of
 from harness.presets import build_grid
 from harness.progress import Progress
+from harness.stages.activations import kept, ranking
 from harness.stages.case import open_cases
 from report.records import load_results, load_samples
 from report.tables.tables import group
@@ -92,6 +93,19 @@ def test_one_set_of_weights_is_in_memory_at_a_time_and_identities_differ(tiny_fo
         assert [m for m in models.values() if "module" in m.__dict__] == [model]
     cases.release(grid.models[0])
     assert not [m for m in models.values() if "module" in m.__dict__]
+
+
+@pytest.mark.parametrize("kind", ["smooth", "hadamard"])
+def test_channels_that_stay_at_sixteen_bits_are_ranked_on_the_transformed_model(tiny_folder, tmp_path, kind):
+    name = f"uniform[act_bits=4,act_keep=0.5,transform={kind}]"
+    grid = build_grid("demo", models=(str(tiny_folder),), methods=("uniform[act_bits=4,act_keep=0.5]", name),
+                      cache_dir=str(tmp_path / "c"), results_dir=str(tmp_path / "r"), seeds=(3,), **COMMON)
+    plain, row = (case for case in open_cases(grid, None, Progress(1)) if "act_keep" in case.method.name)
+    assert ranking(row).model is row.model and ranking(plain).model is plain.plain
+    masks = kept(plain), kept(row)
+    assert all(mask.sum() == len(mask) // 2 for of in masks for mask in of.values())
+    assert any((masks[0][fqn] != masks[1][fqn]).any() for fqn in masks[0])
+    assert "module" in row.model.__dict__, "it need not be loaded again"
 
 
 def test_smooth_knows_what_it_was_calibrated_on(tiny_folder, tmp_path):
