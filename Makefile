@@ -8,9 +8,10 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 # one thread a test worker: spinning OpenMP threads of two workers on two cores cost fivefold
 ONE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo app test test-all lint clean
 help:
 	@echo "make demo      set up, then compare methods on a real small model (minutes on two CPU cores)"
+	@echo "make app       set up, then the demonstration in a browser at http://127.0.0.1:8501"
 	@echo "make test      set up, then the fast tests"
 	@echo "make test-all  make test, then the slow tests and those on the real model"
 	@echo "make lint      ruff"
@@ -18,6 +19,9 @@ help:
 
 demo: $(VENV)/runtime
 	$(BIN)/python run_taq_icml.py --run_type demo
+
+app: $(VENV)/app
+	$(BIN)/python -m streamlit run app/streamlit_app.py
 
 test: $(VENV)/dev
 	$(ONE) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not real"
@@ -39,7 +43,12 @@ $(VENV)/runtime: requirements.txt | $(BIN)/python
 	$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/dev: requirements-dev.txt requirements-lm-eval.txt $(VENV)/runtime
+$(VENV)/app: requirements-app.txt $(VENV)/runtime
+	@echo "Installing requirements-app.txt into $(VENV) (once)"
+	$(PIP) -r requirements-app.txt
+	@touch $@
+
+$(VENV)/dev: requirements-dev.txt requirements-lm-eval.txt requirements-app.txt $(VENV)/runtime
 	@echo "Installing requirements-dev.txt into $(VENV) (once)"
 	$(PIP) -r requirements-dev.txt
 	@touch $@

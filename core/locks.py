@@ -91,3 +91,15 @@ def take(path: Path, seconds: float = LEASE_S, lock: SoftFileLease | None = None
         _unwedge(path)
         return None
     return lock
+
+
+def held(path: Path, seconds: float = LEASE_S) -> bool:
+    """Whether a living process holds the lock: it is not free, and was touched of late by this file system's own
+    clock."""
+    if not path.exists():
+        return False
+    if (lock := take(path, seconds)) is not None:  # its owner died on this host
+        lock.release()
+        return False
+    age = idle(path)
+    return age is not None and age < 2 * seconds

@@ -17,6 +17,7 @@ ALLOWED = {
     "evaluation": {"core", "evaluation"},
     "report": {"core", "evaluation", "report"},
     "harness": {"core", "streams", "quantization", "methods", "evaluation", "report", "harness"},
+    "app": {"core", "report", "harness", "app"},
 }
 
 

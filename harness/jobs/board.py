@@ -23,7 +23,7 @@ from pathlib import Path
 
 from core.digest import write_json
 from core.errors import UserError, storage_error
-from core.locks import LEASE_S, idle, take
+from core.locks import LEASE_S, held, idle, take
 from harness.grid import Grid, cells_of, grid_of
 
 RUNS = ".runs"
@@ -124,15 +124,8 @@ class Board:
             return {}
 
     def alive(self, worker: str) -> bool:
-        """Whether a worker lives: its lease is held, and was touched of late by this file system's own clock."""
-        path = self.folder / "alive" / worker
-        if not path.exists():
-            return False
-        if (lock := take(path)) is not None:  # its owner died on this host
-            lock.release()
-            return False
-        age = idle(path)
-        return age is not None and age < 2 * LEASE_S
+        """Whether a worker lives."""
+        return held(self.folder / "alive" / worker)
 
     def close(self) -> None:
         """Who launched the run is done with it."""

@@ -15,6 +15,7 @@ class Post:
     def __init__(self, board: Board, unit: str, job: str | None = None):
         worker = process_name(unit)
         self.board, self.unit, self.since, self.last = board, None, 0.0, 0.0
+        self.stage, self.stage_since = "", 0.0
         self.who = {"worker": worker, "job": job, "host": socket.gethostname()}
         self.lease = take(board.folder / "alive" / worker)
         if self.lease is None:
@@ -27,9 +28,13 @@ class Post:
 
     def update(self, what: str, done: int, total: int) -> None:
         """``done`` of ``total`` steps of a stage are finished."""
+        if what != self.stage:
+            self.stage, self.stage_since = what, time.time()
         if self.unit and time.monotonic() - self.last >= UPDATE_S:
             self.last = time.monotonic()
-            self.board.set(self.unit, "running", since=self.since, what=f"{what} {done}/{total}", **self.who)
+            stage = {"name": what, "done": done, "total": total, "since": self.stage_since}
+            self.board.set(self.unit, "running", since=self.since, what=f"{what} {done}/{total}", stage=stage,
+                           **self.who)
 
     def finish(self, state: str, **facts) -> None:
         """The unit in hand is done, failed, or waiting again."""

@@ -113,7 +113,7 @@ def show_status(board: Board, console: Console) -> None:
     console.print(f"Run {board.id}, {run['executor']} from {run['host']}, started "
                   f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(run['started']))}")
     states = ", ".join(f"{counts.get(state, 0)} {state}" for state in ("done", "running", "failed", "waiting"))
-    console.print(f"{len(cells)} cells: {states}{_left(cells)}")
+    console.print(f"{len(cells)} cells: {states}{left(cells)}")
     table = Table("cell or scores", "state", "time", "job", "what or why")
     for unit in every:
         if unit.state in ("running", "failed"):
@@ -137,8 +137,8 @@ def _row(table: Table, label: str, unit: Unit, *rest) -> None:
     table.add_row(Text(scores + label), Text(unit.state, style=COLOURS[unit.state]), *rest)
 
 
-def _left(cells: list[Unit]) -> str:
-    """The time that is left, if the cells that are done say anything about it."""
+def left(cells: list[Unit]) -> str:
+    """The time that is left in words, if the cells that are done say anything about it."""
     took = [p.seconds for p in cells if p.state == "done" and p.seconds is not None]
     busy = sum(p.state == "running" for p in cells)
     todo = busy + sum(p.state == "waiting" for p in cells)

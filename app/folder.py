@@ -1,0 +1,75 @@
+"""A results folder, read once and kept as long as its files are the same."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from core.digest import digest
+from core.errors import UserError
+from report.figures.frames import Part, parts_of
+from report.records import Result, load_results, read_result
+from report.tables.filters import choose
+
+FILTERS = {"model": "Model", "dataset": "Data set", "avg_bits": "Budget", "run_type": "Run type"}
+COMMAND = "python run_taq_icml.py --run_type demo"
+
+
+def state(folder: str) -> str:
+    """Digest of the names, sizes and times of a folder's results: another one whenever a file is another."""
+    try:
+        return digest([[p.name, s.st_size, s.st_mtime_ns] for p in sorted(Path(folder).glob("*.json"))
+                       for s in [p.stat()]])
+    except OSError:
+        return ""
+
+
+@st.cache_resource(show_spinner=False, max_entries=20_000)
+def _result(path: str, size: int, changed: int) -> Result:
+    return read_result(Path(path))
+
+
+@st.cache_resource(show_spinner="Reading results", max_entries=8)
+def _results(folder: str, of: str) -> list[Result]:
+    if not Path(folder).is_dir():
+        return load_results(Path(folder))  # which says what is wrong
+    found = [(p, p.stat()) for p in sorted(Path(folder).glob("*.json"))]
+    return [_result(str(p), s.st_size, s.st_mtime_ns) for p, s in found]
+
+
+def results(folder: str) -> list[Result]:
+    """Every result of a folder, failed ones too; UserError for a folder or a file that is none."""
+    return list(_results(folder, state(folder)))
+
+
+@st.cache_resource(show_spinner="Comparing cells", max_entries=16)
+def _parts(folder: str, of: str, wanted: tuple) -> list[Part]:
+    return parts_of(choose(_results(folder, of), {name: list(values) for name, values in wanted}))
+
+
+def parts(folder: str, wanted: dict[str, list]) -> list[Part]:
+    """The parts that the filters leave; UserError where they leave nothing."""
+    return _parts(folder, state(folder), tuple((name, tuple(values)) for name, values in wanted.items() if values))
+
+
+def filters(every: list[Result]) -> dict[str, list]:
+    """Choices over the results' models, data sets, budgets and run types, in the address as in the page."""
+    there = {"model": {r.model.name for r in every}, "dataset": {r.dataset for r in every},
+             "avg_bits": {r.avg_bits for r in every} - {None}, "run_type": {r.run_type for r in every}}
+    wanted, places = {}, st.columns(len(FILTERS))
+    for place, (name, label) in zip(places, FILTERS.items()):
+        known = sorted(there[name])
+        asked = st.query_params.get_all(name)
+        given = [value for value in known if str(value) in asked]
+        if lost := [value for value in asked if value not in {str(v) for v in known}]:
+            st.warning(f"{label}: the address asks for {', '.join(map(repr, lost))}, which this folder does not have.")
+        wanted[name] = place.multiselect(label, known, default=given, key=f"filter-{name}", placeholder="all")
+        st.query_params[name] = [str(value) for value in wanted[name]]
+    return wanted
+
+
+def require(folder: str) -> list[Result]:
+    """The finished or failed cells of a folder; UserError where it has none."""
+    every = results(folder)
+    if not every:
+        raise UserError(f"no data: {folder!r} holds no results; this command makes some: {COMMAND}")
+    return every

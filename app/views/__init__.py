@@ -1,0 +1,1 @@
+"""The pages: each has ``page()``, which draws it from the top down."""

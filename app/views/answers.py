@@ -1,0 +1,120 @@
+"""What a finished run shows: metrics, memory, the questions side by side, and a question of one's own."""
+
+import streamlit as st
+
+from app import choice, show
+from app.choice import Choice
+from app.jobs import DONE, FAILED, RUNNING, Job
+from app.linears import watch
+from app.options import options
+from core.sample import Sample
+from report.figures import cards
+from report.figures.frames import parts_of
+from report.figures.style import looks
+from report.measured import LONGEST_QUESTION, Asked, asked_of, checked_question, path_of, read_record
+from report.records import Result, load_questions, load_samples
+from report.text.render import sheets_of
+
+SHOWN = {"all": lambda a, b: True, "flipped": lambda a, b: a != b, "lost": lambda a, b: a > b,
+         "gained": lambda a, b: a < b}  # by how right both answers are
+
+
+def show_answers(wanted: Choice, every: list[Result], where: str) -> None:
+    """Everything that is known of a choice that has been run."""
+    cells = wanted.results(every)
+    row, full = wanted.result(every, wanted.method), wanted.result(every, "fp16")
+    _memory(row, full)
+    part = parts_of(cells)[0]
+    for number, table in enumerate(part.tables):
+        show.sheet(sheets_of(table, False)[0], f"live-table-{number}")
+        show.cards(cards.cards(table, looks(part.methods)), f"live-cards-{number}")
+    if full is None or full.asked != row.asked:
+        st.info("no data: full precision was not asked the same documents; run the command again")
+    else:
+        _side_by_side(full, row)
+    _own_question(wanted, where)
+
+
+def _memory(row: Result, full: Result | None) -> None:
+    """What is really stored."""
+    stored, whole = row.bits.stored, full.bits.stored if full else None
+    values = [("Stored bits a weight", f"{row.bits.average:.3f}", None),
+              ("Quantized linears", "no data" if stored is None else f"{stored / 8e6:.1f} MB",
+               None if not (stored and whole) else f"{100 * (stored / whole - 1):.0f} % against {whole / 8e6:.1f} MB"),
+              ("Whole model", f"{row.bits.whole_model:.3f} bits", None)]
+    for place, (label, value, change) in zip(st.columns(3), values):
+        place.metric(label, value, change, delta_color="off")
+    st.caption("Codes, scales, zero points, kept weights and their places are counted; the whole model has its "
+               "embeddings, head and norms at their own dtype.")
+
+
+def _side_by_side(full: Result, row: Result) -> None:
+    """One question with both answers."""
+    st.markdown("**Question by question**: the full model and the quantized one, on documents that calibration did not "
+                "see")
+    pairs = list(zip(load_samples(full), load_samples(row), strict=True))
+    which = st.segmented_control("Show", list(SHOWN), default="all", key="which") or "all"
+    pairs = [(a, b) for a, b in pairs if SHOWN[which](a.correct or 0, b.correct or 0)]
+    if not pairs:
+        st.info(f"No question of this kind: {which}.")
+        return
+    at = st.number_input(f"Question, 1 to {len(pairs)}", 1, len(pairs), 1)
+    first, second = pairs[at - 1]
+    question = load_questions(row).get(first.doc_id)
+    show.text(question.question if question else first.doc_id)
+    if question and question.options:
+        show.text("\n".join(f"{letter}. {option}" for letter, option in
+                            zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", question.options)))
+    st.markdown("Gold answer")
+    show.text(first.gold)
+    names = "Full precision", f"{row.name}, {row.bits.average:.2f} bits"
+    for place, name, sample in zip(st.columns(2), names, (first, second)):
+        with place.container(border=True):
+            _answer(name, sample)
+
+
+def _answer(name: str, sample: Sample) -> None:
+    mark = {None: "", 1.0: " :green-badge[right]", 0.0: " :orange-badge[wrong]"}.get(sample.correct, "")
+    st.markdown(f"**{show.plain(name)}**{mark}")
+    show.text(sample.text.strip() or sample.answer or "(nothing)")
+    st.caption(f"gold answer's log-likelihood: {sample.gold_loglik:.3f} nats a token")
+
+
+def _own_question(wanted: Choice, where: str) -> None:
+    """A question of one's own, to both."""
+    with st.form("own", border=True):
+        question = st.text_area("Ask both a question of your own", key="own-question",
+                                help=f"up to {LONGEST_QUESTION:,} characters")
+        asked = st.form_submit_button("Ask", type="primary")
+    if asked:
+        st.session_state["own-asked"] = checked_question(question)
+    if not (question := st.session_state.get("own-asked")):
+        return
+    job, record = _ask_job(wanted, question, where)
+    if asked:
+        job.start()
+    state = job.state()
+    if state == RUNNING:
+        watch(job, "Both models are loaded and answer")
+    elif state == FAILED:
+        st.error(show.plain(job.why()))
+    elif state == DONE and (told := read_record(record, Asked)):
+        for place, (name, text) in zip(st.columns(2), (("Full precision", told.loaded),
+                                                       (f"{told.method}, {told.average:.2f} bits", told.quantized))):
+            with place.container(border=True):
+                st.markdown(f"**{show.plain(name)}**")
+                show.text(text or "(nothing)")
+        st.caption(f"Greedy, at most {told.longest} tokens, from the same prompt of {told.tokens} tokens.")
+
+
+def _ask_job(wanted: Choice, question: str, where: str) -> tuple[Job, object]:
+    """The command that asks, and where its record will lie."""
+    method = wanted.method
+    if wanted.kept is not None and choice.reads_kept(method):
+        method += f"[ratio={wanted.kept / 100:g}]"
+    asked = asked_of(wanted.asked | {"method": method, "question": question, "data_dir": options().data_dir})
+    words = ["-m", "scripts.ask"]
+    for name, value in asked.items():
+        words.append(f"--{name}={value:g}" if isinstance(value, float) else f"--{name}={value}")
+    job = Job(where, (*words, *choice.places(where, options().cache_dir, None)))
+    return job, path_of(where, Asked, asked)

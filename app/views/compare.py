@@ -1,0 +1,55 @@
+"""Which method keeps the most at equal bits, what cannot be told apart, and what a bit buys."""
+
+import streamlit as st
+
+from app import folder, show
+from app.options import results_dir
+from report.figures import cards
+from report.figures.curves import curve_figure
+from report.figures.frames import Part
+from report.figures.style import looks
+from report.tables.tables import TableData
+from report.text.lines import chance_line, power_line
+
+
+def page() -> None:
+    """Draw the page."""
+    where = results_dir()
+    with show.one_sentence():
+        every = folder.require(where)
+        wanted = folder.filters(every)
+        parts = folder.parts(where, wanted)
+        part = one_part(parts)
+        for number, table in enumerate(part.tables):
+            _answer(part, table, number)
+        st.header("Value against true stored bits", anchor=False)
+        show.figure(curve_figure(part), "curve")
+        st.caption(show.plain(cards.LEGEND))
+
+
+def one_part(parts: list[Part]) -> Part:
+    """The cells that may be compared: one model under one set of settings, as the address says."""
+    titles = [part.title for part in parts]
+    asked = st.query_params.get("part", "")
+    at = int(asked) if asked.isdecimal() and int(asked) < len(parts) else 0
+    if len(parts) > 1:
+        at = st.selectbox("Cells that may be compared", range(len(parts)), at, format_func=titles.__getitem__,
+                          help="One model, machine and set of settings; only these are measured alike.")
+        st.query_params["part"] = str(at)
+    else:
+        st.caption(show.plain(titles[0]))
+    return parts[at]
+
+
+def _answer(part: Part, table: TableData, number: int) -> None:
+    """One budget in words."""
+    budget = table.about["avg_bits"]
+    st.header("Rows with bits of their own" if budget is None else f"With at most {budget:g} stored bits a weight",
+              anchor=False)
+    if not table.rows:
+        show.no_data("no finished cell in this table", folder.COMMAND)
+        return
+    if table.missing:
+        st.warning(f"{len(table.missing)} cells of this table have no result: what follows rests on the others.")
+    show.cards(cards.cards(table, looks(part.methods)), f"cards-{number}")
+    show.said([*chance_line(table), *(line for dataset in table.datasets if (line := power_line(table, dataset)))])
