@@ -1,16 +1,19 @@
 """What the live page asks for: a row of the harness, its command, and the results that it makes."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 from app.jobs import Job
+from core.digest import digest
 from core.errors import UserError
-from core.registry import DATASETS, METHODS, MethodSpec
+from core.registry import CONTROLS, DATASETS, METHODS, MethodSpec
 from report.records import Result
 
-BITS = tuple(2 + i / 4 for i in range(25))
-KEPT = tuple(round(0.1 * i, 1) for i in range(1, 21))  # percent
-BESIDE = ("fp16", "uniform", "random")  # rows that every grid has
+RUN_TYPE = "demo"
+BITS = tuple(f"{2 + i / 4:g}" for i in range(25))
+KEPT = tuple(f"{i / 10:g}" for i in range(1, 21))  # percent
+SIZES = ("8", "16", "32", "64", "128", "256", "512", "1024", "2048")  # of documents; open questions show five examples
+OWN = ("trivia_qa", "mmlu_pro", "code_mmlu")  # data sets with embedded rows
 
 
 @dataclass(frozen=True)
@@ -25,39 +28,62 @@ class Choice:
     calib_size: int
     eval_size: int
     quantizer: str = "rtn"
+    data_dir: str | None = None
 
-    def job(self, results_dir: str, cache_dir: str, data_dir: str | None) -> Job:
+    def job(self, results_dir: str, cache_dir: str) -> Job:
         """The harness's own command for it."""
         if self.model.startswith("-"):
             raise UserError(f"model {self.model!r} starts with a dash; give an alias, a hub id or a folder")
-        words = ["run_taq_icml.py", "--run_type", "demo", "--model", self.model, "--dataset", self.dataset, "--method",
-                 self.method, "--avg_bits", f"{self.avg_bits:g}", "--quantizer", self.quantizer, "--calib_size",
-                 str(self.calib_size), "--eval_size", str(self.eval_size)]
-        if self.kept is not None and reads_kept(self.method):
+        words = ["run_taq_icml.py", "--run_type", RUN_TYPE, "--model", self.model, "--dataset", self.dataset,
+                 "--method", self.method, "--avg_bits", f"{self.avg_bits:g}", "--quantizer", self.quantizer,
+                 "--calib_size", str(self.calib_size), "--eval_size", str(self.eval_size)]
+        if self.kept is not None:
             words += ["--keep_ratio", f"{self.kept / 100:g}"]
-        return Job(results_dir, (*words, *places(results_dir, cache_dir, data_dir)))
+        return Job(results_dir, (*words, *places(results_dir, cache_dir, self.data_dir)))
+
+    @cached_property
+    def grid(self):
+        """The grid of that command; UserError for what cannot be."""
+        from harness.presets import build_grid
+
+        ratio = {} if self.kept is None else {"keep_ratio": (float(f"{self.kept / 100:g}"),)}
+        return build_grid(RUN_TYPE, models=(self.model,), datasets=(self.dataset,), methods=(self.method,),
+                          avg_bits=(self.avg_bits,), quantizer=self.quantizer, calib_size=self.calib_size,
+                          eval_size=self.eval_size, data_dir=self.data_dir, **ratio)
+
+    @cached_property
+    def cells(self) -> dict[tuple, str]:
+        """Name, budget and seed of every cell that the command makes."""
+        from harness.grid import cells_of
+
+        return {(cell.method.name, cell.avg_bits, cell.seed): cell.method.name for cell in cells_of(self.grid)}
+
+    @property
+    def row(self) -> str:
+        """The name of the row that is asked for, as results have it."""
+        return self.method if self.method in CONTROLS else next(n for n in self.cells.values() if n not in CONTROLS)
+
+    def results(self, every: list[Result]) -> list[Result]:
+        """The finished cells of exactly its grid, the newest first."""
+        from harness.grid import table_settings
+
+        settings = digest(table_settings(self.grid))
+        cells = [r for r in every if r.ok and r.model.given == self.model and r.dataset == self.dataset
+                 and (r.name, r.avg_bits, r.seed) in self.cells and r.run_type == RUN_TYPE
+                 and digest(r.settings) == settings]
+        return sorted(cells, key=lambda r: r.age, reverse=True)
+
+    def result(self, every: list[Result]) -> Result | None:
+        """The newest result of its row."""
+        return next((r for r in self.results(every) if r.name == self.row), None)
 
     @property
     def asked(self) -> dict:
-        """The same as what scripts/ask.py and scripts/linear.py are asked for."""
-        return {"model": self.model, "dataset": self.dataset, "avg_bits": self.avg_bits, "calib_size": self.calib_size,
-                "eval_size": self.eval_size, "quantizer": self.quantizer}
-
-    def results(self, every: list[Result]) -> list[Result]:
-        """The finished cells that its command makes, the newest first."""
-        wanted = {"calib_size": self.calib_size, "eval_size": self.eval_size, "quantizer": self.quantizer}
-        ratio = [self.kept / 100] if self.kept is not None and reads_kept(self.method) else None
-        cells = [r for r in every if r.ok and r.model.given == self.model and r.dataset == self.dataset
-                 and r.avg_bits in (None, self.avg_bits) and r.name in (self.method, *BESIDE)
-                 and all(r.settings.get(name) == value for name, value in wanted.items())]
-        if ratio:
-            cells = [r for r in cells if r.name != self.method
-                     or abs(r.method.options.get("ratio", ratio[0]) - ratio[0]) < 1e-9]
-        return sorted(cells, key=lambda r: r.age, reverse=True)
-
-    def result(self, every: list[Result], name: str) -> Result | None:
-        """The newest of them of that name."""
-        return next((r for r in self.results(every) if r.name == name), None)
+        """The same as what scripts/ask.py is asked for."""
+        method = self.method if self.kept is None else f"{self.method}[ratio={self.kept / 100:g}]"
+        return {"model": self.model, "dataset": self.dataset, "avg_bits": self.avg_bits, "method": method,
+                "calib_size": self.calib_size, "eval_size": self.eval_size, "quantizer": self.quantizer,
+                "data_dir": self.data_dir}
 
 
 def places(results_dir: str, cache_dir: str, data_dir: str | None) -> list[str]:
@@ -71,19 +97,16 @@ def methods() -> dict[str, MethodSpec]:
     import harness.presets  # noqa: F401  it registers every method
 
     own = sorted(METHODS, key=lambda name: (not name.startswith("TaCQ"), name.lower()))
-    return {name: METHODS.get(name) for name in own if name not in BESIDE}
+    return {name: METHODS.get(name) for name in own if name not in CONTROLS}
 
 
 def reads_kept(method: str) -> bool:
     """Whether the share of kept weights is this row's own choice."""
-    return "ratio" in methods()[method].options
+    return methods()[method].options.get("ratio") == "ratio"
 
 
-def tasks(data_dir: str | None) -> list[str]:
-    """Data sets that can be asked: those with embedded rows, or all of a data folder's."""
+def tasks(data_dir: str | None) -> tuple[str, ...]:
+    """Data sets that can be asked: those with embedded rows, or all that a data folder may hold."""
     import harness.presets  # noqa: F401  it registers every data set
 
-    named = ("trivia_qa", "mmlu_pro", "code_mmlu")
-    if not data_dir:
-        return list(named)
-    return [*named, *(name for name in DATASETS if name not in (*named, "file", "lm_eval"))]
+    return OWN if not data_dir else (*OWN, *(name for name in DATASETS if name not in (*OWN, "file", "lm_eval")))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from app.options import check_address
 from core.digest import digest
 from core.errors import UserError
 from report.figures.frames import Part, parts_of
@@ -57,13 +58,8 @@ def filters(every: list[Result]) -> dict[str, list]:
              "avg_bits": {r.avg_bits for r in every} - {None}, "run_type": {r.run_type for r in every}}
     wanted, places = {}, st.columns(len(FILTERS))
     for place, (name, label) in zip(places, FILTERS.items()):
-        known = sorted(there[name])
-        asked = st.query_params.get_all(name)
-        given = [value for value in known if str(value) in asked]
-        if lost := [value for value in asked if value not in {str(v) for v in known}]:
-            st.warning(f"{label}: the address asks for {', '.join(map(repr, lost))}, which this folder does not have.")
-        wanted[name] = place.multiselect(label, known, default=given, key=f"filter-{name}", placeholder="all")
-        st.query_params[name] = [str(value) for value in wanted[name]]
+        check_address(name, there[name])
+        wanted[name] = place.multiselect(label, sorted(there[name]), key=name, bind="query-params", placeholder="all")
     return wanted
 
 

@@ -3,7 +3,7 @@
 ``<results>/.app/<key>/command.json``  what was asked: the command, when, and its key is the command's digest
 ``<results>/.app/<key>/log``           what it printed
 ``<results>/.app/<key>/lease``         held as long as it runs (core/locks.py); one command never runs twice at a time
-``<results>/.app/<key>/process``       the number of the harness's process
+``<results>/.app/<key>/process``       its number
 ``<results>/.app/<key>/end.json``      how it ended
 """
 
@@ -20,11 +20,14 @@ from pathlib import Path
 from core.digest import digest, write_json
 from core.errors import UserError, storage_error
 from core.locks import held
+from harness.jobs.executors import environment
 
 FOLDER = ".app"
 REPO = Path(__file__).resolve().parents[1]
 RUNNING, DONE, FAILED, STOPPED, NONE = "running", "done", "failed", "stopped", "none"
+INTERRUPTED = 130  # exit status after Ctrl-C
 START_S = 20.0  # a process that was started must have its lease by then
+started: list[subprocess.Popen] = []  # by this process: one that ended would seem to live until it is asked after
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,23 @@ class Job:
             raise storage_error(error, self.folder) or UserError(
                 f"{str(self.folder)!r} cannot be written ({error.strerror}); choose another results folder") from None
         # a session of its own: neither the app's end nor Ctrl-C in its terminal reaches the process
-        subprocess.Popen([sys.executable, "-m", "app.runner", str(self.folder)], cwd=REPO, start_new_session=True,
-                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        started.append(subprocess.Popen([sys.executable, "-m", "app.runner", str(self.folder)], cwd=REPO,
+                                        start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL, env=os.environ | environment()))
 
     def state(self) -> str:
         """Where it stands; "stopped" is also a process that was killed."""
         told = _read(self.folder / "command.json")
         if told is None:
             return NONE
+        started[:] = [process for process in started if process.poll() is None]
         if held(self.folder / "lease"):
             return RUNNING
         end = _read(self.folder / "end.json")
         if end is None:
-            return RUNNING if time.time() - told.get("started", 0) < START_S else STOPPED
-        return {0: DONE}.get(end["code"], STOPPED if end["code"] in (-signal.SIGINT, 128 + signal.SIGINT) else FAILED)
+            begun = told.get("started")
+            return RUNNING if isinstance(begun, float) and time.time() - begun < START_S else STOPPED
+        return {0: DONE, INTERRUPTED: STOPPED}.get(end.get("code"), FAILED)
 
     def process(self) -> int | None:
         """The number of the harness's process, as long as it runs."""
@@ -88,10 +94,10 @@ class Job:
     def log(self, lines: int | None = None) -> str:
         """What it printed, or the last lines of it."""
         try:
-            text = (self.folder / "log").read_text(encoding="utf-8", errors="replace")
+            text = (self.folder / "log").read_bytes().decode("utf-8", "replace")
         except OSError:
             return ""
-        rows = [row.rsplit("\r", 1)[-1].rstrip() for row in text.splitlines()]
+        rows = [row.rstrip().rpartition("\r")[2] for row in text.rstrip().split("\n")]  # a bar's last state
         return "\n".join(rows if lines is None else rows[-lines:])
 
     def why(self) -> str:
@@ -121,7 +127,7 @@ def recent(results_dir: str, first: Sequence[str]) -> list[Job]:
     found = []
     for path in (Path(results_dir).absolute() / FOLDER).glob("*/command.json"):
         told = _read(path) or {}
-        words = tuple(told.get("words", ()))
-        if words[:len(first)] == tuple(first):
-            found.append((told.get("started", 0), Job(results_dir, words)))
+        words, begun = told.get("words"), told.get("started")
+        if isinstance(words, list) and words[:len(first)] == [*first] and isinstance(begun, float):
+            found.append((begun, Job(results_dir, tuple(map(str, words)))))
     return [job for _, job in sorted(found, key=lambda pair: pair[0], reverse=True)]

@@ -1,13 +1,11 @@
 """Which linear the first two pages look at: one that was measured, and a form that measures another."""
 
-from pathlib import Path
-
 import streamlit as st
 
 from app import choice, show
 from app.jobs import FAILED, RUNNING, STOPPED, Job, recent
-from app.options import options
-from report.measured import Linear, asked_of, path_of, read_record, records
+from app.options import check_address, options
+from report.measured import Linear, asked_of, key_of, records
 
 SCRIPT = ("-m", "scripts.linear")
 START = {"model": "smollm2-135m", "dataset": "trivia_qa", "avg_bits": 3.25, "linear": "layers.15.mlp.down_proj",
@@ -25,26 +23,23 @@ def job(asked: dict, results_dir: str) -> Job:
 
 def chosen(results_dir: str) -> Linear | None:
     """The linear that the address names, else the newest; None, and what to do, where there is none."""
-    measured = {path_of("", Linear, one.asked).stem: one for one in records(results_dir, Linear)}
-    key = st.query_params.get("linear")
+    measured, damaged = records(results_dir, Linear)
     with show.one_sentence():
         _form(results_dir, open_=not measured)
-    if key and key not in measured:
-        with show.one_sentence():
-            read_record(Path(results_dir) / "linears" / f"{Path(key).name}.json", Linear)  # a damaged one says so
+    for sentence in damaged:
+        st.error(show.plain(sentence))
     if not measured:
         asked = asked_of(START | {"data_dir": options().data_dir})
         show.no_data("no linear of a model has been measured into this folder yet", job(asked, results_dir).command)
         return None
-    keys = list(measured)
-    at = keys.index(key) if key in keys else 0
-    key = st.selectbox("Measured linear", keys, index=at, format_func=lambda k: _words(measured[k]))
-    st.query_params["linear"] = key
-    return measured[key]
+    named = {_words(one): one for one in measured}
+    check_address("linear", named)
+    return named[st.selectbox("Measured linear", list(named), key="linear", bind="query-params")]
 
 
 def _words(of: Linear) -> str:
-    return f"{of.linear} of {of.model}, {of.dataset}, {of.average:.2f} stored bits, {of.made[:10]}"
+    return (f"{of.linear} of {of.model}, {of.dataset}, {of.average:.2f} stored bits, {of.made[:10]} "
+            f"({key_of(Linear, of.asked)[:6]})")
 
 
 def _form(results_dir: str, open_: bool) -> None:
@@ -52,10 +47,10 @@ def _form(results_dir: str, open_: bool) -> None:
         left, right = st.columns(2)
         asked = {"model": left.text_input("Model", START["model"], help="alias, hub id or local folder"),
                  "dataset": right.selectbox("Task", choice.tasks(options().data_dir)),
-                 "avg_bits": left.select_slider("Stored bits a weight", choice.BITS, START["avg_bits"]),
+                 "avg_bits": float(left.select_slider("Stored bits a weight", choice.BITS, f"{START['avg_bits']:g}")),
                  "linear": right.text_input("Linear", START["linear"], help="its full name, or the end of it"),
-                 "calib_size": left.number_input("Calibration documents", 1, 4096, START["calib_size"]),
-                 "eval_size": right.number_input("Documents set apart", 1, 4096, START["eval_size"])}
+                 "calib_size": int(left.select_slider("Calibration documents", choice.SIZES, str(START["calib_size"]))),
+                 "eval_size": int(right.select_slider("Documents set apart", choice.SIZES, str(START["eval_size"])))}
         one = job(asked_of(asked | {"data_dir": options().data_dir}), results_dir)
         if st.form_submit_button("Measure", type="primary"):
             one.start()
@@ -81,7 +76,7 @@ def watch(job: Job, words: str) -> None:
     def poll() -> None:
         if job.state() != RUNNING:
             st.rerun()
-        st.status(words, state="running")
+        st.status(show.plain(words), state="running")
         st.caption(show.plain(job.log(1) or "starting"))
         if st.button("Cancel", key=f"cancel-{job.folder.name}"):
             job.cancel()

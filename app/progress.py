@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from app.jobs import Job
 from harness.jobs.board import Board, runs
-from harness.jobs.status import Unit, left, units
+from harness.jobs.status import Unit, known, left, units
 from harness.progress import clock
+
+LEAST = 0.05  # of a stage, before its time says anything
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class Standing:
 
     @property
     def words(self) -> str:
-        """Cells, and the time that is left of the run."""
-        return f"{self.done} of {len(self.cells)} cells{left(list(self.cells))}"
+        """Cells, and the time that is left of the run while several are left: the last one tells its own."""
+        more = left(list(self.cells)) if len(self.cells) - self.done > 1 else ""
+        return f"{self.done} of {len(self.cells)} cells{more}"
 
 
 def standing(job: Job) -> Standing | None:
@@ -37,13 +40,14 @@ def standing(job: Job) -> Standing | None:
     try:
         cells = tuple(unit for unit in units(board) if unit.name.startswith("cell-"))
         running = next((unit for unit in cells if unit.state == "running"), None)
-        facts = board.state(running.name).get("stage") if running else None
+        facts = known(board, running.name) if running else {}
     except (OSError, ValueError, KeyError):  # it is taken down in this moment: all cells are done
         return None
-    if not facts:
+    if not (stage := facts.get("stage")):
         return Standing(cells, f"{running.label}: starting" if running else "")
-    share = min(1.0, facts["done"] / facts["total"]) if facts["total"] else 0.0
-    return Standing(cells, f"{facts['name']}: {facts['done']} of {facts['total']}{_left_of(facts, share)}", share)
+    share = min(1.0, stage["done"] / stage["total"]) if stage["total"] else 0.0
+    words = f"{stage['name']}: {stage['done']} of {stage['total']}{_left_of(stage['since'], facts['time'], share)}"
+    return Standing(cells, words, share)
 
 
 def _board(results_dir: str, process: int) -> Board | None:
@@ -52,8 +56,8 @@ def _board(results_dir: str, process: int) -> Board | None:
                 None)
 
 
-def _left_of(facts: dict, share: float) -> str:
-    """The time that is left of a stage, if enough of it is done to say."""
-    if not 0 < share < 1:
+def _left_of(since: float, told: float, share: float) -> str:
+    """The time that is left of a stage that had come so far when it was told of; nothing before a twentieth."""
+    if not LEAST <= share < 1:
         return ""
-    return f", about {clock((time.time() - facts['since']) * (1 - share) / share)} left"
+    return f", about {clock(max(0.0, (told - since) * (1 - share) / share - (time.time() - told)))} left"

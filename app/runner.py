@@ -1,20 +1,20 @@
 """Runs one command of the app's and keeps its log: ``python -m app.runner FOLDER``, started by app/jobs.py.
 
-It holds the folder's lease as long as the command runs.  A second one on the same folder finds the lease taken and
-ends at once, so two pages that start the same command at the same moment start one process.
+It is the process that computes: it takes the folder's lease, sends what is printed to the log and runs the script
+itself, so whoever kills it leaves nothing behind.  A second one on the same folder finds the lease taken and ends at
+once: two pages that start the same command at the same moment start one process.
 """
 
 import json
 import os
-import signal
-import subprocess
+import runpy
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from core.digest import write_json
 from core.locks import take
-from harness.jobs.executors import environment
 
 
 def main(folder: Path) -> int:
@@ -22,22 +22,44 @@ def main(folder: Path) -> int:
     lease = take(folder / "lease")
     if lease is None:
         return 0
+    code = 1
     try:
-        words, code = json.loads((folder / "command.json").read_text(encoding="utf-8"))["words"], -1
-        try:
-            with open(folder / "log", "w", encoding="utf-8") as log:
-                process = subprocess.Popen([sys.executable, "-u", *words], stdin=subprocess.DEVNULL, stdout=log,
-                                           stderr=subprocess.STDOUT, env=os.environ | environment())
-                (folder / "process").write_text(str(process.pid))
-                for name in (signal.SIGINT, signal.SIGTERM):  # whoever stops this process means the command
-                    signal.signal(name, lambda *_: process.send_signal(signal.SIGINT))
-                code = process.wait()
-        finally:
-            write_json(folder / "end.json", {"code": code, "ended": time.time()})
-            (folder / "process").unlink(missing_ok=True)
+        words = json.loads((folder / "command.json").read_text(encoding="utf-8"))["words"]
+        (folder / "process").write_text(str(os.getpid()))
+        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        for number in (1, 2):
+            os.dup2(log, number)
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
+        code = run(words)
     finally:
+        (folder / "process").unlink(missing_ok=True)
+        write_json(folder / "end.json", {"code": code, "ended": time.time()})
         lease.release()
     return code
+
+
+def run(words: list[str]) -> int:
+    """A script, or ``-m`` and a module, as ``python`` runs it; returns its exit status."""
+    module = words[0] == "-m"
+    sys.argv = list(words[1:] if module else words)
+    try:
+        if module:
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.path.insert(0, str(Path(words[0]).resolve().parent))
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ if str(ROOT) not in sys.path:  # Streamlit's first entry is this folder and not 
 import streamlit as st
 
 from app import show
-from app.options import results_dir
+from app.options import RESULTS, options, remember
 from app.views import compare, how, idea, live, results
 
 PAGES = ((idea, "The idea", "idea"), (how, "How it works", "how"), (live, "Live demonstration", "live"),
@@ -26,12 +26,10 @@ def main() -> None:
     pages = [st.Page(view.page, title=title, url_path=path, default=view is idea) for view, title, path in PAGES]
     chosen = st.navigation(pages, position="sidebar")
     with show.one_sentence():
-        folder = results_dir()
-        given = st.sidebar.text_input("Results folder", folder, help="Every number on these pages was measured and is "
-                                      "read from this folder, or made into it.")
-        if given and given != folder:
-            st.session_state["results_dir"] = given
-            st.query_params["results"] = given
+        remember()
+        st.sidebar.text_input("Results folder", options().results_dir, key=RESULTS, bind="query-params",
+                              help="Every number on these pages was measured and is read from this folder, or made "
+                              "into it.")
         st.title(chosen.title, anchor=False)
         chosen.run()
 

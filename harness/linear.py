@@ -71,8 +71,7 @@ def one_linear(name: str, names: list[str]) -> str:
 
 def histogram(weight: torch.Tensor, held: torch.Tensor) -> tuple[list[float], list[int], list[int]]:
     """Edges of BINS equal bins over all values, and how many weights lie in each before and after."""
-    low, high = (float(of([float(of(weight.min(), weight.max())), float(of(held.min(), held.max()))]))
-                 for of in (min, max))
+    low, high = float(min(weight.min(), held.min())), float(max(weight.max(), held.max()))
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     counts = [np.histogram(values.numpy(), bins=edges)[0].tolist() for values in (weight, held)]
     return edges.tolist(), *counts
@@ -81,9 +80,9 @@ def histogram(weight: torch.Tensor, held: torch.Tensor) -> tuple[list[float], li
 def concentration(score: torch.Tensor) -> list[list[float]]:
     """Which share of the summed score the best weights hold, by their share of the linear's weights."""
     falling = score.flatten().double().sort(descending=True).values.cumsum(0)
-    total = float(falling[-1])
-    return [[share, float(falling[max(1, round(share * len(falling))) - 1]) / total if total else 0.0]
-            for share in SHARES]
+    total, count = float(falling[-1]), len(falling)
+    places = dict.fromkeys(max(1, round(share * count)) for share in SHARES)
+    return [[place / count, float(falling[place - 1]) / total if total else 0.0] for place in places]
 
 
 def examples(weight: torch.Tensor, corrupt: torch.Tensor, gradient: torch.Tensor, *, score: torch.Tensor,

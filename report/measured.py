@@ -7,6 +7,8 @@ The key is the digest of what was asked (:func:`key_of`), so whoever shows a rec
 """
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -122,20 +124,43 @@ def read_record(path: Path, kind: type):
         plain = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
             raise ValueError(f"schema is not {SCHEMA}")
-        return typed(kind, plain)
+        record = typed(kind, plain)
+        if kind is Linear:
+            _check(record)
+        return record
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is not as this version writes it ({one_line(error)}); delete it and measure again"
                         ) from None
 
 
-def records(results_dir: Path | str, kind: type) -> list:
-    """Every record of a kind that can be read, the newest first."""
-    made = []
+def _check(of: Linear) -> None:
+    """The inner parts of a linear, which figures rely on; ValueError, TypeError or KeyError for one that is off."""
+    rows, columns = of.shape
+    weights = rows * columns
+    fits = {"shape": rows > 0 and columns > 0,
+            "edges": len(of.edges) == len(of.loaded) + 1 > 1 and of.edges[0] < of.edges[-1],
+            "quantized": len(of.quantized) == len(of.loaded) and sum(of.loaded) == sum(of.quantized) == weights,
+            "kept": all(type(at) is int and 0 <= at < weights for at in of.kept),
+            "examples": bool(of.examples) and all(numbers(one[name] for name in EXAMPLE) for one in of.examples),
+            "ranks": bool(of.ranks) and all(0 < share <= 1 and 0 <= held <= 1.000001 for share, held in of.ranks),
+            "levels": bool(of.levels) and all(numbers(one[name] for name in LEVEL) for one in of.levels)}
+    if wrong := [name for name, right in fits.items() if not right]:
+        raise ValueError(f"{wrong[0]} does not hold what it must")
+
+
+def numbers(values: Iterable) -> bool:
+    """Whether all are finite numbers."""
+    return all(math.isfinite(value) for value in values)
+
+
+def records(results_dir: Path | str, kind: type) -> tuple[list, list[str]]:
+    """Every record of a kind, the newest first, and a sentence for every file that is none."""
+    read, damaged = [], []
     for path in sorted((Path(results_dir) / FOLDERS[kind]).glob("*.json")):
         try:
-            made.append(read_record(path, kind))
-        except UserError:
-            continue  # the page of that record says so
-    return sorted(made, key=lambda record: record.made, reverse=True)
+            read.append(read_record(path, kind))
+        except UserError as error:
+            damaged.append(str(error))
+    return sorted(read, key=lambda record: record.made, reverse=True), damaged

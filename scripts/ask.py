@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     from harness.question import ask
     from report.measured import asked_of, write_record
 
+    args.question = args.question.strip()
     record = ask(asked_of(vars(args)), **machine_beside(args))
     print(f"{record.model} as loaded: {record.loaded}")
     print(f"{record.method}, {record.average:.3f} bits: {record.quantized}")

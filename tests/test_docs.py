@@ -24,7 +24,7 @@ REPO = Path(__file__).resolve().parents[1]
 PAGES = [p for p in (*REPO.glob("*.md"), *(REPO / "docs").glob("*.md"), *(REPO / "datasets_local").glob("*.md"))]
 
 
-FOLDERS = ("benchmarks", "core", "datasets_local", "docs", "evaluation", "harness", "methods", "notebooks",
+FOLDERS = ("app", "benchmarks", "core", "datasets_local", "docs", "evaluation", "harness", "methods", "notebooks",
            "quantization", "report", "streams", "tests")
 TESTS = {name for path in (REPO / "tests").rglob("test_*.py")
          for name in (path.stem, *re.findall(r"^def (test_\w+)", path.read_text(), re.M))}

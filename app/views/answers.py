@@ -4,7 +4,7 @@ import streamlit as st
 
 from app import choice, show
 from app.choice import Choice
-from app.jobs import DONE, FAILED, RUNNING, Job
+from app.jobs import FAILED, RUNNING, STOPPED, Job, recent
 from app.linears import watch
 from app.options import options
 from core.sample import Sample
@@ -21,10 +21,10 @@ SHOWN = {"all": lambda a, b: True, "flipped": lambda a, b: a != b, "lost": lambd
 
 def show_answers(wanted: Choice, every: list[Result], where: str) -> None:
     """Everything that is known of a choice that has been run."""
-    cells = wanted.results(every)
-    row, full = wanted.result(every, wanted.method), wanted.result(every, "fp16")
+    row = wanted.result(every)
+    part = next(part for part in parts_of(wanted.results(every)) if any(cell.file == row.file for cell in part.members))
+    full = next((cell for cell in part.cells if cell.name == "fp16"), None)
     _memory(row, full)
-    part = parts_of(cells)[0]
     for number, table in enumerate(part.tables):
         show.sheet(sheets_of(table, False)[0], f"live-table-{number}")
         show.cards(cards.cards(table, looks(part.methods)), f"live-cards-{number}")
@@ -86,35 +86,40 @@ def _own_question(wanted: Choice, where: str) -> None:
         question = st.text_area("Ask both a question of your own", key="own-question",
                                 help=f"up to {LONGEST_QUESTION:,} characters")
         asked = st.form_submit_button("Ask", type="primary")
+    words = _ask_words(wanted, where)
     if asked:
-        st.session_state["own-asked"] = checked_question(question)
-    if not (question := st.session_state.get("own-asked")):
-        return
-    job, record = _ask_job(wanted, question, where)
-    if asked:
+        job = Job(where, (*words, f"--question={checked_question(question)}"))
         job.start()
+    else:  # the last that was asked of this row, in this tab or another
+        job = next((one for one in recent(where, ("-m", "scripts.ask")) if one.words[:-1] == words), None)
+    if job is not None:
+        _asked(job, asked_of(wanted.asked | {"question": job.words[-1].partition("=")[2].strip()}), where)
+
+
+def _asked(job: Job, asked: dict, where: str) -> None:
+    """How a question of one's own was answered, or what became of it."""
     state = job.state()
     if state == RUNNING:
         watch(job, "Both models are loaded and answer")
     elif state == FAILED:
         st.error(show.plain(job.why()))
-    elif state == DONE and (told := read_record(record, Asked)):
+    elif state == STOPPED:
+        st.warning("The question was stopped before both answered; ask it again.")
+    elif told := read_record(path_of(where, Asked, asked), Asked):
+        show.text(told.question)
         for place, (name, text) in zip(st.columns(2), (("Full precision", told.loaded),
                                                        (f"{told.method}, {told.average:.2f} bits", told.quantized))):
             with place.container(border=True):
                 st.markdown(f"**{show.plain(name)}**")
                 show.text(text or "(nothing)")
         st.caption(f"Greedy, at most {told.longest} tokens, from the same prompt of {told.tokens} tokens.")
+    else:
+        st.error(show.plain(f"the command ended, but its answers are not in {where!r}; ask again"))
 
 
-def _ask_job(wanted: Choice, question: str, where: str) -> tuple[Job, object]:
-    """The command that asks, and where its record will lie."""
-    method = wanted.method
-    if wanted.kept is not None and choice.reads_kept(method):
-        method += f"[ratio={wanted.kept / 100:g}]"
-    asked = asked_of(wanted.asked | {"method": method, "question": question, "data_dir": options().data_dir})
+def _ask_words(wanted: Choice, where: str) -> tuple[str, ...]:
+    """The command that asks, but for the question."""
     words = ["-m", "scripts.ask"]
-    for name, value in asked.items():
+    for name, value in asked_of(wanted.asked).items():
         words.append(f"--{name}={value:g}" if isinstance(value, float) else f"--{name}={value}")
-    job = Job(where, (*words, *choice.places(where, options().cache_dir, None)))
-    return job, path_of(where, Asked, asked)
+    return (*words, *choice.places(where, options().cache_dir, None))

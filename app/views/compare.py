@@ -3,7 +3,7 @@
 import streamlit as st
 
 from app import folder, show
-from app.options import results_dir
+from app.options import check_address, results_dir
 from report.figures import cards
 from report.figures.curves import curve_figure
 from report.figures.frames import Part
@@ -29,16 +29,13 @@ def page() -> None:
 
 def one_part(parts: list[Part]) -> Part:
     """The cells that may be compared: one model under one set of settings, as the address says."""
-    titles = [part.title for part in parts]
-    asked = st.query_params.get("part", "")
-    at = int(asked) if asked.isdecimal() and int(asked) < len(parts) else 0
-    if len(parts) > 1:
-        at = st.selectbox("Cells that may be compared", range(len(parts)), at, format_func=titles.__getitem__,
-                          help="One model, machine and set of settings; only these are measured alike.")
-        st.query_params["part"] = str(at)
-    else:
-        st.caption(show.plain(titles[0]))
-    return parts[at]
+    if len(parts) == 1:
+        st.caption(show.plain(parts[0].title))
+        return parts[0]
+    named = {part.title: part for part in parts}
+    check_address("part", named)
+    return named[st.selectbox("Cells that may be compared", list(named), key="part", bind="query-params",
+                              help="One model, machine and set of settings; only these are measured alike.")]
 
 
 def _answer(part: Part, table: TableData, number: int) -> None:

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from app import linears, show
-from app.options import results_dir
+from app.options import check_address, results_dir
 from report.figures.linear import histogram_figure, level_figure, map_figure
 from report.measured import Linear
 
@@ -43,17 +43,16 @@ def _guide(words: str):
 def _window(of: Linear) -> tuple[int, int, int, int] | None:
     """A window of the linear, as the controls and the address say; None: the whole."""
     rows, columns = of.shape
-    sizes = ["whole", *(size for size in WINDOWS if size < max(rows, columns))]
-    asked = st.query_params.get("window", "whole")
-    size = st.select_slider("Window", sizes, next((s for s in sizes if str(s) == asked), "whole"),
+    sizes = ["whole", *(str(size) for size in WINDOWS if size < max(rows, columns))]
+    check_address("window", sizes)
+    size = st.select_slider("Window", sizes, "whole", key="window", bind="query-params",
                             help="weights a side; the arrow keys move it")
-    st.query_params["window"] = str(size)
     if size == "whole":
         return None
-    high, wide = min(size, rows), min(size, columns)
+    high, wide = min(int(size), rows), min(int(size), columns)
     left, right = st.columns(2)
-    top = left.slider("First row", 0, rows - high, 0) if rows > high else 0
-    start = right.slider("First column", 0, columns - wide, 0) if columns > wide else 0
+    top = left.slider("First row", 0, rows - high, 0, key=f"row-{high}") if rows > high else 0
+    start = right.slider("First column", 0, columns - wide, 0, key=f"column-{wide}") if columns > wide else 0
     return top, top + high, start, start + wide
 
 

@@ -13,13 +13,9 @@ A model is quantized once and then does **one task**. Task-Circuit Quantization 
 cannot do without: it rounds all weights to two or three bits and keeps well under one percent of them at 16 bits,
 those whose rounding would move the task's loss most.
 """
-FORMULA = r"""
-\text{score}_{ij} \;=\;
-\underbrace{\textstyle\sum_{s}\bigl|\tfrac{\partial L_s}{\partial W_{ij}}\bigr|}
-_{G_{ij}\text{: how the task's loss depends on it}}
-\cdot\underbrace{\bigl|W_{ij} - W^{q}_{ij}\bigr|}_{\text{how far rounding moves it}}
-\cdot\underbrace{\bigl|W_{ij}\bigr|}_{\text{how large it is}}
-"""
+FORMULA = r"\text{score} = G \cdot |W - W^q| \cdot |W|"
+FACTORS = (r"$G=\sum_s \left|\partial L_s/\partial W\right|$: how much the task's loss depends on the weight, summed "
+           "over documents", r"$|W-W^q|$: how far rounding moves it", r"$|W|$: how large it is")
 PARTS = {
     "QAL": ("quantization-aware localization", r"G\,|W - W^q|", "The first-order estimate of how much the loss moves "
             "when this weight is rounded. Unit: nats."),
@@ -32,6 +28,7 @@ def page() -> None:
     """Draw the page."""
     st.markdown(CLAIM)
     st.latex(FORMULA)
+    st.markdown("\n".join(f"- {factor}" for factor in FACTORS))
     for place, (name, (words, formula, meaning)) in zip(st.columns(2), PARTS.items()):
         with place.container(border=True):
             st.markdown(f"**{name}**, {words}")
@@ -45,19 +42,20 @@ def page() -> None:
 
 def _taken_apart(of: Linear) -> None:
     rows, columns = of.shape
-    st.markdown(f"**Measured**: `{of.linear}`, {rows} × {columns} weights, {of.bits}-bit codes in groups of "
-                f"{of.group_size}, gradients of {of.documents} documents ({of.tokens:,} tokens) of {of.dataset}. The "
-                "weights with the highest scores first, then some from further down.")
+    st.markdown(f"**Measured**: {show.plain(of.linear)}, {rows} × {columns} weights, {of.bits}-bit codes in groups of "
+                f"{of.group_size}, gradients of {of.documents} documents ({of.tokens:,} tokens) of "
+                f"{show.plain(of.dataset)}. The weights with the highest scores first, then some from further down.")
     names = {"row": "row", "column": "column", "weight": "W", "quantized": "Wq", "gradient": "G", "qal": "QAL",
              "msg": "MSG", "score": "score", "kept": "kept at 16 bits"}
     frame = pd.DataFrame(of.examples)[list(names)].rename(columns=names)
     shown = {name: st.column_config.NumberColumn(format="%.4g") for name in ("W", "Wq", "G", "QAL", "MSG", "score")}
-    st.dataframe(frame, hide_index=True, width="stretch", column_config=shown)
+    st.dataframe(frame, hide_index=True, width="stretch", height="content", column_config=shown)
     first = of.examples[0]
-    st.latex(rf"{abs(first['gradient']):.4g} \cdot |{first['weight']:.4g} - ({first['quantized']:.4g})| \cdot "
-             rf"|{first['weight']:.4g}| = {first['score']:.4g}")
+    st.markdown(f"The first of them: G · |W − Wq| · |W| = {first['gradient']:.4g} · "
+                f"{abs(first['weight'] - first['quantized']):.4g} · {abs(first['weight']):.4g} = "
+                f"**{first['score']:.4g}**")
     show.figure(concentration_figure(of), "concentration")
-    st.caption(f"Measured {of.made} of revision {of.revision[:12]} in {of.dtype}.")
+    st.caption(show.plain(f"Measured {of.made} of revision {of.revision[:12]} in {of.dtype}."))
 
 
 def _reported() -> None:
@@ -65,6 +63,8 @@ def _reported() -> None:
     st.markdown(f":orange-badge[reported, not measured here] {reported.PAPER}")
     for title, rows in ((reported.TABLE_1, reported.ROWS_1), (reported.TABLE_5, reported.ROWS_5)):
         st.caption(title)
-        st.dataframe(pd.DataFrame(rows), hide_index=True, width="stretch")
+        frame = pd.DataFrame(rows)
+        numbers = {name: st.column_config.NumberColumn(format="%.2f") for name in frame.select_dtypes("number")}
+        st.dataframe(frame, hide_index=True, width="stretch", height="content", column_config=numbers)
     st.caption("The paper counts a kept weight as 32 bits and leaves scales, zero points and row pointers out; here "
                "all of them are counted, so equal bits mean equal storage.")

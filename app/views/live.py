@@ -5,20 +5,19 @@ All that is asked stands in the address.  The run is a process of its own (app/j
 it, and a server that was killed leaves it running.
 """
 
+import os
 from pathlib import Path
 
 import streamlit as st
 
 from app import choice, folder, show
 from app.choice import Choice
-from app.jobs import DONE, FAILED, NONE, RUNNING, STOPPED, Job
-from app.options import options, results_dir
+from app.jobs import DONE, FAILED, NONE, RUNNING, STOPPED, Job, recent
+from app.options import check_address, options, results_dir
 from app.progress import standing
 from app.views import answers
 from core.errors import UserError
 
-DEFAULTS = {"model": "smollm2-135m", "task": "trivia_qa", "method": "TaCQ", "bits": "3.25", "kept": "0.4",
-            "calib": "32", "questions": "32", "quantizer": "rtn"}
 COMMISSIONER, ENGINEER = ":material/assignment:", ":material/memory:"
 
 
@@ -27,7 +26,8 @@ def page() -> None:
     where = results_dir()
     with show.one_sentence():
         wanted = _form()
-        job = wanted.job(where, options().cache_dir, options().data_dir)
+        _others(where, wanted)
+        job = wanted.job(where, options().cache_dir)
         with st.chat_message("user", avatar=COMMISSIONER):
             st.markdown(f"**The job.** {_words(wanted)}")
         with st.chat_message("assistant", avatar=ENGINEER):
@@ -35,66 +35,55 @@ def page() -> None:
 
 
 def _form() -> Choice:
-    """What is asked, from the address and the widgets."""
-    given = {name: st.query_params.get(name, value) for name, value in DEFAULTS.items()}
-    known, tasks = list(choice.methods()), choice.tasks(options().data_dir)
+    """What is asked; every widget is a query parameter of the address."""
     left, middle, right = st.columns(3)
-    model = left.text_input("Model", given["model"], max_chars=300, help="alias, hub id or local folder").strip()
-    task = left.selectbox("Task", tasks, _at(tasks, given["task"], "task"))
-    method = middle.selectbox("Method", known, _at(known, given["method"], "method"))
-    bits = middle.select_slider("Target bits a weight", choice.BITS, _number(given["bits"], choice.BITS, "bits"),
-                                help="stored bits, scales, zero points and kept weights included")
-    reads = choice.reads_kept(method)
-    kept = right.select_slider("Kept weights, %", choice.KEPT, _number(given["kept"], choice.KEPT, "kept"),
-                               disabled=not reads, help="a choice of methods whose bits are their own, such as "
-                               "TaCQ-native; the others keep what the budget pays for")
-    quantizers = ["rtn", "gptq"]
-    quantizer = right.segmented_control("Quantizer", quantizers, default=given["quantizer"] if given["quantizer"] in
-                                        quantizers else "rtn", help="rtn: round to nearest, seconds; gptq: solved "
-                                        "against the task's inputs, minutes") or "rtn"
-    with st.expander("How many documents"):
-        calib = st.number_input("Calibration documents", 1, 100_000, _whole(given["calib"], "calib"))
-        questions = st.number_input("Questions", 1, 100_000, _whole(given["questions"], "questions"))
-    wanted = Choice(model, task, method, bits, kept if reads else None, calib, questions, quantizer)
-    shown = {"model": model, "task": task, "method": method, "bits": f"{bits:g}", "kept": f"{kept:g}",
-             "calib": str(calib), "questions": str(questions), "quantizer": quantizer}
-    st.query_params.update({name: value for name, value in shown.items() if value != st.query_params.get(name)})
-    if not model:
+    given = left.text_input("Model", "smollm2-135m", key="live_model", max_chars=300, bind="query-params",
+                            help="alias, hub id or local folder").strip()
+    if not given:
         raise UserError("no model is named; give an alias such as smollm2-135m, a hub id or a local folder")
-    return wanted
+    model = os.path.abspath(given) if os.path.isdir(given) else given
+    task = _one_of(left.selectbox, "Task", "task", choice.tasks(options().data_dir))
+    method = _one_of(middle.selectbox, "Method", "row", tuple(choice.methods()))
+    bits = _one_of(middle.select_slider, "Target bits a weight", "bits", choice.BITS, "3.25",
+                   help="stored bits, scales, zero points and kept weights included")
+    reads = choice.reads_kept(method)
+    kept = _one_of(right.select_slider, "Kept weights, %", "kept", choice.KEPT, "0.4", disabled=not reads,
+                   help="a choice of methods whose bits are their own, such as TaCQ-native; the others keep what the "
+                   "budget pays for")
+    quantizer = _one_of(right.selectbox, "Quantizer", "quantizer", ("rtn", "gptq"),
+                        help="rtn: round to nearest, seconds; gptq: solved against the task's inputs, minutes")
+    with st.expander("How many documents"):
+        calib = _one_of(st.select_slider, "Calibration documents", "calib", choice.SIZES, "32")
+        questions = _one_of(st.select_slider, "Questions", "questions", choice.SIZES, "32")
+    return Choice(model, task, method, float(bits), float(kept) if reads else None, int(calib), int(questions),
+                  quantizer, options().data_dir)
 
 
-def _at(known: list, value: str, name: str) -> int:
-    """The place of a value of the address; one that there is not is said, and the first stands in."""
-    if value not in known:
-        st.warning(f"{name} {value!r} of the address is none of: {', '.join(known)}".replace("$", "\\$"))
-        return 0
-    return known.index(value)
-
-
-def _number(text: str, known: tuple, name: str) -> float:
-    try:
-        if (value := float(text)) in known:
-            return value
-    except ValueError:
-        pass
-    st.warning(show.plain(f"{name} {text!r} of the address is none of {known[0]:g} to {known[-1]:g} in steps of "
-                          f"{known[1] - known[0]:g}"))
-    return float(DEFAULTS[name])
-
-
-def _whole(text: str, name: str) -> int:
-    if text.isdecimal() and 1 <= int(text) <= 100_000:
-        return int(text)
-    st.warning(show.plain(f"{name} {text!r} of the address is no number from 1 to 100,000"))
-    return int(DEFAULTS[name])
+def _one_of(widget, label: str, name: str, known: tuple[str, ...], start: str | None = None, **more) -> str:
+    """A choice that stands in the address."""
+    check_address(name, known)
+    first = {} if start is None else {"value": start}
+    return widget(label, options=known, key=name, bind="query-params", **first, **more)
 
 
 def _words(of: Choice) -> str:
     """The job in a sentence."""
     share = f", keep {of.kept:g} % of the weights at 16 bits" if of.kept is not None else ""
-    return show.plain(f"Store {of.model} in {of.avg_bits:g} bits a weight with {of.method}{share}, lose as little of "
-                      f"{of.dataset} as you can, and show it on {of.eval_size} questions that calibration did not see.")
+    where = (f"with {of.method}, whose bits are its own, beside rows of {of.avg_bits:g} bits a weight"
+             if choice.methods()[of.method].native else f"in {of.avg_bits:g} bits a weight with {of.method}")
+    return show.plain(f"Store {of.model} {where}{share}, lose as little of {of.dataset} as you can, and show it on "
+                      f"{of.eval_size} questions that calibration did not see.")
+
+
+def _others(where: str, wanted: Choice) -> None:
+    """Runs that this page started with other choices and that still go on."""
+    mine = wanted.job(where, options().cache_dir)
+    for job in recent(where, ("run_taq_icml.py",)):
+        if job.words != mine.words and job.state() == RUNNING:
+            with st.expander("Another run goes on"):
+                st.code(job.command, language="bash", wrap_lines=True)
+                if st.button("Cancel it", key=f"cancel-{job.folder.name}"):
+                    job.cancel()
 
 
 def _engineer(job: Job, wanted: Choice, where: str) -> None:
@@ -105,7 +94,10 @@ def _engineer(job: Job, wanted: Choice, where: str) -> None:
     if state == RUNNING:
         _watch(job)
         return
-    there = wanted.result(_there(where), wanted.method)
+    every = []
+    with show.one_sentence():  # a damaged file of the folder is named, and a run can still be started
+        every = folder.results(where) if Path(where).exists() else []
+    there = wanted.result(every)
     start, _ = st.columns([1, 3])
     again = "Run again" if there else "Go on" if state == STOPPED else "Run"
     if start.button(again, type="secondary" if there else "primary", width="stretch",
@@ -120,16 +112,11 @@ def _engineer(job: Job, wanted: Choice, where: str) -> None:
         with st.expander("Log"):
             show.text(job.log(400) or "nothing was printed")
     if there:
-        answers.show_answers(wanted, _there(where), where)
+        answers.show_answers(wanted, every, where)
     elif state == DONE:
-        st.error(show.plain(f"the run ended, but no result of {wanted.method} is in {where!r}; see the log"))
+        st.error(show.plain(f"the run ended, but no result of {wanted.row} is in {where!r}; see the log"))
     elif state == NONE:
         st.info("no data: this row has not been run into this folder yet")
-
-
-def _there(where: str) -> list:
-    """The folder's results; none where it is not there yet, since the run makes it."""
-    return folder.results(where) if Path(where).exists() else []
 
 
 def _watch(job: Job) -> None:
@@ -140,8 +127,10 @@ def _watch(job: Job) -> None:
             st.rerun()
         now = standing(job)
         if now is None:
-            st.progress(0.0, "Loading the harness, the model and the data")
+            seen = st.session_state.get("seen") == job.folder.name
+            st.progress(float(seen), "Writing the table" if seen else "Loading the harness, the model and the data")
         else:
+            st.session_state["seen"] = job.folder.name
             st.progress(now.done / max(1, len(now.cells)), show.plain(now.words))
             st.progress(now.share, show.plain(now.stage or "between two cells"))
         if st.button("Cancel", key="cancel"):

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from app import folder, show
-from app.options import results_dir
+from app.options import check_address, results_dir
 from app.views.compare import one_part
 from core.errors import UserError
 from report.figures.build import drawers
@@ -21,6 +21,7 @@ from report.text.render import sheets_of, story_text, text
 FORMATS = {"csv": ("CSV", "text/csv"), "latex": ("LaTeX", "text/x-tex"), "markdown": ("Markdown", "text/markdown"),
            "json": ("JSON", "application/json")}
 ENDS = {"latex": "tex", "markdown": "md"}
+VIEWS = ("Tables", "Figures", "Two cells", "Files to keep")  # only the one that is open is computed
 FLIPS = 10  # questions a page of those that flipped
 
 
@@ -35,28 +36,27 @@ def page() -> None:
         failed = [r for r in part.members if not r.ok]
         st.caption(f"{len(every)} cells in this folder; {len(part.cells)} of them stand below"
                    + (f"; {len(failed)} failed" if failed else ""))
-        tabs = st.tabs(["Tables", "Figures", "Two cells", "Files to keep"])
-        with tabs[0]:
+        check_address("view", VIEWS)
+        view = st.segmented_control("View", VIEWS, default=VIEWS[0], key="view", bind="query-params", required=True)
+        if view == "Tables":
             _tables(_of_methods(part))
-        with tabs[1]:
+        elif view == "Figures":
             _figures(part)
-        with tabs[2]:
+        elif view == "Two cells":
             _two(list(part.cells))
-        with tabs[3]:
+        else:
             _files(part, parts)
 
 
 def _of_methods(part: Part) -> list[TableData]:
     """The part's tables with the rows that are wanted; marks and p values are those of the whole."""
-    given = [name for name in part.methods if name in st.query_params.get_all("method")]
-    chosen = st.multiselect("Rows", part.methods, default=given, placeholder="all", key=f"rows-{part.key}")
-    st.query_params["method"] = chosen
+    check_address("method", part.methods)
+    chosen = st.multiselect("Rows", part.methods, placeholder="all", key="method", bind="query-params")
     return rows_of(part.tables, chosen, None)
 
 
 def _tables(tables: list[TableData]) -> None:
-    detailed = st.toggle("Details of each data set: intervals, p values, flips", st.query_params.get("details") == "1")
-    st.query_params["details"] = "1" if detailed else "0"
+    detailed = st.toggle("Details of each data set: intervals, p values, flips", key="details", bind="query-params")
     for number, table in enumerate(tables):
         for place, one in enumerate(sheets_of(table, detailed) if table.rows else []):
             if place:
@@ -73,12 +73,8 @@ def _figures(part: Part) -> None:
     known = drawers(part)
     if (sweeps := sweeps_of(list(part.members))):
         known |= {one.title: (lambda one=one: [one]) for one in sweeps}
-    asked = st.query_params.get("figure", "")
-    titles = list(known)
-    at = int(asked) if asked.isdecimal() and int(asked) < len(titles) else 0
-    at = st.selectbox("Figure", range(len(titles)), at, format_func=titles.__getitem__)
-    st.query_params["figure"] = str(at)
-    for figure in known[titles[at]]():
+    check_address("figure", known)
+    for figure in known[st.selectbox("Figure", list(known), key="figure", bind="query-params")]():
         show.figure(figure, f"figure-{figure.key}")
         if figure.svg:
             st.download_button("This figure as SVG", lambda figure=figure: standalone(figure), f"{figure.key}.svg",
@@ -89,17 +85,15 @@ def _two(cells: list[Result]) -> None:
     """Two cells down to the questions that flipped."""
     if len(cells) < 2:
         raise UserError("one cell alone cannot be compared; this command makes more: " + folder.COMMAND)
-    named = {one.cell: one for one in cells}
-    keys, asked = list(named), st.query_params.get_all("cell")
-    first = keys.index(asked[0]) if asked and asked[0] in named else 0
+    named = {label(one): one for one in cells}
     left, right = st.columns(2)
-    a = left.selectbox("First cell", keys, first, format_func=lambda key: label(named[key]))
-    rivals = [key for key in keys if key != a and named[key].asked == named[a].asked]
+    check_address("first", named)
+    a = left.selectbox("First cell", list(named), key="first", bind="query-params")
+    rivals = [name for name, one in named.items() if name != a and one.asked == named[a].asked]
     if not rivals:
         raise UserError("no other cell was asked the same documents as this one; choose another")
-    second = rivals.index(asked[1]) if len(asked) > 1 and asked[1] in rivals else 0
-    b = right.selectbox("Second cell", rivals, second, format_func=lambda key: label(named[key]))
-    st.query_params["cell"] = [a, b]
+    check_address("second", rivals)
+    b = right.selectbox("Second cell", rivals, key="second", bind="query-params")
     two = story(named[a], named[b])
     for number, one in enumerate(pair.sheets(two)):
         if not one.title.startswith("questions that flipped"):

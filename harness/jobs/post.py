@@ -23,7 +23,7 @@ class Post:
 
     def start(self, unit: str) -> None:
         """Work on a unit begins."""
-        self.unit, self.since, self.last = unit, time.time(), time.monotonic()
+        self.unit, self.since, self.last, self.stage = unit, time.time(), time.monotonic(), ""
         self.board.set(unit, "running", since=self.since, what="starting", **self.who)
 
     def update(self, what: str, done: int, total: int) -> None:

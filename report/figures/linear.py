@@ -10,8 +10,8 @@ from report.figures.style import OKABE_ITO, Figure, legend, panels, swatch
 from report.figures.svg import Drawing, Scale, num, scale_of
 from report.measured import Linear
 
-WIDTH, LEFT, TOP, HEIGHT = 520.0, 60.0, 30.0, 200.0
-MAP = 480.0  # the longer side of a map
+WIDTH, LEFT, TOP, HEIGHT = 360.0, 50.0, 30.0, 170.0
+MAP = 298.0  # the longer side of a map
 TILES = 96  # tiles of a map's longer side at most: a larger window shows shares, a smaller one single weights
 BEFORE, AFTER = OKABE_ITO[0], OKABE_ITO[1]
 SHADES = 10
@@ -71,7 +71,7 @@ def map_figure(of: Linear, window: Sequence[int] | None = None) -> Figure:
     counts, side = tiles(of, window)
     size = MAP / max(counts.shape)
     wide, high = size * counts.shape[1], size * counts.shape[0]
-    panel = Drawing(LEFT + max(wide, 220.0) + 12, f"Kept weights of {of.linear}")
+    panel = Drawing(max(LEFT + wide + 12, WIDTH), f"Kept weights of {of.linear}")
     most = int(counts.max()) if counts.size else 0
     panel.text(LEFT, 13, f"rows {top}–{bottom - 1}, columns {left}–{right - 1}", "s")
     ranks = np.where(counts > 0, np.ceil(counts / max(1, most) * SHADES), -1).astype(int)
@@ -84,11 +84,12 @@ def map_figure(of: Linear, window: Sequence[int] | None = None) -> Figure:
     panel.bottom_axis(across, TOP + high + 2, "input channel (column)", across.ticks(50))
     panel.height = TOP + high + 36
     inside, weights = int(counts.sum()), (bottom - top) * (right - left)
-    what = f"a tile is {side} × {side} weights, the darkest holds {most} kept ones" if side > 1 else "a square is one"
+    what = (f"a tile is {side} × {side} weights, the fullest holds {most} kept ones" if side > 1
+            else "a square is one weight")
     frame = pd.DataFrame([{"rows": f"{top}–{bottom - 1}", "columns": f"{left}–{right - 1}", "weights": weights,
                            "kept": inside, "share": inside / weights if weights else 0.0}])
     return Figure(key="map", title="Which weights does the score keep?",
-                  how=f"Dark: kept at 16 bits; {what}. A row is an output, a column an input channel.",
+                  how=f"Filled: kept at 16 bits; {what}. A row is an output, a column an input channel.",
                   note=f"{inside:,} of {weights:,} weights of this window are kept ({100 * inside / weights:.2f} %); "
                        f"of the whole model {of.kept_in_model:,} of {of.weights_in_model:,} "
                        f"({100 * of.kept_in_model / of.weights_in_model:.2f} %).",
@@ -107,7 +108,7 @@ def concentration_figure(of: Linear) -> Figure:
     panel.add(f'<path fill="none" stroke="{BEFORE}" stroke-width="1.4" d="M{steps}"/>')
     for x, y in points:
         panel.marker((across(np.log10(x)), up(y)), "circle", BEFORE, f"{100 * x:g} % of weights: {100 * y:.1f} %")
-    ticks = [(float(np.log10(x)), f"{100 * x:g} %") for x in points[:, 0] if x in (1e-4, 1e-3, 0.01, 0.1, 1)]
+    ticks = [(float(i), f"{100 * 10.0**i:g} %") for i in range(int(np.ceil(across.low)), 1)]
     panel.bottom_axis(across, TOP + HEIGHT, "share of this linear's weights, the best first (logarithmic)", ticks)
     panel.height = TOP + HEIGHT + 32
     return Figure(key="concentration", title="How few weights hold the score?",
@@ -123,7 +124,8 @@ def level_figure(of: Linear) -> Figure:
     logs = np.log10(np.maximum(errors, 1e-12))
     across, up = scale_of(stored, LEFT, WIDTH - 12, 0.05), scale_of(logs, TOP + HEIGHT, TOP)
     panel.text(2, 13, "relative squared error (logarithmic)", "s")
-    panel.left_axis(up, LEFT, [(float(i), f"{10.0**i:g}") for i in range(int(np.ceil(up.low)), int(up.high) + 1)])
+    decades = range(int(np.ceil(up.low)), int(np.floor(up.high)) + 1)
+    panel.left_axis(up, LEFT, [(float(i), f"{10.0**i:g}") for i in decades])
     steps = "L".join(f"{num(across(x))} {num(up(y))}" for x, y in zip(stored, logs))
     panel.add(f'<path fill="none" stroke="{BEFORE}" stroke-width="1.4" d="M{steps}"/>')
     for level, y in zip(of.levels, logs):
