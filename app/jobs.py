@@ -43,8 +43,8 @@ class Job:
 
     @property
     def command(self) -> str:
-        """The command as a person types it."""
-        return "python " + " ".join(map(quoted, self.words))
+        """The command as a person types it in the folder in which the app was started."""
+        return "python " + " ".join(quoted(short(word)) for word in self.words)
 
     def start(self) -> None:
         """Start the command, unless it runs; returns at once."""
@@ -113,6 +113,11 @@ def _read(path: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return plain if isinstance(plain, dict) else None
+
+
+def short(path: str) -> str:
+    """A path below the folder in which the app was started without that folder."""
+    return path.removeprefix(os.getcwd() + os.sep)
 
 
 def quoted(word: str) -> str:

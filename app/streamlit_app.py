@@ -13,6 +13,7 @@ if str(ROOT) not in sys.path:  # Streamlit's first entry is this folder and not 
 import streamlit as st
 
 from app import show
+from app.jobs import short
 from app.options import RESULTS, options, remember
 from app.views import compare, how, idea, live, results
 
@@ -27,7 +28,7 @@ def main() -> None:
     chosen = st.navigation(pages, position="sidebar")
     with show.one_sentence():
         remember()
-        st.sidebar.text_input("Results folder", options().results_dir, key=RESULTS, bind="query-params",
+        st.sidebar.text_input("Results folder", short(options().results_dir), key=RESULTS, bind="query-params",
                               help="Every number on these pages was measured and is read from this folder, or made "
                               "into it.")
         st.title(chosen.title, anchor=False)

@@ -2,7 +2,8 @@
 
     python -m benchmarks.app_speed [--results_dir DIR] [--cells 1000 --documents 64 --repeat 3]
 
-Wall seconds in a real browser, the median of the repeats; each repeat starts a server.  The baseline is measured in the
+Wall seconds in a real browser, the median of the repeats; each repeat starts a server.  A figure by its address is a
+whole new page with that figure.  The baseline is measured in the
 same run: what a process takes that imports streamlit and pandas and ends.
 """
 
@@ -13,12 +14,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 from benchmarks.report_speed import make_results
+from report.figures.build import drawers
+from report.figures.frames import load
 from scripts.app_screens import opened, served, settled
 
 BASELINE = [sys.executable, "-c", "import streamlit, pandas"]
 PORT = 8596
+FIRST = "How to read it"  # words below the first table
 PAGES = ("How it works", "Live demonstration", "Results", "Compare methods")
 
 
@@ -63,11 +68,14 @@ def measure(took: dict, browser, small: str, large: str, cells: int) -> None:
             note(took, f"page: {page}, first time", lambda page=page: turn(tab, page))
         for page in PAGES:
             note(took, f"page: {page}, again", lambda page=page: turn(tab, page))
+        for name in drawers(load(small)[0]):
+            place = f"{url}/results?view=Figures&figure={quote(name)}"
+            note(took, f"figure by its address: {name}", lambda place=place: show(tab, place, "View"))
         tab.close()
         for which in ("first time", "again, in a new tab"):
             tab = browser.new_page(viewport={"width": 1280, "height": 900})
             place = f"{url}/results?results={large}"
-            note(took, f"results of {cells:,} cells, {which}", lambda tab=tab, place=place: show(tab, place))
+            note(took, f"results of {cells:,} cells, {which}", lambda tab=tab, place=place: show(tab, place, FIRST))
             tab.close()
 
 
@@ -78,10 +86,10 @@ def turn(tab, page: str) -> None:
     settled(tab)
 
 
-def show(tab, url: str) -> None:
-    """To a page by its address, until its tables are there."""
+def show(tab, url: str, words: str) -> None:
+    """To a page by its address, until words of it are there and all is drawn."""
     tab.goto(url)
-    tab.get_by_text("cells in this folder").wait_for(timeout=120_000)
+    tab.get_by_text(words).first.wait_for(timeout=120_000)
     settled(tab)
 
 

@@ -1,6 +1,6 @@
 """The app's pictures in docs/APP.md: makes a small results folder, starts the app on it and takes a picture a page.
 
-    python -m scripts.app_screens --results_dir DIR --cache_dir saved_models [--out docs/figures]
+    python -m scripts.app_screens --results_dir results/screens [--out docs/figures]
 
 needs requirements-dev.txt and a Chromium; minutes where the folder is empty, seconds where its cells are there.
 """
@@ -33,7 +33,6 @@ SCREENS = (  # file, page, query, width, height, colour scheme
     ("idea", "", "", 1100, 1500, "light"), ("how", "how", "", 1100, 1750, "light"),
     ("live", "live", "", 1100, 1650, "light"), ("results", "results", "", 1100, 1150, "light"),
     ("compare", "compare", "", 1100, 1500, "dark"), ("phone", "live", "", 390, 844, "light"))
-COLOURS = 64  # of a picture's palette: small files, and the pages have few
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,15 +105,14 @@ def settled(tab) -> None:
 
 
 def take(browser, url: str, path: Path, size: dict, scheme: str) -> None:
-    """One picture of a page's upper part, with few colours."""
+    """One picture of a page's upper part."""
     from PIL import Image
 
     tab = browser.new_page(viewport=size, color_scheme=scheme)
     tab.goto(url)
     settled(tab)
     tab.wait_for_timeout(1500)  # fonts and what fades in
-    picture = Image.open(io.BytesIO(tab.screenshot())).convert("RGB").quantize(COLOURS)
-    picture.save(path, optimize=True)
+    Image.open(io.BytesIO(tab.screenshot())).convert("RGB").save(path, optimize=True)
     tab.close()
 
 
