@@ -1,5 +1,6 @@
 """What the live page asks for: a row of the harness, its command, and the results that it makes."""
 
+import os
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -84,6 +85,11 @@ class Choice:
         return {"model": self.model, "dataset": self.dataset, "avg_bits": self.avg_bits, "method": method,
                 "calib_size": self.calib_size, "eval_size": self.eval_size, "quantizer": self.quantizer,
                 "data_dir": self.data_dir}
+
+
+def model_of(given: str) -> str:
+    """A model as it was named; a folder by its whole path, since the harness may run in another folder."""
+    return os.path.abspath(given) if os.path.isdir(given) else given.strip()
 
 
 def places(results_dir: str, cache_dir: str, data_dir: str | None) -> list[str]:

@@ -45,7 +45,7 @@ def _words(of: Linear) -> str:
 def _form(results_dir: str, open_: bool) -> None:
     with st.expander("Measure a linear", expanded=open_), st.form("linear", border=False):
         left, right = st.columns(2)
-        asked = {"model": left.text_input("Model", START["model"], help="alias, hub id or local folder"),
+        asked = {"model": choice.model_of(left.text_input("Model", START["model"], help="alias, hub id or folder")),
                  "dataset": right.selectbox("Task", choice.tasks(options().data_dir)),
                  "avg_bits": float(left.select_slider("Stored bits a weight", choice.BITS, f"{START['avg_bits']:g}")),
                  "linear": right.text_input("Linear", START["linear"], help="its full name, or the end of it"),

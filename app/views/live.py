@@ -5,7 +5,6 @@ All that is asked stands in the address.  The run is a process of its own (app/j
 it, and a server that was killed leaves it running.
 """
 
-import os
 from pathlib import Path
 
 import streamlit as st
@@ -41,7 +40,6 @@ def _form() -> Choice:
                             help="alias, hub id or local folder").strip()
     if not given:
         raise UserError("no model is named; give an alias such as smollm2-135m, a hub id or a local folder")
-    model = os.path.abspath(given) if os.path.isdir(given) else given
     task = _one_of(left.selectbox, "Task", "task", choice.tasks(options().data_dir))
     method = _one_of(middle.selectbox, "Method", "row", tuple(choice.methods()))
     bits = _one_of(middle.select_slider, "Target bits a weight", "bits", choice.BITS, "3.25",
@@ -55,8 +53,8 @@ def _form() -> Choice:
     with st.expander("How many documents"):
         calib = _one_of(st.select_slider, "Calibration documents", "calib", choice.SIZES, "32")
         questions = _one_of(st.select_slider, "Questions", "questions", choice.SIZES, "32")
-    return Choice(model, task, method, float(bits), float(kept) if reads else None, int(calib), int(questions),
-                  quantizer, options().data_dir)
+    return Choice(choice.model_of(given), task, method, float(bits), float(kept) if reads else None, int(calib),
+                  int(questions), quantizer, options().data_dir)
 
 
 def _one_of(widget, label: str, name: str, known: tuple[str, ...], start: str | None = None, **more) -> str:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from app.views.results import VIEWS
 from report.measured import LONGEST_QUESTION
 from tests.app.conftest import SIZES, drawn, words
+from tests.report.conftest import HOSTILE, hostile
 
 PAGES = ("idea", "how", "live", "results", "compare")
 
@@ -181,6 +183,15 @@ def test_words_of_files_are_never_markup(visit, small, tmp_path):
     assert wants in [code.value for code in page.code]
     assert not any("<img" in str(element.value) for kind in (page.markdown, page.caption) for element in kind)
     assert "<img" not in drawn(page)
+
+
+def test_names_that_want_to_run_do_not(visit, small, tmp_path):
+    copy = hostile(Path(small["results"]), tmp_path / "copy")
+    for page, query in (("compare", {}), *(("results", {"view": view}) for view in VIEWS)):
+        shown = visit(page, copy, **query)
+        assert not any(name in drawn(shown) for name in HOSTILE if "<" in name), page
+        said = [str(element.value) for kind in (shown.markdown, shown.caption, shown.error) for element in kind]
+        assert not any(name in line for name in HOSTILE if "<" in name for line in said), page
 
 
 def test_the_app_needs_no_torch():
