@@ -158,7 +158,7 @@ NEEDS = ("calib", "labels", "answers", "gradients", "hessian")  # of a scorer
 QUANTIZER_NEEDS = ("hessian", "inputs", "fisher")
 FACTS = {  # what a scorer may read of its cell, besides settings
     "seed": "the row's seed", "batch_tokens": "padded tokens a batch", "group_size": "of the common grid",
-    "base": "how linears are stored before any weight is kept",
+    "base": "how linears are stored before any weight is kept", "levels": "of bits that the allocator may choose",
 }
 # options that take their value from the budget; no published code goes above 8 bits, SliM-LLM's not above 7
 FOLLOWS = {"N": lambda bits: min(8, int(bits)), "N-1": lambda bits: min(8, max(1, int(bits) - 1)),

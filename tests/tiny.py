@@ -78,8 +78,8 @@ def calib_set(count: int = 6, seed: int = 0, task: str = "trivia_qa") -> CalibSe
                     seed, "t")
 
 
-PARAMS = dict(seed=0, oracle_docs=4, batch_tokens=4096, group_size=8, base={"bits": 3, "group": 8},
-              corrupt={"quantizer": ["gptq", 1], "options": {}})
+PARAMS = dict(seed=0, oracle_docs=4, batch_tokens=4096, group_size=8, levels=(2, 3, 4, 16),
+              base={"bits": 3, "group": 8}, corrupt={"quantizer": ["gptq", 1], "options": {}})
 
 
 def context(model, spec, calib: CalibSet | None = None, tokenizer=None, metric=None, **params) -> ScoreContext:

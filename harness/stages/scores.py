@@ -22,7 +22,8 @@ from harness.store.partial import Partial
 
 SHAPES = {"group": "[out or 1, in/g]", "line": "[out, 1] or [1, in]"}
 FACTS = {"seed": lambda case: case.cell.seed, "batch_tokens": lambda case: case.grid.batch_tokens,
-         "group_size": lambda case: case.group_size, "base": base, "corrupt": corrupting}
+         "group_size": lambda case: case.group_size, "levels": lambda case: case.budget.levels, "base": base,
+         "corrupt": corrupting}
 
 
 def score_params(case: Case, names: tuple[str, ...]) -> dict:

@@ -6,7 +6,8 @@ from report.tables.tables import TableData
 from report.text.details import categories, small_categories
 from report.text.numbers import interval, none, p_value, percent, signed, span
 
-ALL_CONTROLS = (*CONTROLS, "equal", "magnitude", "TaCQ-weight", "rtn")  # scores that see neither task nor data
+# scores that see neither task nor data
+ALL_CONTROLS = (*CONTROLS, "equal", "magnitude", "TaCQ-weight", "rtn", "relative-error")
 LEGEND = ("bits: stored bits a weight over the quantized linears, metadata included. EM/acc: percent right. LL: "
           "log-likelihood of the gold answer, nats a token. ΔLL: its paired change against full precision; ± of one "
           "seed: half its 95 % bootstrap interval over documents; sd: over several seeds, beside their mean. Higher is "
