@@ -57,7 +57,9 @@ def plain_console():
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Run a command: what it cannot use is one sentence and status 2; a reader that closes its pipe is no error."""
+    """Run a command: what it cannot use is one sentence and status 2, Ctrl-C is 130, and a reader that closes its pipe
+    is no error.
+    """
     forgiving_stdout()
     try:
         return command()
@@ -65,7 +67,7 @@ def exit_status(command: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
+        print("interrupted; finished batches are kept, the same command goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:  # head, less
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -51,12 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 
     asked = Asked(args.model, tuple(args.tasks), args.scorer, tuple(args.bits), tuple(sorted(args.shares or SHARES)),
                   tuple(args.seeds))
-    try:
-        results = run(asked, quantizer=args.quantizer, grad_dtype=args.grad_dtype, eval_size=args.eval_size,
-                      tolerance=args.tolerance, results_dir=args.results_dir, **machine_of(args))
-    except KeyboardInterrupt:
-        print("interrupted; finished batches are kept, the same command goes on from there", file=sys.stderr)
-        return 130
+    results = run(asked, quantizer=args.quantizer, grad_dtype=args.grad_dtype, eval_size=args.eval_size,
+                  tolerance=args.tolerance, results_dir=args.results_dir, **machine_of(args))
     families = faithfulness(results)
     if not families:
         print("no curve: full precision, everything quantized or every best-first cell has no result", file=sys.stderr)

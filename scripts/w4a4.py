@@ -70,12 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     if not args.data_dir and {asked.dataset, calib} & {"c4", "wikitext2"}:
         given["data_source"] = "hub"  # neither is embedded
     args.plot_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        given |= machine_of(args) | {"eval_size": args.eval_size, "ppl_window": args.ppl_window}
-        results = run(asked, calib, args.calib_docs, published=args.published, results_dir=args.results_dir, **given)
-    except KeyboardInterrupt:
-        print("interrupted; finished batches are kept, the same command goes on from there", file=sys.stderr)
-        return 130
+    given |= machine_of(args) | {"eval_size": args.eval_size, "ppl_window": args.ppl_window}
+    results = run(asked, calib, args.calib_docs, published=args.published, results_dir=args.results_dir, **given)
     failed = [result for result in results if not result.ok]
     for result in failed:
         print(f"failed: {result.name} on {result.dataset}: {result.error}", file=sys.stderr)

@@ -20,9 +20,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {stop}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; finished batches are kept, the same command goes on from there", file=sys.stderr)
-        return 130
 
 
 def _main(argv: list[str]) -> int:
