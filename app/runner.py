@@ -8,6 +8,7 @@ once: two pages that start the same command at the same moment start one process
 import json
 import os
 import runpy
+import signal
 import sys
 import time
 import traceback
@@ -21,6 +22,7 @@ TRIES = 5
 
 def main(folder: Path) -> int:
     """Run the command of ``command.json``; returns its exit status."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     lease = _lease(folder / "lease")
     if lease is None:
         return 0

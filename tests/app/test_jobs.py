@@ -70,6 +70,18 @@ def test_two_starts_are_one_process(tmp_path):
     until(lambda: job.state() == STOPPED)
 
 
+def test_an_app_in_the_background_can_cancel(tmp_path):
+    """A shell starts background jobs with Ctrl-C ignored, and their processes inherit that."""
+    job, before = job_of(tmp_path, SLEEPS), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        job.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    until(lambda: "begun" in job.log())
+    job.cancel()
+    until(lambda: job.state() == STOPPED)
+
+
 def test_a_killed_process_is_seen(tmp_path):
     job = job_of(tmp_path, SLEEPS)
     job.start()
