@@ -8,6 +8,7 @@ from app.jobs import Job
 from core.digest import digest
 from core.errors import UserError
 from core.registry import CONTROLS, DATASETS, METHODS, MethodSpec
+from report.measured import asked_of
 from report.records import Result
 
 RUN_TYPE = "demo"
@@ -31,6 +32,11 @@ class Choice:
     quantizer: str = "rtn"
     data_dir: str | None = None
 
+    @property
+    def ratio(self) -> str | None:
+        """The share of kept weights as flags and brackets have it."""
+        return None if self.kept is None else f"{self.kept / 100:g}"
+
     def job(self, results_dir: str, cache_dir: str) -> Job:
         """The harness's own command for it."""
         if self.model.startswith("-"):
@@ -38,8 +44,8 @@ class Choice:
         words = ["run_taq_icml.py", "--run_type", RUN_TYPE, "--model", self.model, "--dataset", self.dataset,
                  "--method", self.method, "--avg_bits", f"{self.avg_bits:g}", "--quantizer", self.quantizer,
                  "--calib_size", str(self.calib_size), "--eval_size", str(self.eval_size)]
-        if self.kept is not None:
-            words += ["--keep_ratio", f"{self.kept / 100:g}"]
+        if self.ratio:
+            words += ["--keep_ratio", self.ratio]
         return Job(results_dir, (*words, *places(results_dir, cache_dir, self.data_dir)))
 
     @cached_property
@@ -47,22 +53,22 @@ class Choice:
         """The grid of that command; UserError for what cannot be."""
         from harness.presets import build_grid
 
-        ratio = {} if self.kept is None else {"keep_ratio": (float(f"{self.kept / 100:g}"),)}
+        ratio = {"keep_ratio": (float(self.ratio),)} if self.ratio else {}
         return build_grid(RUN_TYPE, models=(self.model,), datasets=(self.dataset,), methods=(self.method,),
                           avg_bits=(self.avg_bits,), quantizer=self.quantizer, calib_size=self.calib_size,
                           eval_size=self.eval_size, data_dir=self.data_dir, **ratio)
 
     @cached_property
-    def cells(self) -> dict[tuple, str]:
+    def cells(self) -> list[tuple]:
         """Name, budget and seed of every cell that the command makes."""
         from harness.grid import cells_of
 
-        return {(cell.method.name, cell.avg_bits, cell.seed): cell.method.name for cell in cells_of(self.grid)}
+        return [(cell.method.name, cell.avg_bits, cell.seed) for cell in cells_of(self.grid)]
 
     @property
     def row(self) -> str:
         """The name of the row that is asked for, as results have it."""
-        return self.method if self.method in CONTROLS else next(n for n in self.cells.values() if n not in CONTROLS)
+        return next(name for name, _, _ in self.cells if name not in CONTROLS)
 
     def results(self, every: list[Result]) -> list[Result]:
         """The finished cells of exactly its grid, the newest first."""
@@ -81,7 +87,7 @@ class Choice:
     @property
     def asked(self) -> dict:
         """The same as what scripts/ask.py is asked for."""
-        method = self.method if self.kept is None else f"{self.method}[ratio={self.kept / 100:g}]"
+        method = f"{self.method}[ratio={self.ratio}]" if self.ratio else self.method
         return {"model": self.model, "dataset": self.dataset, "avg_bits": self.avg_bits, "method": method,
                 "calib_size": self.calib_size, "eval_size": self.eval_size, "quantizer": self.quantizer,
                 "data_dir": self.data_dir}
@@ -95,6 +101,14 @@ def model_of(given: str) -> str:
 def places(results_dir: str, cache_dir: str, data_dir: str | None) -> list[str]:
     """The flags of the folders."""
     return ["--results_dir", results_dir, "--cache_dir", cache_dir, *(["--data_dir", data_dir] if data_dir else [])]
+
+
+def script(module: str, asked: dict, results_dir: str, cache_dir: str) -> tuple[str, ...]:
+    """The words of a script that is asked for a record (report/measured.py); the data folder is part of what is asked.
+    """
+    flags = [f"--{name}={value:g}" if isinstance(value, float) else f"--{name}={value}"
+             for name, value in asked_of(asked).items()]
+    return ("-m", module, *flags, *places(results_dir, cache_dir, None))
 
 
 @cache

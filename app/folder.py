@@ -4,7 +4,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from app.options import check_address
+from app import show
+from app.options import check_address, results_dir
 from core.digest import digest
 from core.errors import UserError
 from report.figures.frames import Part, parts_of
@@ -47,11 +48,6 @@ def _parts(folder: str, of: str, wanted: tuple) -> list[Part]:
     return parts_of(choose(_results(folder, of), {name: list(values) for name, values in wanted}))
 
 
-def parts(folder: str, wanted: dict[str, list]) -> list[Part]:
-    """The parts that the filters leave; UserError where they leave nothing."""
-    return _parts(folder, state(folder), tuple((name, tuple(values)) for name, values in wanted.items() if values))
-
-
 def filters(every: list[Result]) -> dict[str, list]:
     """Choices over the results' models, data sets, budgets and run types, in the address as in the page."""
     there = {"model": {r.model.name for r in every}, "dataset": {r.dataset for r in every},
@@ -63,9 +59,25 @@ def filters(every: list[Result]) -> dict[str, list]:
     return wanted
 
 
-def require(folder: str) -> list[Result]:
-    """The finished or failed cells of a folder; UserError where it has none."""
-    every = results(folder)
+def opened() -> tuple[list[Result], list[Part], Part]:
+    """The page's folder: all its cells, the parts that the filters leave, and the one that is chosen; UserError where
+    there is none."""
+    folder = results_dir()
+    of = state(folder)
+    every = _results(folder, of)
     if not every:
         raise UserError(f"no data: {folder!r} holds no results; this command makes some: {COMMAND}")
-    return every
+    wanted = filters(every)
+    left = _parts(folder, of, tuple((name, tuple(values)) for name, values in wanted.items() if values))
+    return every, left, _one_of(left)
+
+
+def _one_of(parts: list[Part]) -> Part:
+    """The cells that may be compared: one model under one set of settings, as the address says."""
+    if len(parts) == 1:
+        st.caption(show.plain(parts[0].title))
+        return parts[0]
+    named = {part.title: part for part in parts}
+    check_address("part", named)
+    return named[st.selectbox("Cells that may be compared", list(named), key="part", bind="query-params",
+                              help="One model, machine and set of settings; only these are measured alike.")]

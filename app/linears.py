@@ -5,7 +5,7 @@ import streamlit as st
 from app import choice, show
 from app.jobs import FAILED, RUNNING, STOPPED, Job, recent
 from app.options import check_address, options
-from report.measured import Linear, asked_of, key_of, records
+from report.measured import Linear, key_of, records
 
 SCRIPT = ("-m", "scripts.linear")
 START = {"model": "smollm2-135m", "dataset": "trivia_qa", "avg_bits": 3.25, "linear": "layers.15.mlp.down_proj",
@@ -14,11 +14,8 @@ START = {"model": "smollm2-135m", "dataset": "trivia_qa", "avg_bits": 3.25, "lin
 
 def job(asked: dict, results_dir: str) -> Job:
     """The command that measures a linear."""
-    words = [*SCRIPT]
-    for name, value in asked.items():
-        words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
-    places = choice.places(results_dir, options().cache_dir, None)  # the data folder is part of what is asked
-    return Job(results_dir, (*words, *places))
+    return Job(results_dir, choice.script(SCRIPT[1], asked | {"data_dir": options().data_dir}, results_dir,
+                                          options().cache_dir))
 
 
 def chosen(results_dir: str) -> Linear | None:
@@ -29,8 +26,7 @@ def chosen(results_dir: str) -> Linear | None:
     for sentence in damaged:
         st.error(show.plain(sentence))
     if not measured:
-        asked = asked_of(START | {"data_dir": options().data_dir})
-        show.no_data("no linear of a model has been measured into this folder yet", job(asked, results_dir).command)
+        show.no_data("no linear of a model has been measured into this folder yet", job(START, results_dir).command)
         return None
     named = {_words(one): one for one in measured}
     check_address("linear", named)
@@ -51,7 +47,7 @@ def _form(results_dir: str, open_: bool) -> None:
                  "linear": right.text_input("Linear", START["linear"], help="its full name, or the end of it"),
                  "calib_size": int(left.select_slider("Calibration documents", choice.SIZES, str(START["calib_size"]))),
                  "eval_size": int(right.select_slider("Documents set apart", choice.SIZES, str(START["eval_size"])))}
-        one = job(asked_of(asked | {"data_dir": options().data_dir}), results_dir)
+        one = job(asked, results_dir)
         if st.form_submit_button("Measure", type="primary"):
             one.start()
             st.rerun()

@@ -3,8 +3,8 @@
     python -m benchmarks.app_speed [--results_dir DIR] [--cells 1000 --documents 64 --repeat 3]
 
 Wall seconds in a real browser, the median of the repeats; each repeat starts a server.  A figure by its address is a
-whole new page with that figure.  The baseline is measured in the
-same run: what a process takes that imports streamlit and pandas and ends.
+whole new page with that figure.  The baseline is measured in the same run: what a process takes that imports streamlit
+and pandas and ends.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from urllib.parse import quote
 from benchmarks.report_speed import make_results
 from report.figures.build import drawers
 from report.figures.frames import load
-from scripts.app_screens import opened, served, settled
+from scripts.app_screens import opened, served, settled, turn_to
 
 BASELINE = [sys.executable, "-c", "import streamlit, pandas"]
 PORT = 8596
@@ -65,9 +65,9 @@ def measure(took: dict, browser, small: str, large: str, cells: int) -> None:
         settled(tab)
         took.setdefault("start: the first page is drawn", []).append(time.perf_counter() - begun)
         for page in PAGES:
-            note(took, f"page: {page}, first time", lambda page=page: turn(tab, page))
+            note(took, f"page: {page}, first time", lambda page=page: turn_to(tab, page))
         for page in PAGES:
-            note(took, f"page: {page}, again", lambda page=page: turn(tab, page))
+            note(took, f"page: {page}, again", lambda page=page: turn_to(tab, page))
         for name in drawers(load(small)[0]):
             place = f"{url}/results?view=Figures&figure={quote(name)}"
             note(took, f"figure by its address: {name}", lambda place=place: show(tab, place, "View"))
@@ -77,13 +77,6 @@ def measure(took: dict, browser, small: str, large: str, cells: int) -> None:
             place = f"{url}/results?results={large}"
             note(took, f"results of {cells:,} cells, {which}", lambda tab=tab, place=place: show(tab, place, FIRST))
             tab.close()
-
-
-def turn(tab, page: str) -> None:
-    """To a page by its link, until it is drawn."""
-    tab.get_by_role("link", name=page).click()
-    tab.get_by_role("heading", name=page, exact=True).wait_for(timeout=60_000)
-    settled(tab)
 
 
 def show(tab, url: str, words: str) -> None:

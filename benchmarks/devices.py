@@ -3,9 +3,8 @@
     python -m benchmarks.devices [--devices cpu cuda] [--model FOLDER | --shape 2048x5632x22]
 
 Each device has a cache of its own, so every stage is made on it; --out keeps them, and a run that was stopped goes on
-there.  --shape: random weights of a Llama of that width,
-MLP width and number of blocks with the demo model's tokenizer, where weights of that size cannot be had: seconds and
-memory are then worth reading, metrics are not.
+there.  --shape: random weights of a Llama of that width, MLP width and number of blocks with the demo model's
+tokenizer, where weights of that size cannot be had: seconds and memory are then worth reading, metrics are not.
 """
 
 import argparse

@@ -29,10 +29,10 @@ GRID = ("run_taq_icml.py", "--run_type", "demo", "--method", "TaCQ", "TAQ", "TAQ
         "--quantizer", "rtn", *SIZES)
 LINEAR = ("-m", "scripts.linear", "--model", "smollm2-135m", "--dataset", "trivia_qa", "--avg_bits", "3.25", "--linear",
           "layers.15.mlp.down_proj", *SIZES)
-SCREENS = (  # file, page, query, width, height, colour scheme
-    ("idea", "", "", 1100, 1500, "light"), ("how", "how", "", 1100, 1750, "light"),
-    ("live", "live", "", 1100, 1650, "light"), ("results", "results", "", 1100, 1150, "light"),
-    ("compare", "compare", "", 1100, 1500, "dark"), ("phone", "live", "", 390, 844, "light"))
+SCREENS = (  # file, page, width, height, colour scheme
+    ("idea", "", 1100, 1500, "light"), ("how", "how", 1100, 1750, "light"),
+    ("live", "live", 1100, 1650, "light"), ("results", "results", 1100, 1150, "light"),
+    ("compare", "compare", 1100, 1500, "dark"), ("phone", "live", 390, 844, "light"))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,9 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     for words in (GRID, LINEAR):
         subprocess.run([sys.executable, *words, *places], cwd=ROOT, check=True)
     with served(*places) as url, opened() as browser:
-        for name, page, query, width, height, scheme in SCREENS:
+        for name, page, width, height, scheme in SCREENS:
             path = args.out / f"app_{name}.png"
-            take(browser, f"{url}/{page}{query}", path, {"width": width, "height": height}, scheme)
+            take(browser, f"{url}/{page}", path, {"width": width, "height": height}, scheme)
             print(path, f"{path.stat().st_size / 1000:.0f} kB")
     return 0
 
@@ -102,6 +102,13 @@ def settled(tab) -> None:
     tab.wait_for_function("document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'",
                           timeout=120_000)
     tab.wait_for_timeout(100)
+
+
+def turn_to(tab, page: str) -> None:
+    """To a page by its link, until it is drawn."""
+    tab.get_by_role("link", name=page).click()
+    tab.get_by_role("heading", name=page, exact=True).wait_for(timeout=60_000)
+    settled(tab)
 
 
 def take(browser, url: str, path: Path, size: dict, scheme: str) -> None:

@@ -1,6 +1,7 @@
 """Where real things are, and a tiny model on disk; tests that need what is not there skip with a line."""
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,6 +33,18 @@ def real_model() -> Path:
         return ensure_demo_model(REPO / "saved_models" / "base", lambda text: None)
     except UserError as error:
         pytest.skip(f"needs the demo's model: {error}")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium; skips with a line where there is none."""
+    pytest.importorskip("playwright.sync_api", reason="needs playwright (requirements-dev.txt)")
+    from scripts.app_screens import CHROMIUM, opened
+
+    if not any(map(shutil.which, CHROMIUM)):
+        pytest.skip("needs a browser: apt-get install chromium")
+    with opened() as one:
+        yield one
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from report.measured import LONGEST_QUESTION, Asked, asked_of, checked_question,
 from report.records import Result, load_questions, load_samples
 from report.text.render import sheets_of
 
+SCRIPT = ("-m", "scripts.ask")
 SHOWN = {"all": lambda a, b: True, "flipped": lambda a, b: a != b, "lost": lambda a, b: a > b,
          "gained": lambda a, b: a < b}  # by how right both answers are
 
@@ -86,12 +87,12 @@ def _own_question(wanted: Choice, where: str) -> None:
         question = st.text_area("Ask both a question of your own", key="own-question",
                                 help=f"up to {LONGEST_QUESTION:,} characters")
         asked = st.form_submit_button("Ask", type="primary")
-    words = _ask_words(wanted, where)
+    words = choice.script(SCRIPT[1], wanted.asked, where, options().cache_dir)
     if asked:
         job = Job(where, (*words, f"--question={checked_question(question)}"))
         job.start()
     else:  # the last that was asked of this row, in this tab or another
-        job = next((one for one in recent(where, ("-m", "scripts.ask")) if one.words[:-1] == words), None)
+        job = next((one for one in recent(where, SCRIPT) if one.words[:-1] == words), None)
     if job is not None:
         _asked(job, asked_of(wanted.asked | {"question": job.words[-1].partition("=")[2].strip()}), where)
 
@@ -115,11 +116,3 @@ def _asked(job: Job, asked: dict, where: str) -> None:
         st.caption(f"Greedy, at most {told.longest} tokens, from the same prompt of {told.tokens} tokens.")
     else:
         st.error(show.plain(f"the command ended, but its answers are not in {where!r}; ask again"))
-
-
-def _ask_words(wanted: Choice, where: str) -> tuple[str, ...]:
-    """The command that asks, but for the question."""
-    words = ["-m", "scripts.ask"]
-    for name, value in asked_of(wanted.asked).items():
-        words.append(f"--{name}={value:g}" if isinstance(value, float) else f"--{name}={value}")
-    return (*words, *choice.places(where, options().cache_dir, None))

@@ -3,7 +3,6 @@
 import streamlit as st
 
 from app import folder, show
-from app.options import check_address, results_dir
 from report.figures import cards
 from report.figures.curves import curve_figure
 from report.figures.frames import Part
@@ -14,28 +13,13 @@ from report.text.lines import chance_line, power_line
 
 def page() -> None:
     """Draw the page."""
-    where = results_dir()
     with show.one_sentence():
-        every = folder.require(where)
-        wanted = folder.filters(every)
-        parts = folder.parts(where, wanted)
-        part = one_part(parts)
+        _, _, part = folder.opened()
         for number, table in enumerate(part.tables):
             _answer(part, table, number)
         st.header("Value against true stored bits", anchor=False)
         show.figure(curve_figure(part), "curve")
         st.caption(show.plain(cards.LEGEND))
-
-
-def one_part(parts: list[Part]) -> Part:
-    """The cells that may be compared: one model under one set of settings, as the address says."""
-    if len(parts) == 1:
-        st.caption(show.plain(parts[0].title))
-        return parts[0]
-    named = {part.title: part for part in parts}
-    check_address("part", named)
-    return named[st.selectbox("Cells that may be compared", list(named), key="part", bind="query-params",
-                              help="One model, machine and set of settings; only these are measured alike.")]
 
 
 def _answer(part: Part, table: TableData, number: int) -> None:

@@ -3,8 +3,7 @@
 import streamlit as st
 
 from app import folder, show
-from app.options import check_address, results_dir
-from app.views.compare import one_part
+from app.options import check_address
 from core.errors import UserError
 from report.figures.build import drawers
 from report.figures.files import standalone
@@ -27,12 +26,8 @@ FLIPS = 10  # questions a page of those that flipped
 
 def page() -> None:
     """Draw the page."""
-    where = results_dir()
     with show.one_sentence():
-        every = folder.require(where)
-        wanted = folder.filters(every)
-        parts = folder.parts(where, wanted)
-        part = one_part(parts)
+        every, parts, part = folder.opened()
         failed = [r for r in part.members if not r.ok]
         st.caption(f"{len(every)} cells in this folder; {len(part.cells)} of them stand below"
                    + (f"; {len(failed)} failed" if failed else ""))

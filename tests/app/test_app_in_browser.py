@@ -1,7 +1,6 @@
 """The app as a person meets it: a real server, a real browser, the demo's real model."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.app_screens import CHROMIUM, opened, served, settled
+from scripts.app_screens import served, settled, turn_to
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
 REPO = Path(__file__).parents[2]
@@ -38,15 +37,6 @@ def server(tmp_path_factory, real_model):
         yield {"url": url, "root": root}
 
 
-@pytest.fixture(scope="module")
-def browser():
-    pytest.importorskip("playwright.sync_api", reason="needs playwright (requirements-dev.txt)")
-    if not any(map(shutil.which, CHROMIUM)):
-        pytest.skip("needs a browser: apt-get install chromium")
-    with opened() as one:
-        yield one
-
-
 def visit(browser, server, width: int = 1280, height: int = 1000, **options):
     """A tab on the first page; what it complains of, and whom it asks besides the server."""
     tab, complaints = browser.new_page(viewport={"width": width, "height": height}, **options), []
@@ -57,12 +47,6 @@ def visit(browser, server, width: int = 1280, height: int = 1000, **options):
     tab.goto(server["url"])
     tab.get_by_role("heading", name="The idea", exact=True).wait_for(timeout=30_000)
     return tab, complaints
-
-
-def turn_to(tab, page: str) -> None:
-    tab.get_by_role("link", name=page).click()
-    tab.get_by_role("heading", name=page, exact=True).wait_for(timeout=30_000)
-    settled(tab)
 
 
 def press(tab, slider: str, key: str, asked: str) -> None:

@@ -17,20 +17,6 @@ pytestmark = pytest.mark.slow
 PANELS = 2 * 2 + 2 + 2 * 2 + 2 * 2 + 2 * 8 + 2
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium; skips with a line where there is none."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (requirements-dev.txt)")
-    where = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if where is None:
-        pytest.skip("needs a browser: apt-get install chromium")
-    with sync_api.sync_playwright() as started:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        opened = started.chromium.launch(executable_path=where, args=flags)
-        yield opened
-        opened.close()
-
-
 def visit(browser, path: Path, width: int = 1280, **options):
     """Open a page; return it with what it complained of and what it asked for."""
     tab, complaints, asked = browser.new_page(viewport={"width": width, "height": 900}, **options), [], []
