@@ -66,6 +66,8 @@ class Grid:
     calib_size: int = asked(DATA, "documents that calibrate; if the source is short, the ratio to --eval_size is kept "
                                   "and said", 512, metavar="N", low=1)
     eval_size: int = asked(DATA, "documents that evaluate", 2048, metavar="N", low=1)
+    part: str = asked(DATA, "documents that are asked: eval, or dev, as many others on which settings may be chosen",
+                      "eval", choices=("eval", "dev"))
     split_seed: int = asked(DATA, "seed of the stratified split", 42, metavar="S")
     quantizer: str = asked(BITS, "quantizer of every common row; the demo rounds, to stay within minutes", "gptq",
                            choices=COMMON_QUANTIZERS)
@@ -297,6 +299,8 @@ def table_settings(grid: Grid) -> dict:
     plain = {f.name: getattr(grid, f.name) for f in fields(grid)
              if f.name not in (*AXES, "settings") and not f.metadata.get("runtime")}
     plain["levels"] = list(grid.levels)  # as JSON gives it back
+    if plain["part"] == "eval":  # results of before there were parts say nothing of it
+        del plain["part"]
     given = {name: value for name, value in grid.settings.items() if value != SETTINGS[name].default}
     return plain | {name: grid.value(name) for name in ALWAYS} | given
 

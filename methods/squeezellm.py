@@ -6,6 +6,7 @@ L_s = mean cross-entropy of sequence s (docs/METHODS.md on ``loss_mask``).  Unit
 Paper: arXiv 2306.07629.
 "SqueezeLLM-native"  2^N values a row by Fisher-weighted k-means; 0.45 % of the weights by magnitude and 0.05 % by
 Fisher at 16 bits.
+"SqueezeLLM-budget-native"  the same, with as many kept weights of both kinds as the budget has room for.
 """
 
 from __future__ import annotations
@@ -23,3 +24,5 @@ def squeezellm(ctx: ScoreContext) -> Scores:
 method("SqueezeLLM", scorer="SqueezeLLM", paper="arXiv:2306.07629")
 method("SqueezeLLM-native", allocator="flat", quantizer="squeezellm", native=True, paper="arXiv:2306.07629", bits="N",
        form="codebook")
+method("SqueezeLLM-budget-native", allocator="flat_within", quantizer="squeezellm", native=True,
+       paper="arXiv:2306.07629", bits="N", form="codebook", target="budget")

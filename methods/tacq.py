@@ -12,6 +12,8 @@ All float32 [out, in].  W are the weights as loaded, Wq the model quantized at t
 Paper: arXiv 2504.07389, Eq. 5 and Table 5.  The sum over documents stands for the paper's mean: the order is the same.
 Deviation: W and W − Wq are taken in float32.  The published script rounds W, Wq and their difference to fp16, which
 moves about 1 kept weight in 370,000; ``published`` does so too.
+"TaCQ-native"         N bits, one scale a row, 0.35 % of the weights kept
+"TaCQ-budget-native"  the same with as many kept weights as the budget has room for
 """
 
 from __future__ import annotations
@@ -112,3 +114,5 @@ for _name in ("TaCQ", "TaCQ-weight", "TaCQ-fisher", "TaCQ-gradient", "TaCQ-absgr
     method(_name, scorer=_name, paper=PAPER)
 method("TaCQ-native", scorer="TaCQ", allocator="global_topk", quantizer="gptq", native=True, paper=PAPER, bits="N",
        ratio="ratio", search="published")
+method("TaCQ-budget-native", scorer="TaCQ", allocator="global_topk", quantizer="gptq", native=True, paper=PAPER,
+       bits="N", search="published", target="budget")

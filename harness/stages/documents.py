@@ -16,7 +16,7 @@ from evaluation.calibration.documents import build_calib
 from evaluation.calibration.mixture import build_solver_calib, calib_digest
 from evaluation.data.general_text import load_texts
 from evaluation.data.sources import load_rows
-from evaluation.data.splits import Split
+from evaluation.data.splits import Split, development
 from evaluation.engine.batches import batch_plan, shared_prefix
 from evaluation.engine.prompts import EvalConfig, Request, build_requests
 from evaluation.engine.windows import window_requests
@@ -30,11 +30,12 @@ FEWSHOT_OPEN = 5  # a small model without examples answers open questions with a
 
 @cache
 def load_split(dataset: str, source: str, data_dir: str | None, token: str | None, calib: int, evaluate: int,
-               seed: int, lm_eval_path: str | None = None) -> Split:
+               seed: int, lm_eval_path: str | None = None, part: str = "eval") -> Split:
     """Read, check and split a data set once a process; the note says what was cut or dropped."""
     look_in(lm_eval_path)
-    return open_task(dataset, source, data_dir).split(
+    parts = open_task(dataset, source, data_dir).split(
         lambda of: load_rows(of, source, data_dir=data_dir, token=token), calib, evaluate, seed=seed)
+    return parts if part == "eval" else development(parts, evaluate, dataset)
 
 
 def open_task(dataset: str, source: str, data_dir: str | None) -> Task:
@@ -167,6 +168,7 @@ def task_data(grid: Grid, dataset: str, tokenizer, *, parameters: int, positions
     look_in(grid.lm_eval_path)
     task = open_task(dataset, grid.data_source, grid.data_dir)
     documents = load_split(dataset, grid.data_source, grid.data_dir, token, calib=grid.calib_size,
-                           evaluate=grid.eval_size, seed=grid.split_seed, lm_eval_path=grid.lm_eval_path)
+                           evaluate=grid.eval_size, seed=grid.split_seed, lm_eval_path=grid.lm_eval_path,
+                           part=grid.part)
     cfg = eval_config(grid, task, parameters, positions)
     return TaskData(task, cfg, documents, tokenizer, grid=grid, token=token)

@@ -70,19 +70,28 @@ def require_achievable(ctx: AllocContext) -> None:
 def uniform(ctx: AllocContext):
     """The score-blind control at the shared budget."""
     require_achievable(ctx)
-    levels, names = sorted(ctx.budget.levels), list(ctx.shapes)
-    cost = {(n, b): layer_bits(grid_plan(b, ctx.budget), ctx.shapes[n]) for n in names for b in levels}
-    left = ctx.total_bits - sum(cost[n, levels[0]] for n in names)
-    at = dict.fromkeys(names, 0)
-    for step in range(len(levels) - 1):
+    levels = sorted(ctx.budget.levels)
+    at = raised(ctx.shapes, [{n: layer_bits(grid_plan(b, ctx.budget), shape) for n, shape in ctx.shapes.items()}
+                             for b in levels], ctx.total_bits)
+    return {n: grid_plan(levels[at[n]], ctx.budget) for n in ctx.shapes}, {}
+
+
+def raised(names, cost: list[dict[str, int]], total: int) -> dict[str, int]:
+    """The level of every linear: all from the lowest on one level higher at a time, in spread order, while bits last.
+
+    cost: stored bits of every linear, level by level.
+    """
+    names, at = list(names), dict.fromkeys(names, 0)
+    left = total - sum(cost[0].values())
+    for step in range(len(cost) - 1):
         for index in spread_order(len(names)):
             name = names[index]
-            price = cost[name, levels[step + 1]] - cost[name, levels[step]]
+            price = cost[step + 1][name] - cost[step][name]
             if price <= left:
                 at[name], left = step + 1, left - price
         if min(at.values()) == step:  # this pass could not raise everything: the budget is met
             break
-    return {n: grid_plan(levels[at[n]], ctx.budget) for n in names}, {}
+    return at
 
 
 @allocator("knapsack")
@@ -132,7 +141,14 @@ def topk_keep(ctx: AllocContext):
     require_achievable(ctx)
     total = ctx.total_bits
     base = max(b for b in ctx.budget.levels if b < 16 and uniform_bits(b, ctx.shapes, ctx.budget) <= total)
-    spare = total - uniform_bits(base, ctx.shapes, ctx.budget)
+    masks, notes = keep_within(ctx, total - uniform_bits(base, ctx.shapes, ctx.budget))
+    return {name: replace(grid_plan(base, ctx.budget), keep=masks.get(name)) for name in ctx.shapes}, notes
+
+
+def keep_within(ctx: AllocContext, spare: int) -> tuple[dict[str, np.ndarray], dict]:
+    """Masks of the best weights, columns or rows of the model whose 16-bit values and index take at most ``spare``
+    bits; and how many they are.
+    """
     values = {name: ctx.scores.values[name].float() for name in ctx.shapes}
     rows = {name for name, value in values.items() if ctx.scores.granularity == "line" and value.shape[1] == 1}
     scores = [value.flatten() for value in values.values()]
@@ -147,8 +163,7 @@ def topk_keep(ctx: AllocContext):
         middle = (low + high + 1) // 2
         low, high = (middle, high) if cost.of_first(middle) <= spare else (low, middle - 1)
     masks = keep_masks(ctx.shapes, order[:low], cost.sizes, rows)
-    layers = {name: replace(grid_plan(base, ctx.budget), keep=masks.get(name)) for name in ctx.shapes}
-    return layers, {"kept": low, "kept_share": float(sum(m.sum() for m in masks.values()) / weights_of(ctx.shapes))}
+    return masks, {"kept": low, "kept_share": float(sum(m.sum() for m in masks.values()) / weights_of(ctx.shapes))}
 
 
 @dataclass

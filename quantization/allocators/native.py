@@ -3,7 +3,11 @@
 ``top_fraction``     the top share of blocks at ``high`` bits, the rest at ``low`` (TAQ, TAQoS: 25 % at 8, rest 4).
 ``keep_edges_topk``  first and last blocks and the best others at 16 bits, the rest at ``low`` (TAQO).
 ``flat``             every linear alike: bits, group size (none = one scale a row), and how it is stored.
-``global_topk``      the same, and the best ``ratio`` of all weights, over the whole model, kept at 16 bits (TaCQ).
+``global_topk``      the same, and the best ``ratio`` of all weights, over the whole model, kept at 16 bits (TaCQ); with
+                     a ``target`` as many as it has room for.
+``flat_within``      as flat, each linear at the most bits that fit below ``target``; the quantizer fills what is left.
+``flat_raised``      as flat, at the bits that fit below ``target`` everywhere; then linears in spread order at one bit
+                     more.
 ``salient_columns``  in every linear the best share of its input channels at 16 bits over a flat grid (W4A4).
 ``balanced``         per linear, as many column groups at N+1 bits as at N−1 (the allocation rule of SliM-LLM).
 ``bnb``              every linear as bitsandbytes stores it.
@@ -17,15 +21,16 @@ from dataclasses import fields, replace
 
 import numpy as np
 
-from core.errors import UserError
+from core.errors import BudgetError, UserError
 from core.lazy import torch
 from core.registry import allocator
 from core.settings import Setting
 from core.types import LayerPlan
-from quantization.allocators.common import AllocContext
+from quantization.allocators.common import AllocContext, keep_within, raised
 from quantization.allocators.ranking import first_k, keep_masks, spread_order
-from quantization.bits import grid_plan
+from quantization.bits import grid_plan, layer_bits, weights_of
 from quantization.solvers.bnb import bnb_layer
+from quantization.solvers.spqr import TARGET
 
 SCRIPT_GROUP = 128  # the TAQ script's group size; scale and zero are float32 there, and counted here
 BITS = Setting("bits", int, 3, "bits of every weight", low=2, high=8, flag=False)
@@ -133,18 +138,80 @@ def _flat(ctx: AllocContext, shape: tuple[int, int]) -> LayerPlan:
     return LayerPlan(group_size=GROUP.of(ctx.options) or shape[1], **{"bits": BITS.default} | named)
 
 
-@allocator("global_topk", 2, options=(BITS, GROUP, RATIO), exempt=True)
+@allocator("flat_within", options=(BITS, GROUP, TARGET, "form"), exempt=True)
+def flat_within(ctx: AllocContext):
+    """Every linear in a published form at ``bits``, or at fewer where these alone would store more than the target."""
+    target, layers = TARGET.of(ctx.options), {}
+    for name, shape in ctx.shapes.items():
+        fits = (_flat(replace(ctx, options=ctx.options | {"bits": bits}), shape)
+                for bits in range(BITS.of(ctx.options), 0, -1))
+        layers[name] = next((one for one in fits if layer_bits(one, shape) <= target * math.prod(shape)), None)
+        if layers[name] is None:
+            raise BudgetError(f"{target} bits a weight cannot be met by this form, which stores more at 1 bit of the "
+                              f"{list(shape)} linear {name}; raise --avg_bits")
+    return layers, {}
+
+
+@allocator("flat_raised", options=(TARGET, GROUP, "form"), exempt=True)
+def flat_raised(ctx: AllocContext):
+    """A published form at one budget: every linear at N bits, and in spread order some at N + 1.
+
+    What a search may add to a slim plan (16-bit means of 1-bit groups) is counted as if it did, so none stores more.
+    """
+    total, shapes = int(TARGET.of(ctx.options) * weights_of(ctx.shapes) + 1e-6), ctx.shapes
+
+    def most(bits: int) -> dict[str, int]:
+        layers = flat(replace(ctx, options=ctx.options | {"bits": bits}))[0]
+        return {n: layer_bits(_searched(layer, shapes[n][1]), shapes[n]) for n, layer in layers.items()}
+
+    top = 7 if ctx.options.get("form") == "slim" else 8
+    cost = [most(bits) for bits in range(2, top + 1)]
+    if sum(cost[0].values()) > total:
+        raise BudgetError(f"{TARGET.of(ctx.options)} bits a weight cannot be met by this form, which stores "
+                          f"{sum(cost[0].values()) / weights_of(shapes):.4f} at 2 bits; raise --avg_bits")
+    at = raised(shapes, cost, total)
+    return {n: _flat(replace(ctx, options=ctx.options | {"bits": at[n] + 2}), shape) for n, shape in shapes.items()}, {}
+
+
+def _searched(layer: LayerPlan, width: int) -> LayerPlan:
+    """The most that a slim plan may come to: half of its groups a bit lower, as many higher."""
+    if layer.form != "slim":
+        return layer
+    groups = -(-width // layer.group_size)
+    bits = np.full(groups, layer.bits, dtype=np.uint8)
+    bits[:groups // 2] -= 1
+    bits[groups - groups // 2:] += 1
+    return replace(layer, group_bits=bits)
+
+
+@allocator("global_topk", 2, options=(BITS, GROUP, RATIO, TARGET), exempt=True)
 def global_topk(ctx: AllocContext):
     """int(ratio · weights) best weights of the model, whatever linear they are in, kept at 16 bits over a flat grid.
 
-    Equal scores are taken in spread order.
+    With a ``target`` of stored bits a weight: as many as it has room for, over the most bits up to ``bits`` that leave
+    any.  Equal scores are taken in spread order.
     """
     _scored(ctx, "element", "global_topk keeps single weights; combine it with an element scorer such as TaCQ")
+    if TARGET.of(ctx.options) is not None:
+        return _filled(ctx, TARGET.of(ctx.options))
     scores = [ctx.scores.values[name].float().flatten() for name in ctx.shapes]
     sizes = [len(one) for one in scores]
     best = first_k(torch.cat(scores), int(RATIO.of(ctx.options) * sum(sizes)))
     masks = keep_masks(ctx.shapes, best, sizes)
     return {n: replace(_flat(ctx, shape), keep=masks.get(n)) for n, shape in ctx.shapes.items()}, {"kept": len(best)}
+
+
+def _filled(ctx: AllocContext, target: float):
+    """A flat grid, and what the target leaves over spent on kept weights."""
+    total = int(target * weights_of(ctx.shapes) + 1e-6)
+    for bits in range(BITS.of(ctx.options), 1, -1):
+        at_bits = replace(ctx, options=ctx.options | {"bits": bits})
+        layers = {n: _flat(at_bits, shape) for n, shape in ctx.shapes.items()}
+        spare = total - sum(layer_bits(layer, ctx.shapes[n]) for n, layer in layers.items())
+        if spare >= 0:
+            masks, notes = keep_within(ctx, spare)
+            return {n: replace(layer, keep=masks.get(n)) for n, layer in layers.items()}, notes
+    raise BudgetError(f"{target} bits a weight cannot be met by 2 bits and their scales; raise --avg_bits")
 
 
 @allocator("salient_columns", options=(BITS, GROUP, SALIENT), exempt=True)

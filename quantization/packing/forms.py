@@ -51,7 +51,8 @@ def packed_alone(weight: torch.Tensor, layer: LayerPlan, quantizer: str) -> dict
         return {"codes": raw(codes), "maxima": raw(maxima.float())}
     if layer.form == "split":
         return pack_split(weight, layer)
-    return pack_nearest(weight, layer, float_zero=quantizer.startswith("rtn-float"))
+    return pack_nearest(weight, layer, float_zero=quantizer.startswith("rtn-float"),
+                        kept_in_range=quantizer == "rtn-full-range")
 
 
 def pack_split(weight: torch.Tensor, layer: LayerPlan) -> dict[str, np.ndarray]:
@@ -73,11 +74,12 @@ def _with_kept(values: torch.Tensor, arrays: dict[str, np.ndarray], kept_dtype: 
 
 # ---- grid: GPTQ and round-to-nearest -----------------------------------------------------------------------------
 
-def pack_nearest(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False) -> dict[str, np.ndarray]:
+def pack_nearest(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False,
+                 kept_in_range: bool = False) -> dict[str, np.ndarray]:
     """Quantize ``weight`` [out, in] by round-to-nearest and return its stored arrays."""
     if plan.bits == 16 and plan.group_bits is None:
         return {"weight": raw16(weight)}
-    encoded = encode(weight.float(), plan, float_zero=float_zero)
+    encoded = encode(weight.float(), plan, float_zero=float_zero, kept_in_range=kept_in_range)
     arrays = pack_grid(plan, {"codes": encoded.codes, "scale": encoded.scale, "zero": encoded.zero})
     if plan.dynamic_heads:
         arrays["whole"] = raw16(weight)

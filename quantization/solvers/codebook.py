@@ -5,6 +5,7 @@ For one linear W [out, in] with the diagonal Fisher F [out, in] (summed squared 
     min over c_1..c_K and codes q of   Σ_j F_j (w_j − c_q(j))²,   K = 2^b,   F_j = 0 where the weight is kept
 
 Kept, dense-and-sparse: the largest |w| of the whole linear (share 0.0045), then the largest F among the rest (0.0005).
+With a target of stored bits, as many are kept as each linear has room for, in the same proportion of the two.
 Stored: b-bit codes, K fp16 values a row, kept weights at 16 bits with their index; quantization/bits.py counts them.
 
 The clusters are found by quantization/solvers/kmeans.py.
@@ -20,14 +21,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from core.errors import UserError
+from core.errors import BudgetError, UserError
 from core.lazy import torch
 from core.registry import quantizer
 from core.settings import Setting
 from core.types import Aid, LayerPlan, Stored
 from quantization.allocators.ranking import first_k
+from quantization.bits import kept_bits, layer_bits
 from quantization.solvers.grid import kept_values
 from quantization.solvers.kmeans import check, nearest, weighted_kmeans
+from quantization.solvers.spqr import TARGET
 
 
 def kept_mask(weight: torch.Tensor, fisher: torch.Tensor, magnitude_share: float, fisher_share: float) -> np.ndarray:
@@ -49,9 +52,36 @@ def _position(positions: np.ndarray) -> np.ndarray:
     return positions
 
 
+def filling_mask(weight: torch.Tensor, fisher: torch.Tensor, layer: LayerPlan, target: float, *,
+                 magnitude_share: float, fisher_share: float) -> np.ndarray:
+    """The mask of :func:`kept_mask` at the multiple of both shares that stores the most within ``target`` bits a
+    weight.
+
+    Raises BudgetError where the codebook alone stores more.
+    """
+    shape, total = tuple(weight.shape), int(target * weight.numel() + 1e-6)
+    room = total - layer_bits(replace(layer, keep=None), shape)
+    if room < 0:
+        stored = layer_bits(layer, shape) / weight.numel()
+        raise BudgetError(f"a codebook of {layer.bits} bits stores {stored:.4f} bits a weight of a {list(shape)} "
+                          f"linear, more than the target of {target}; raise --avg_bits")
+    whole = magnitude_share + fisher_share
+
+    def mask(count: int) -> np.ndarray:
+        share = count / (weight.numel() * whole)
+        return kept_mask(weight, fisher, magnitude_share=share * magnitude_share, fisher_share=share * fisher_share)
+
+    low, high = 0, min(room // 16, int(0.49 * weight.numel()))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if kept_bits(mask(middle)) <= room else (low, middle - 1)
+    return mask(low)
+
+
 def solve_codebook(weight: torch.Tensor, fisher: torch.Tensor, layer: LayerPlan, *, magnitude_share: float = 0.0045,
-                   fisher_share: float = 0.0005, seed: int = 0, kept_dtype: torch.dtype | None = None) -> Stored:
-    """Quantize ``weight`` float32 [out, in] under ``fisher`` float32 [out, in].
+                   fisher_share: float = 0.0005, seed: int = 0, kept_dtype: torch.dtype | None = None,
+                   target: float | None = None) -> Stored:
+    """Quantize ``weight`` float32 [out, in] under ``fisher`` float32 [out, in]; ``target``: bits a weight to fill.
 
     ``layer.form`` is "codebook", bits 1..8; kept weights are stored as ``kept_dtype`` (16 bits; None = bf16).  Raises
     UserError for another plan, shares out of range, and numbers that are not finite or too large.
@@ -60,7 +90,9 @@ def solve_codebook(weight: torch.Tensor, fisher: torch.Tensor, layer: LayerPlan,
         raise UserError(f"SqueezeLLM stores a codebook of 1 to 8 bits, the plan says form {layer.form!r} at "
                         f"{layer.bits} bits; use an allocator that plans codebooks")
     check(weight, fisher, 2**layer.bits)
-    keep = kept_mask(weight, fisher, magnitude_share=magnitude_share, fisher_share=fisher_share)
+    shares = {"magnitude_share": magnitude_share, "fisher_share": fisher_share}
+    keep = (kept_mask(weight, fisher, **shares) if target is None
+            else filling_mask(weight, fisher, layer, target, **shares))
     kept = torch.as_tensor(keep)
     weights = fisher.float().masked_fill(kept, 0.0)
     blind = weights.amax(1, keepdim=True) == 0
@@ -99,12 +131,12 @@ FISHER_SHARE = Setting("fisher_share", float, 0.0005, "share of the weights kept
                        low=0, high=1, flag=False)
 
 
-@quantizer("squeezellm", needs=("fisher",), options=(MAGNITUDE_SHARE, FISHER_SHARE))
+@quantizer("squeezellm", needs=("fisher",), options=(MAGNITUDE_SHARE, FISHER_SHARE, TARGET))
 def squeezellm(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     """The published quantizer: dense codes by weighted k-means, sparse outliers at 16 bits."""
     if aid.fisher is None:
         raise UserError(f"SqueezeLLM got no Fisher information for {aid.fqn}; run it with calibration documents")
-    options = {k: v for k, v in aid.options.items() if k in ("magnitude_share", "fisher_share")}
+    options = {k: v for k, v in aid.options.items() if k in ("magnitude_share", "fisher_share", "target")}
     try:  # on the CPU, whose work sorting and tables of a row at a time are
         return solve_codebook(weight.cpu(), aid.fisher.cpu(), layer, kept_dtype=aid.kept_dtype, **options)
     except UserError as error:

@@ -15,7 +15,7 @@ from core.registry import quantizer
 from core.settings import Setting
 from core.types import Aid, LayerPlan, Stored
 from quantization.solvers.columns import BLOCK, Groups, column_major, feed_back, slices
-from quantization.solvers.grid import Grid, best_range, ends, kept_values, through
+from quantization.solvers.grid import Grid, best_range, ends, kept_values, through, without_kept
 from streams.hessians import PERCDAMP, factorise
 
 PLAIN = (1.0,)
@@ -135,9 +135,7 @@ def fit(columns: torch.Tensor, keep: torch.Tensor | None, bits: int, how: Solver
     Kept weights are replaced by the mean of the row's others, so that they do not stretch the range; min ≤ 0 ≤ max.
     The first of equally good ``shrinks`` wins.
     """
-    if keep is not None and keep.any():
-        others = (~keep).sum(0).clamp(min=1)
-        columns = torch.where(keep, torch.where(keep, 0.0, columns).sum(0) / others, columns)
+    columns = without_kept(columns, keep)
     low, high = ends(columns)
     if how.symmetric:
         high = torch.maximum(-low, high)

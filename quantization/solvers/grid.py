@@ -109,6 +109,17 @@ def ends(columns: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, torch.Tenso
     return torch.where(zeros, -1.0, low), torch.where(zeros, 1.0, high)
 
 
+def without_kept(columns: torch.Tensor, keep: torch.Tensor | None, dim: int = 0) -> torch.Tensor:
+    """``columns`` with the mean of the others along ``dim`` in the place of kept weights, which then stretch no range.
+
+    keep: bool, of the same shape, or None.
+    """
+    if keep is None or not keep.any():
+        return columns
+    others = (~keep).sum(dim, keepdim=True).clamp(min=1)
+    return torch.where(keep, torch.where(keep, 0.0, columns).sum(dim, keepdim=True) / others, columns)
+
+
 def integer_grid(low: torch.Tensor, high: torch.Tensor, top: int | torch.Tensor, *, stored: bool = True,
                  symmetric: bool = False) -> Grid:
     """The grid over [low, high], low ≤ 0 ≤ high.

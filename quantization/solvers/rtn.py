@@ -1,4 +1,8 @@
-"""Round-to-nearest: the common grid, and the grid of the published TAQ script (quantization/solvers/grid.py)."""
+"""Round-to-nearest: the common grid, and the grid of the published TAQ script (quantization/solvers/grid.py).
+
+Kept weights stretch no range, as in the solvers, but in the published W4A4 form, which rounds all weights and then puts
+the kept ones back.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from core.lazy import torch
 from core.registry import quantizer
 from core.types import LayerPlan
 from quantization.bits import code_bits
-from quantization.solvers.grid import Grid, MinimumGrid, integer_grid, sixteen, spread_groups
+from quantization.solvers.grid import Grid, MinimumGrid, integer_grid, sixteen, spread_groups, without_kept
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,17 @@ def grouped(weight: torch.Tensor, group_size: int, zero_pad: bool = False) -> to
     return weight.reshape(weight.shape[0], -1, group_size)
 
 
-def encode(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False, zero_pad: bool = False) -> Encoded:
+def encode(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False, zero_pad: bool = False,
+           kept_in_range: bool = False) -> Encoded:
     """Quantize float32 ``weight`` [out, in] by round-to-nearest under ``plan`` (bits of 1..8, or group_bits)."""
     groups = grouped(weight, plan.group_size, zero_pad)
+    keep = None if plan.keep is None or kept_in_range else torch.as_tensor(plan.keep, device=weight.device)
+    keep = None if keep is None else grouped(keep, plan.group_size)
+    inside = without_kept(groups, keep, dim=2)
     bits = torch.as_tensor(code_bits(plan, weight.shape[1]), device=weight.device)
     if not ((bits >= 1) & (bits <= 8)).all():
         raise ValueError(f"round-to-nearest codes need 1 to 8 bits, got {sorted(set(bits.tolist()))}")
-    top, low, high = (2**bits - 1).float()[:, None], groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    top, low, high = (2**bits - 1).float()[:, None], inside.amin(2, keepdim=True), inside.amax(2, keepdim=True)
     if float_zero:
         grid = MinimumGrid((high - low) / top, low, top)
     else:
@@ -61,19 +69,25 @@ def dequantized(weight: torch.Tensor, plan: LayerPlan, **grid) -> torch.Tensor:
     return values
 
 
-@quantizer("rtn")
+@quantizer("rtn", 2)
 def rtn(weight: torch.Tensor, plan: LayerPlan) -> torch.Tensor:
     """Common round-to-nearest: int-zero grid, fp16 scales."""
     return dequantized(weight, plan)
 
 
-@quantizer("rtn-float")
+@quantizer("rtn-full-range")
+def rtn_full_range(weight: torch.Tensor, plan: LayerPlan) -> torch.Tensor:
+    """The same, kept weights in the range of their group: the published W4A4 form."""
+    return dequantized(weight, plan, kept_in_range=True)
+
+
+@quantizer("rtn-float", 2)
 def rtn_float(weight: torch.Tensor, plan: LayerPlan) -> torch.Tensor:
     """Round-to-nearest of the published TAQ script, a ragged last group measured on its own columns."""
     return dequantized(weight, plan, float_zero=True)
 
 
-@quantizer("rtn-float-padded")
+@quantizer("rtn-float-padded", 2)
 def rtn_float_padded(weight: torch.Tensor, plan: LayerPlan) -> torch.Tensor:
     """The same with the script's quirk: a ragged last group padded with zeros, which drags min and max toward 0."""
     return dequantized(weight, plan, float_zero=True, zero_pad=True)

@@ -37,7 +37,7 @@ THRESHOLD = Setting("threshold", float, 0.2, "a weight whose error exceeds it is
                     "variance of rows over d²", low=0, flag=False)
 ORDER = Setting("order", str, "activation", "columns by falling diagonal of the Hessian, or as they stand",
                 choices=ORDERS, flag=False)
-TARGET = Setting("target", float, None, "stored bits a weight that the threshold is searched for (default: none)",
+TARGET = Setting("target", float, None, "stored bits a weight that the row is filled to (default: none)",
                  low=1, high=16, flag=False)
 
 BELOW, STEPS = 0.02, 28  # bisection: bits a weight under the target that are near enough, and solutions it may try
@@ -50,6 +50,12 @@ class Prepared:
     perm: torch.Tensor  # int64 [in]: W_perm = W[:, perm]
     factor: Factor  # of the permuted Hessian
     diagonal: torch.Tensor  # d_j, float32 [in]
+
+
+def unit_of(columns: torch.Tensor, diagonal: torch.Tensor) -> float:
+    """mean_j(var_rows(W_j) / d_j²) of a linear's ``columns`` [in, out]: the unit of the threshold."""
+    spread = columns.var(1) if columns.shape[1] > 1 else columns.square().sum(1)
+    return float((spread / diagonal.square()).mean())
 
 
 def solve_spqr(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, *, threshold: float = THRESHOLD.default,
@@ -68,8 +74,7 @@ def solve_spqr(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, *,
     ready = cache[key]
     columns = column_major(weight[:, ready.perm])
     columns[ready.factor.dead] = 0.0
-    spread = columns.var(1) if len(weight) > 1 else columns.square().sum(1)
-    unit = float((spread / ready.diagonal.square()).mean())
+    unit = unit_of(columns, ready.diagonal)
     how = Settings(layer, limit=threshold * unit if math.isfinite(threshold) else math.inf, published=published,
                    simplified=simplified, kept_dtype=kept_dtype)
     solved = solve_columns(columns, ready.factor.upper, ready.diagonal, how=how)

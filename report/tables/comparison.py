@@ -1,13 +1,16 @@
 """One data set of a table: its rows, their tests against full precision and uniform, and the best of them.
 
 Families of Holm's correction: all rows tested against full precision; the rows at equal bits tested against uniform;
-the budgeted methods tested against the best one.  Accuracy and gold log-likelihood are families of their own.
+all pairs of methods at the budget, of which those with the best one are shown (which is best comes out of the same
+documents, so testing the others against it alone would tell equal methods apart too often).  Accuracy and gold
+log-likelihood are families of their own.
 A row whose stored bits differ from uniform's by more than the grid's tolerance shows its difference, but no p value,
 and a note gives both bits; it is never ranked.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import combinations
 
 from core.sample import Sample, Stratum
 from evaluation.statistics.formulas import holm
@@ -88,7 +91,7 @@ def mark_best(panel: Panel, cells: Sequence[Result], rows: list[dict]) -> int:
     """Mark the best budgeted method of the main metric and of the log-likelihood, and those not told apart from it.
 
     A method's seeds are averaged document by document, and the averages compared by the sign-flip test.
-    Returns the size of the family.
+    Returns the number of the best one's rivals.
     """
     ranked = dict.fromkeys([*list(cells[0].task.metrics)[:1], "gold_loglik"])
     groups: dict[str, list[int]] = {}
@@ -109,9 +112,10 @@ def _marks(panel: Panel, metric: str, groups: dict[str, list[int]]) -> dict[str,
     """"best" or "tied" by method, of those that are."""
     means = {method: panel.values[metric][:, runs].mean() for method, runs in groups.items()}
     best = max(means, key=lambda method: means[method])
-    others = [method for method in groups if method != best]
-    corrected = holm([panel.permutation_p(metric, groups[best], groups[method]) for method in others])
-    tied = {method: "tied" for method, p in zip(others, corrected, strict=True) if p >= LEVEL}
+    pairs = list(combinations(groups, 2))
+    corrected = holm([panel.permutation_p(metric, groups[first], groups[second]) for first, second in pairs])
+    tied = {first if second == best else second: "tied" for (first, second), p in zip(pairs, corrected, strict=True)
+            if best in (first, second) and p >= LEVEL}
     return tied | {method: "best" for method in groups if means[method] == means[best]}
 
 
@@ -126,7 +130,8 @@ def _own(cell: Result) -> dict:
         row |= _interval(stem(metric), asdict(interval) if interval else None)
     for name in ("parse_fail", "truncated"):
         row[name] = cell.metrics[name].value if cell.metrics.get(name) else None
-    return row | {"scoring": cell.scoring, "budgeted": cell.avg_bits is not None and not cell.method.native}
+    at_budget = not cell.method.native or cell.method.options.get("target") is not None
+    return row | {"scoring": cell.scoring, "budgeted": cell.avg_bits is not None and at_budget}
 
 
 def _against_full(change: dict | None, cell: Result) -> dict:

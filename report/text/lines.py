@@ -81,8 +81,9 @@ def detectable_text(power: dict) -> str:
 def family_line(table: TableData, dataset: str) -> str:
     """How many comparisons Holm's correction counts."""
     sizes = table.facts[dataset]["families"]
-    return (f"{dataset}: Holm over {sizes['fp16']} rows against fp16, {sizes['uniform']} against uniform, "
-            f"{sizes['best']} against the best")
+    pairs = sizes["best"] * (sizes["best"] + 1) // 2
+    return (f"{dataset}: Holm over {sizes['fp16']} rows against fp16, {sizes['uniform']} against uniform, {pairs} "
+            "pairs of rows at equal bits")
 
 
 def verdict(table: TableData) -> list[str]:

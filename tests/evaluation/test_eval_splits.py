@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from core.errors import DataError, UserError
 from evaluation.data.documents import Doc, DocList
-from evaluation.data.splits import largest_remainder, split
+from evaluation.data.splits import development, largest_remainder, question_key, split, split_apart
 
 
 def make(sizes, copies=0):
@@ -83,3 +83,44 @@ def test_bad_sizes():
         split(make([5]), 0, 2, seed=0, stratified=True)
     with pytest.raises(DataError, match="at least 2"):
         split(make([1], copies=1), 1, 1, seed=0, stratified=False)
+
+
+@settings(max_examples=200, deadline=None)
+@given(sizes=st.lists(st.integers(2, 30), min_size=1, max_size=5), again=st.integers(0, 12), n_calib=st.integers(1, 40),
+       n_eval=st.integers(1, 40), seed=st.integers(0, 3), stratified=st.booleans())
+def test_no_question_stands_on_two_sides(sizes, again, n_calib, n_eval, seed, stratified):
+    """A question asked again with other options, in other capitals, in another category."""
+    docs = make(sizes)
+    docs += [replace(doc, doc_id=f"again-{i}", question=f" {doc.question.upper()}?", options=("y", "x"),
+                     stratum="stratum9") for i, doc in enumerate(docs[:again])]
+    try:
+        parts = split(docs, n_calib, n_eval, seed=seed, stratified=stratified)
+    except DataError as error:
+        assert "calibrates too" in str(error) and again
+        return
+    sides = [{question_key(d) for d in side} for side in (parts.calib, parts.eval, parts.rest)]
+    assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+    ids = [d.doc_id for side in (parts.calib, parts.eval, parts.rest) for d in side]
+    assert len(set(ids)) == len(ids)
+    if not again and n_calib + n_eval <= len(docs):
+        assert len(parts.eval) == n_eval and len(ids) == len(docs)
+    missing = n_eval - len(parts.eval)
+    assert "because their question calibrates" in parts.note or missing <= 0 or "same ratio" in parts.note
+
+
+def test_a_question_of_both_sources_is_asked_and_does_not_calibrate():
+    docs, own = make([10]), make([30])
+    own = [replace(doc, doc_id=f"own-{doc.doc_id}", options=("p", "q")) for doc in own]
+    parts = split_apart(own, docs, 30, 4, seed=0, stratified=False)
+    assert len(parts.calib) == 20 and "10 documents left out" in parts.note
+    assert [d.doc_id for d in parts.rest] == [d.doc_id for d in docs[4:]]
+
+
+def test_development_documents_are_others_than_those_that_evaluate():
+    parts = split(make([40, 40]), 10, 20, seed=1, stratified=True)
+    dev = development(parts, 20, "set")
+    assert dev.calib == parts.calib and len(dev.eval) == 20 and not set(dev.eval) & set(parts.eval + parts.calib)
+    assert "development" in dev.note and len({d.stratum for d in dev.eval}) == 2
+    assert "only 50 development documents for 60" in development(parts, 60, "set").note
+    with pytest.raises(DataError, match="no development documents"):
+        development(split(make([20]), 5, 15, seed=1, stratified=True), 15, "set")

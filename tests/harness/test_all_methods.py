@@ -17,6 +17,7 @@ from harness.stages.scores import scores_key
 from harness.stages.weights import weights_key
 from quantization.packing.forms import packed, packed_alone
 from report.records import load_results
+from report.tables.tables import tables
 from tests.harness.bench import case_of, cases_of
 
 NAMES = tuple(name for name in METHODS if not name.startswith("TAQO-oracle"))
@@ -286,3 +287,15 @@ def test_the_printed_minimum_can_be_asked_for(tiny_folder, tmp_path, capsys):
     for result in load_results(tmp_path / "results"):
         if not result.method.native and result.method.quantizer:
             assert float(least) - 0.01 < result.bits.average <= float(least)
+
+
+def test_published_forms_filled_to_the_budget_are_ranked(tiny_folder, tmp_path):
+    """They store the budget, so they are tested against uniform and ranked with the common rows."""
+    names = ("TaCQ-budget-native", "GPTQ-budget-native", "SqueezeLLM-budget-native", "SliM-LLM-budget-native")
+    where = where_of(tiny_folder, tmp_path) | {"tolerance": 0.25}
+    assert main(flags(**where, methods=names, avg_bits=(6.5,))) == 0
+    found = {r.name: r for r in load_results(tmp_path / "results") if r.method.native}
+    assert set(found) == set(names)
+    assert all(6.2 < r.bits.average <= 6.5 for r in found.values()), {n: r.bits.average for n, r in found.items()}
+    table = tables(tmp_path / "results")[0]
+    assert {row["method"] for row in table.rows if row["budgeted"]} >= set(names)

@@ -34,7 +34,7 @@ def test_scores_are_mean_inputs_of_every_document_read_alone(family, published):
 
 def test_one_percent_of_each_linears_channels_is_kept():
     spec = METHODS.get("W4A4-native")
-    assert spec.options == {"bits": 4, "group": 128} and spec.native and spec.quantizer == "rtn"
+    assert spec.options == {"bits": 4, "group": 128} and spec.native and spec.quantizer == "rtn-full-range"
     shapes = {"a": (4, 576), "b": (3, 60)}
     values = {"a": torch.arange(576.0), "b": torch.ones(60)}
     ctx = AllocContext(shapes, {"a": 0, "b": 0}, budget=Budget(0.0), scores=Scores("channel", values, "mean |x|"),

@@ -1,6 +1,7 @@
 """Allocators: budgets met from below, optimal against brute force, deterministic, ties not to the earliest."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -246,3 +247,40 @@ def test_signed_scores_need_the_unit_z():
         positive_weights(Scores("layer", values, "nats"), ["a", "b"])
     values = {"a": torch.tensor(0.0), "b": torch.tensor(2.0)}
     assert positive_weights(Scores("layer", values, "n"), ["a", "b"]).tolist() == [0.002, 2.0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(2.6, 7.5), st.integers(0, 1000), st.sampled_from(("global_topk", "flat_raised", "slim")))
+def test_published_forms_are_filled_to_the_budget(target, seed, kind):
+    """One scale a row: within a hundredth of a bit below the target, kept weights and their index included."""
+    ctx = problem(target, seed, granularity="element")
+    options = {"global_topk": {"bits": int(target), "search": "published"}, "flat_raised": {},
+               "slim": {"group": 128, "form": "slim"}}[kind]
+    ctx = replace(ctx, options=options | {"target": target})
+    layers, notes = ALLOCATORS.get("global_topk" if kind == "global_topk" else "flat_raised").fn(ctx)
+    plan = make_plan(layers, ctx.shapes, (0, 0), notes=notes)
+    if kind == "global_topk":
+        check_budget(plan, ctx.budget, kind)
+        best = min(float(ctx.scores.values[f][torch.tensor(one.keep)].min()) for f, one in layers.items()
+                   if one.keep is not None)
+        rest = max(float(ctx.scores.values[f][torch.tensor(~one.keep)].max()) for f, one in layers.items()
+                   if one.keep is not None)
+        assert best >= rest
+        return
+    assert plan.avg_bits <= target and {one.group_size for one in layers.values()} == (
+        {128} if kind == "slim" else {64, 128})
+    levels = sorted({one.bits for one in layers.values()})
+    assert len(levels) == 1 or (len(levels) == 2 and levels[1] - levels[0] == 1)
+    if kind == "flat_raised":  # of the smallest linear, one more level would not have fitted
+        assert target - plan.avg_bits < 0.02
+    if kind == "slim":  # whatever the search gives
+        lower = {f: replace(one, group_bits=np.array([max(1, one.bits - 1)], dtype=np.uint8))
+                 for f, one in layers.items()}
+        assert make_plan(lower, ctx.shapes, (0, 0), notes={}).avg_bits <= target
+
+
+@pytest.mark.parametrize("name", ("global_topk", "flat_raised"))
+def test_a_target_that_no_bits_meet_is_refused(name):
+    ctx = replace(problem(2.3, 0, granularity="element"), options={"target": 2.01, "bits": 2})
+    with pytest.raises(BudgetError, match="--avg_bits"):
+        ALLOCATORS.get(name).fn(ctx)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.codebook import inertia, made_up
-from core.errors import UserError
+from core.errors import BudgetError, UserError
 from core.registry import QUANTIZERS
 from core.types import Aid, LayerPlan
 from quantization.bits import layer_bits
@@ -217,7 +217,7 @@ def test_the_weighted_error_is_far_below_round_to_nearest_and_falls_with_bits():
 
 def test_the_registered_quantizer():
     spec = QUANTIZERS.get("squeezellm")
-    assert spec.needs == ("fisher",) and set(spec.options) == {"magnitude_share", "fisher_share"}
+    assert spec.needs == ("fisher",) and set(spec.options) == {"magnitude_share", "fisher_share", "target"}
     weight, fisher = made_up((16, 200))
     options = {"magnitude_share": 0.1, "fisher_share": 0.0, "published": False}
     stored = spec.fn(weight, book(2, 200), Aid("a", fisher=fisher, options=options))
@@ -264,3 +264,16 @@ def test_a_linear_of_the_real_model(real_model):
     assert bits == layer_bits(stored.layer, tuple(weight.shape)) / weight.numel()
     assert 0.005 * 16 < bits - 2 - 64 / 1536 < 0.005 * 30  # the index costs less than 14 bits a kept weight
     assert torch.equal(stored.values[torch.tensor(stored.layer.keep)], weight[torch.tensor(stored.layer.keep)])
+
+
+@pytest.mark.parametrize("target", (2.5, 3.0, 4.7))
+def test_a_target_is_filled_with_kept_weights_of_both_kinds(target):
+    weight, fisher = rows_of("normal", 48, 256)
+    stored = QUANTIZERS.get("squeezellm").fn(weight, book(2, 256), Aid("w", fisher=fisher, options={"target": target}))
+    bits = layer_bits(stored.layer, (48, 256)) / weight.numel()
+    assert target - (32 + 8 + 48) / weight.numel() <= bits <= target  # a wider row count is 48 bits
+    plain = solve_codebook(weight, fisher, book(2, 256))
+    assert stored.layer.keep.sum() > plain.layer.keep.sum()
+    assert bool(stored.layer.keep.flat[int(weight.abs().argmax())])
+    with pytest.raises(BudgetError, match="more than the target"):
+        solve_codebook(weight, fisher, book(2, 256), target=2.2)

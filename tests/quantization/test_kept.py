@@ -12,8 +12,9 @@ from core.registry import QUANTIZERS
 from core.types import Aid, LayerPlan
 from quantization.apply import Originals
 from quantization.bits import layer_bits
-from quantization.packing.forms import packed, unpacked
+from quantization.packing.forms import pack_nearest, packed, unpack_nearest, unpacked
 from quantization.solvers.grid import sixteen_bit
+from quantization.solvers.rtn import dequantized
 from tests.tiny import calib_set, tiny_model
 
 ROWS, COLS = 24, 48
@@ -75,3 +76,22 @@ def test_an_fp16_model_keeps_the_weights_it_was_loaded_with():
                     see=lambda fqn, stored: masks.update({fqn: torch.tensor(stored.layer.keep)}))
     for fqn, mask in masks.items():
         assert torch.equal(linears[fqn].weight[mask], originals.weights[fqn][mask]), fqn
+
+
+@pytest.mark.parametrize("group", [16, 10])
+def test_a_kept_weight_stretches_no_range(group):
+    """Round-to-nearest as the solver: the others of its group are stored as if the outlier were an ordinary weight."""
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    keep = np.zeros((8, 32), dtype=bool)
+    keep[:, 3] = True
+    loud = weight.clone()
+    loud[:, 3] = 100.0
+    plan = LayerPlan(3, group, keep=keep)
+    plain, got = dequantized(weight, replace(plan, keep=None)), dequantized(loud, plan)
+    assert torch.equal(got[:, 3], loud[:, 3])
+    others = [c for c in range(32) if c != 3]
+    assert (got - loud)[:, others].square().mean() < 1.5 * (plain - weight)[:, others].square().mean()
+    arrays = pack_nearest(loud, plan)
+    assert torch.equal(unpack_nearest(arrays, plan, (8, 32), dtype=torch.float32), got)
+    everything = LayerPlan(3, group, keep=np.ones((8, 32), dtype=bool))
+    assert torch.equal(dequantized(loud, everything), loud.bfloat16().float())

@@ -90,7 +90,7 @@ def test_families_and_p_values(folder):
     assert (uniform["lost"], uniform["gained"]) == (20, 0) and np.isnan(uniform["u_loglik"])
     tacq = row(table, "TaCQ")
     assert tacq["u_accuracy"] == pytest.approx(14 / N) and tacq["u_p_raw"] == pytest.approx(2 * 0.5**14)
-    line = "Holm over 7 rows against fp16, 4 against uniform, 3 against the best"
+    line = "Holm over 7 rows against fp16, 4 against uniform, 6 pairs of rows at equal bits"
     assert line in text([table], "markdown", details=True)
 
 
