@@ -12,6 +12,7 @@ from core.activations import ACTIVATIONS
 from core.errors import UserError, did_you_mean
 from core.registry import ALLOCATORS, COMMON, FOLLOWS, FROM_AXES, METHODS, QUANTIZERS, SCORERS, MethodSpec
 from core.settings import SETTINGS, shown
+from core.storage import OF_COMMON_ROWS
 from core.transforms import OF_EVERY_ROW
 
 
@@ -94,7 +95,8 @@ def readable(spec: MethodSpec, common: str | None = None) -> tuple[tuple[str, ..
         options += tuple(name for quantizer in chosen for name in QUANTIZERS.get(quantizer).options)
     scored = SCORERS.get(spec.scorer).settings if spec.scorer else ()
     solved = [name for quantizer in chosen for name in QUANTIZERS.get(quantizer).settings]
-    settings = dict.fromkeys([*scored, *solved, *(("published",) if spec.native else ()), *OF_EVERY_ROW])
+    stored = OF_COMMON_ROWS if spec.budgeted and spec.quantizer == COMMON else ()
+    settings = dict.fromkeys([*scored, *solved, *(("published",) if spec.native else ()), *stored, *OF_EVERY_ROW])
     return tuple(settings), tuple(dict.fromkeys(name for name in options if name in SETTINGS))
 
 

@@ -116,7 +116,8 @@ class QuantizerSpec:
     fn: Callable
     version: int = 1
     options: tuple[str, ...] = ()  # that a method may fix, or a row's brackets
-    needs: tuple[str, ...] = ()  # "hessian" or "inputs" of the linear, "fisher" (gradients); none = weights alone
+    # "hessian" or "inputs" of the linear, "fisher" (gradients), "library" (solved forms); none = weights alone
+    needs: tuple[str, ...] = ()
     sequential: bool = True  # linears of a block one input after the other, or all from the block as loaded
 
     @property
@@ -155,7 +156,7 @@ REGISTRIES = (SCORERS, METHODS, ALLOCATORS, QUANTIZERS, DATASETS)
 CONTROLS = ("fp16", "uniform", "random")  # every table carries them
 GRANULARITIES = ("layer", "linear", "channel", "line", "group", "element")
 NEEDS = ("calib", "labels", "answers", "gradients", "hessian")  # of a scorer
-QUANTIZER_NEEDS = ("hessian", "inputs", "fisher")
+QUANTIZER_NEEDS = ("hessian", "inputs", "fisher", "library")
 FACTS = {  # what a scorer may read of its cell, besides settings
     "seed": "the row's seed", "batch_tokens": "padded tokens a batch", "group_size": "of the common grid",
     "base": "how linears are stored before any weight is kept", "levels": "of bits that the allocator may choose",

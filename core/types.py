@@ -108,6 +108,7 @@ class Aid:
     shared: dict = field(default_factory=dict)
     replay: Callable[[], Any] | None = None  # -> iterator over the linear's inputs, one sequence [T, in] at a time
     fisher: torch.Tensor | None = None  # float32 [out, in]: Σ over sequences of the squared gradient
+    library: Callable[[str], Any] | None = None  # fqn -> Stored: the linear in the form that the plan bought
     options: dict = field(default_factory=dict)  # what the method fixes, and "published"
     kept_dtype: torch.dtype | None = None  # 16-bit dtype of kept weights: the model's own if it has one; None = bf16
 

@@ -51,5 +51,5 @@ def max_channel(ctx: ScoreContext) -> Scores:
 
 
 method("AWQ-channel", scorer="AWQ-channel", paper="arXiv:2306.00978")
-method("W4A4-native", scorer="AWQ-channel", allocator="salient_columns", quantizer="rtn-full-range", native=True, bits=4,
-       group=128, paper="the brief's W4A4 project")
+method("W4A4-native", scorer="AWQ-channel", allocator="salient_columns", quantizer="rtn-full-range", native=True,
+       bits=4, group=128, paper="the brief's W4A4 project")

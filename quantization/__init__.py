@@ -2,10 +2,12 @@
 
 import quantization.allocators.circuit
 import quantization.allocators.common
+import quantization.allocators.menu
 import quantization.allocators.native
 import quantization.solvers.bnb
 import quantization.solvers.codebook
 import quantization.solvers.gptq
+import quantization.solvers.library
 import quantization.solvers.rtn
 import quantization.solvers.slim
 import quantization.solvers.split

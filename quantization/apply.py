@@ -65,6 +65,7 @@ class Originals:
 
     def solve(self, layers: dict[str, LayerPlan], quantizer: str, *, model, blocks, block_of: dict[str, int],
               calib: CalibSet | None = None, fisher: dict[str, torch.Tensor] | None = None, options: dict | None = None,
+              library: Callable[[str], Stored] | None = None,
               step=lambda done, total: None, see: Callable[[str, Stored], None] = lambda fqn, stored: None,
               keeper: Keeper | None = None) -> dict[str, Stored]:
         """Quantize the linears named by a quantizer that reads data.
@@ -84,7 +85,7 @@ class Originals:
 
         def solve_one(fqn: str, aid: Aid) -> torch.Tensor:
             aid = replace(aid, options=options or {}, fisher=None if fisher is None else fisher[fqn],
-                          kept_dtype=sixteen_bit(self.weights[fqn].dtype))
+                          library=library, kept_dtype=sixteen_bit(self.weights[fqn].dtype))
             stored = spec.fn(self._on_device(fqn).float(), layers[fqn], aid)
             if not isinstance(stored, Stored):
                 raise ValueError(f"{quantizer} gave {fqn} a {type(stored).__name__}; a quantizer that reads data "

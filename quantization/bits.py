@@ -11,6 +11,7 @@ What one linear of shape [out, in] at b bits in groups of g input columns stores
 
 Published forms store other things beside the codes (FORMS):
 
+    log       the grid with logarithmic scales: scale_bits a group, and one exponent a linear (LOG_EXPONENT bits)
     bilevel   SpQR: scale and zero codes per group, then 4 fp16 numbers per 16 rows of a group
     slim      SliM-LLM: as the grid, but a 1-bit group stores its mean at 16 bits instead of a zero point
     codebook  SqueezeLLM: 2^b fp16 values a row
@@ -123,6 +124,10 @@ def _grid(plan: LayerPlan, rows: int, cols: int) -> int:
     return total + order_bits(plan, cols)
 
 
+def _log(plan: LayerPlan, rows: int, cols: int) -> int:
+    return _grid(plan, rows, cols) + LOG_EXPONENT
+
+
 def _bilevel(plan: LayerPlan, rows: int, cols: int) -> int:
     groups, tiles = len(code_bits(plan, cols)), -(-rows // BILEVEL_ROWS)
     codes = whole_bytes(rows * cols * plan.bits) + whole_bytes(rows * groups * plan.scale_bits)
@@ -153,9 +158,10 @@ def _split(plan: LayerPlan, rows: int, cols: int) -> int:
     return whole_bytes(rest * 4) + 32 * -(-rest // plan.group_size)
 
 
+LOG_EXPONENT = 8  # a whole number: the largest scale of a linear is 2 to that power
 BILEVEL_ROWS = 16  # consecutive output rows that share second-level statistics
-FORMS = {"grid": _grid, "bilevel": _bilevel, "slim": _slim, "codebook": _codebook, "bnb4": _bnb4, "bnb8": _bnb8,
-         "split": _split}
+FORMS = {"grid": _grid, "log": _log, "bilevel": _bilevel, "slim": _slim, "codebook": _codebook, "bnb4": _bnb4,
+         "bnb8": _bnb8, "split": _split}
 
 
 def activation_bits(shapes: Mapping[str, tuple[int, int]], bits: int, keep: float, group: int) -> int:
@@ -198,8 +204,9 @@ def weights_of(shapes: Mapping[str, tuple[int, int]]) -> int:
 
 
 def grid_plan(bits: int, budget: Budget) -> LayerPlan:
-    """A linear at one level of the budget's grid."""
-    return LayerPlan(bits=bits, group_size=budget.group_size, scale_bits=budget.scale_bits)
+    """A linear at one level of the budget's grid; scales of other than 16 bits are logarithmic."""
+    form = "grid" if budget.scale_bits == 16 or bits == 16 else "log"
+    return LayerPlan(bits=bits, group_size=budget.group_size, scale_bits=budget.scale_bits, form=form)
 
 
 def uniform_bits(bits: int, shapes: Mapping[str, tuple[int, int]], budget: Budget) -> int:

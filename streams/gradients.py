@@ -62,7 +62,7 @@ def gradient_sums(model: nn.Module, linears: dict[str, nn.Linear], calib: CalibS
     doc = next(iter(todo))
     try:
         with ExitStack() as state:
-            state.enter_context(_ready(model, [lin.weight for lin in linears.values()], DTYPES[grad_dtype]))
+            state.enter_context(ready(model, [lin.weight for lin in linears.values()], DTYPES[grad_dtype]))
             buffers = state.enter_context(_streamed(linears, kinds))
             first = {id(lin.weight): fqn for fqn, lin in reversed(linears.items())}
             so_far = {fqn: buffers[weight] for weight, fqn in first.items()}
@@ -105,7 +105,7 @@ def _check(linears, calib: CalibSet, kinds: tuple[str, ...], grad_dtype: str) ->
 
 
 @contextmanager
-def _ready(model: nn.Module, weights: list[nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
+def ready(model: nn.Module, weights: list[nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
     """Eval mode, gradients of ``weights`` alone, floating parameters in ``dtype``; all of it undone on exit."""
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     training = [module for module in model.modules() if module.training]

@@ -54,16 +54,23 @@ def preflight(cases: Cases, weights: bool = True, limit: int | None = None, work
 
 def check_budgets(cases: list[Case], say) -> None:
     """Every budget of these cells lies in what levels and group size can give; says the range."""
-    budgeted = {case.cell.avg_bits: case for case in cases if case.method.budgeted}
-    if not budgeted:
-        return
-    case = next(iter(budgeted.values()))
+    grids: dict[tuple, list[Case]] = {}  # rows may store their grids in their own ways
+    for case in cases:
+        if case.method.budgeted:
+            grids.setdefault((case.group_size, case.budget.scale_bits), []).append(case)
+    for alike in grids.values():
+        _check_grid(alike, say)
+
+
+def _check_grid(cases: list[Case], say) -> None:
+    """Budgets of rows with one grid."""
+    case, asked = cases[0], dict.fromkeys(case.cell.avg_bits for case in cases)
     low, high = achievable(case.model.shapes, case.budget)
     low = math.ceil(low * 1e4 - 1e-9) / 1e4  # what is printed can be asked for
     say(f"{case.model.ref.name}: group size {case.group_size}; stored bits a weight can be {low:.4f} to {high:.2f}; "
         "asked: "
-        + ", ".join(f"{b:g}" for b in budgeted))
-    for bits in budgeted:
+        + ", ".join(f"{b:g}" for b in asked))
+    for bits in asked:
         if not low <= bits <= high:
             raise UserError(f"--avg_bits {bits:g} cannot be met on {case.model.ref.name} with levels "
                             f"{case.grid.levels} in groups of {case.group_size}; give {low:.4f} to {high:.2f}")

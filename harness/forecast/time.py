@@ -26,12 +26,17 @@ from harness.stages.activations import activations, ranking
 from harness.stages.base_quantized import base, base_layer, base_quantized_key
 from harness.stages.case import Case
 from harness.stages.gradients import gradients_key, wanted_kinds
+from harness.stages.library import GRADIENT, library_key
 from harness.stages.model import LazyModel
-from harness.stages.options import quantizer_options
+from harness.stages.options import buys_forms, quantizer_options
 from harness.stages.plan import distortion_key, plan_key
+from harness.stages.prices import DRAWS, dots_key
 from harness.stages.scores import scores_key
+from harness.stages.search import BENDS
 from harness.stages.transform import ranges
 from harness.stages.weights import weights_key
+from quantization.allocators.menu import STEPS
+from quantization.menu import forms
 from streams.blocks import BATCH_TOKENS
 
 RUNS = {True: 3, False: 2}  # of a block: sequential solvers watch its linears one input after the other
@@ -71,8 +76,10 @@ class Costs:
         if spec.allocator == "knapsack" and not planned and self._first(case, distortion_key(case)[0]):
             total += len(case.grid.levels) * self.rounding(case)
         if quant and quant.needs:
-            total += self.gradients(case) if "fisher" in quant.needs else 0.0
-            if self._first(case, weights_key(case, plan)[0]):
+            total += self.gradients(case) if {"fisher", "library"} & set(quant.needs) else 0.0
+            if buys_forms(spec):
+                total += self.menu(case, planned)
+            elif self._first(case, weights_key(case, plan)[0]):
                 total += self.solving(case, quant.name)
         elif quant:
             total += self.rounding(case)
@@ -147,6 +154,23 @@ class Costs:
         # errors into later columns
         pushed = sum(r * c * c for r, c in self.model.shapes.values()) / self.probe.flops(torch.float32)
         return own + pushed + self.stream(case, spec.sequential)
+
+    def menu(self, case: Case, planned: bool) -> float:
+        """A library of forms, their prices, and the search: a backward pass and an evaluation a bend of each step."""
+        total, menu = 0.0, forms(case.group_size)
+        lengths = [len(tokens) for tokens in case.solver_calib.tokens]
+        kind = (GRADIENT,)
+        one_pass = len(lengths) * (self.sizes.blocks * self.grad_probe.backward(
+            max(2, sum(lengths) // len(lengths)), kind, case.value("grad_dtype")))
+        if self._first(case, library_key(case)[0]):
+            each = self.sizes.linears * self.probe.solve(case.grid.quantizer, LayerPlan(2, case.group_size), {})
+            pushed = sum(r * c * c for r, c in self.model.shapes.values()) / self.probe.flops(torch.float32)
+            total += len(menu) * (each + pushed) + self.stream(case, True)
+        if self._first(case, dots_key(case)[0]):
+            total += (DRAWS + 1) * one_pass
+        steps = 0 if planned else STEPS.of(case.method.options)
+        forward = self.sizes.blocks * sum(lengths) * self.probe.token(1, max(lengths))
+        return total + steps * (one_pass + len(BENDS) * forward)
 
     def rounding(self, case: Case) -> float:
         """Every linear rounded to nearest."""

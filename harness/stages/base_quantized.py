@@ -30,11 +30,14 @@ def _common_base(case: Case) -> dict:
     budget, shapes = case.budget, case.model.shapes
     total = budget.avg_bits * case.model.weights
     fits = [bits for bits in budget.levels if bits < 16 and uniform_bits(bits, shapes, budget) <= total]
-    return {"bits": max(fits, default=min(budget.levels)), "group": budget.group_size}
+    scales = {} if budget.scale_bits == 16 else {"scale_bits": budget.scale_bits}
+    return {"bits": max(fits, default=min(budget.levels)), "group": budget.group_size} | scales
 
 
 def base_layer(level: dict, shape: tuple[int, int]) -> LayerPlan:
     """The LayerPlan of :func:`base` for one linear; no group = one scale a row."""
+    if "scale_bits" in level:
+        return LayerPlan(level["bits"], level["group"], scale_bits=level["scale_bits"], form="log")
     return LayerPlan(level["bits"], level["group"] or shape[1])
 
 

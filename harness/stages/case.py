@@ -22,6 +22,7 @@ from core.errors import UserError
 from core.forward import is_out_of_memory
 from core.placement import Devices
 from core.registry import SCORERS, MethodSpec
+from core.storage import LOG_BITS
 from core.types import Budget, CalibSet
 from evaluation.calibration.mixture import calib_digest
 from harness.grid import AUTO_GROUPS, Cell, Grid, cells_of, reads_solver_calib
@@ -133,10 +134,10 @@ class Case:
     @cached_property
     def group_size(self) -> int:
         """The group size of common rows: as asked, or the largest of 128, 96, 64, 32 that divides every width."""
-        shapes = self.model.shapes
-        if self.grid.group_size is not None:
-            check_groups(shapes, self.grid.group_size)
-            return self.grid.group_size
+        shapes, asked = self.model.shapes, self.value("groups") or self.grid.group_size
+        if asked is not None:
+            check_groups(shapes, asked)
+            return asked
         fits = fitting_groups([columns for _, columns in shapes.values()], AUTO_GROUPS)
         if not fits:
             check_groups(shapes, AUTO_GROUPS[-1])
@@ -146,7 +147,8 @@ class Case:
     def budget(self) -> Budget:
         """The budget of a common row; native rows get the levels and group size without a bound."""
         return Budget(avg_bits=self.cell.avg_bits or 0.0, levels=tuple(sorted(set(self.grid.levels))),
-                      group_size=self.group_size, scale_bits=16, tolerance=self.grid.tolerance)
+                      group_size=self.group_size, scale_bits=LOG_BITS if self.value("scales") == "log" else 16,
+                      tolerance=self.grid.tolerance)
 
     @property
     def prompts(self) -> CalibSet:

@@ -31,7 +31,8 @@ HEAD = "head"
 def gradient_kinds(scorer: str | None, quantizer: str | None) -> set[str]:
     """Kinds of gradient sums that a row reads; a common row's quantizer, not named yet, reads none."""
     kinds = set(SCORERS.get(scorer).gradients) if scorer else set()
-    return kinds | ({"square"} if quantizer in QUANTIZERS and "fisher" in QUANTIZERS.get(quantizer).needs else set())
+    needs = set(QUANTIZERS.get(quantizer).needs) if quantizer in QUANTIZERS else set()
+    return kinds | ({"square"} if needs & {"fisher", "library"} else set())
 
 
 def own_kinds(case: Case) -> set[str]:

@@ -30,6 +30,11 @@ def quantizer_options(case: Case, quantizer: str) -> dict:
     return named | ({"published": True} if case.value("published") and case.method.native else {})
 
 
+def buys_forms(method: MethodSpec) -> bool:
+    """Whether a row's linears come out of a library of forms."""
+    return method.quantizer is not None and "library" in QUANTIZERS.get(method.quantizer).needs
+
+
 def reads_data(method: MethodSpec) -> bool:
     """Whether a row's quantizer looks at calibration data."""
     return method.quantizer is not None and bool(QUANTIZERS.get(method.quantizer).needs)

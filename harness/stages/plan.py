@@ -14,7 +14,8 @@ from core.registry import ALLOCATORS, QUANTIZERS
 from core.types import LayerPlan, Plan, Scores
 from harness.grid import table_settings
 from harness.stages.case import Case
-from harness.stages.options import VERSIONS, distortion_quantizer, plan_options
+from harness.stages.options import VERSIONS, buys_forms, distortion_quantizer, plan_options
+from harness.stages.prices import menu, menu_key
 from harness.stages.scores import scores, scores_key
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
@@ -49,7 +50,8 @@ def _plan_key(case: Case) -> tuple[str, dict]:
     return stage_key("plan", VERSIONS["plan"], model=case.model.ref.key,
                      scores=scores_key(case)[0] if spec.scorer else None, allocator=ALLOCATORS.identity(allocator.name),
                      options={k: v for k, v in plan_options(case).items() if k in allocator.options}, budget=budget,
-                     quantizer=[*QUANTIZERS.identity(weighed), VERSIONS["distortion"]] if weighed else None)
+                     quantizer=[*QUANTIZERS.identity(weighed), VERSIONS["distortion"]] if weighed else None,
+                     **({"menu": menu_key(case)} if buys_forms(case.method) else {}))
 
 
 def plan(case: Case) -> Planned:
@@ -59,7 +61,7 @@ def plan(case: Case) -> Planned:
         whole = full_precision_plan(case.model.shapes, case.model.other, element_bits)
         return Planned(plan_digest(whole), whole)
     key, identity = plan_key(case)
-    entry = case.store.make(key, identity, lambda _partial: _compute(case))
+    entry = case.store.make(key, identity, lambda partial: _compute(case, partial))
     stored = read_plan(entry)
     if (entry / "probe.json").is_file():
         told = json.loads((entry / "probe.json").read_text())
@@ -68,10 +70,12 @@ def plan(case: Case) -> Planned:
     return Planned(id=plan_digest(stored), plan=stored, entry=key, **told)
 
 
-def _compute(case: Case) -> Content:
+def _compute(case: Case, partial: Partial) -> Content:
     spec = case.method
     scored = scores(case) if spec.scorer else None
-    layers, notes = ALLOCATORS.get(spec.allocator).fn(alloc_context(case, scored, plan_options(case)))
+    context = alloc_context(case, scored, plan_options(case))
+    context.menu = lambda: menu(case, partial)
+    layers, notes = ALLOCATORS.get(spec.allocator).fn(context)
     plan = make_plan(layers, case.model.shapes, case.model.other, notes)
     if spec.budgeted:
         check_budget(plan, case.budget, spec.name)
@@ -107,8 +111,10 @@ def _probe(plan: Plan, scored: Scores | None) -> dict:
 
 def distortion_key(case: Case) -> tuple[str, dict]:
     """Digest of the table of weight errors, shared by all methods and data sets."""
+    scales = {} if case.budget.scale_bits == 16 else {"scale_bits": case.budget.scale_bits}
     return stage_key("distortion", VERSIONS["distortion"], model=case.model.ref.key, levels=case.budget.levels,
-                     group_size=case.budget.group_size, quantizer=QUANTIZERS.identity(distortion_quantizer(case)))
+                     group_size=case.budget.group_size, **scales,
+                     quantizer=QUANTIZERS.identity(distortion_quantizer(case)))
 
 
 def distortion(case: Case) -> dict[str, list[float]]:

@@ -35,6 +35,7 @@ from quantization.bits import (
 
 if TYPE_CHECKING:
     from core.architecture import Attention, Mlp
+    from quantization.allocators.menu import Menu
 
 FLOOR = 1e-3  # a score below this share of the largest counts as it: a zero must not make a linear free to ruin
 
@@ -51,6 +52,7 @@ class AllocContext:
     attention: Callable[[], list[Attention]] | None = None  # of each block; UserError where heads cannot be told apart
     mlps: Callable[[], list[Mlp]] | None = None  # of each block; UserError where neurons cannot be told apart
     options: dict = field(default_factory=dict)
+    menu: Callable[[], Menu] | None = None  # forms of every linear, solved and priced
 
     @property
     def total_bits(self) -> int:

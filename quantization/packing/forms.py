@@ -17,9 +17,12 @@ from core.types import LayerPlan, Stored
 from quantization.bits import BILEVEL_ROWS, MAP_BITS, code_bits, column_bits, column_number_bits
 from quantization.packing.bytes import from16, pack_bits, pack_kept, raw, raw16, unpack_bits, unpack_mask
 from quantization.solvers import bnb, codebook, slim, split
-from quantization.solvers.grid import Grid, MinimumGrid, sixteen_bit, spread_groups
+from quantization.solvers.grid import Grid, LogScale, MinimumGrid, sixteen_bit, spread_groups
 from quantization.solvers.rtn import encode
 from quantization.solvers.spqr_fit import Level
+
+
+PACKED = "packed."  # before the names of parts that are stored arrays already, as those of a library are
 
 
 def packed(stored: Stored, weight: torch.Tensor | None = None) -> dict[str, np.ndarray]:
@@ -29,8 +32,10 @@ def packed(stored: Stored, weight: torch.Tensor | None = None) -> dict[str, np.n
     Raises UserError where the published arithmetic holds numbers that no stored form has.
     """
     parts = {name: part.cpu() for name, part in stored.parts.items()}
-    pack = {"grid": pack_grid, "bilevel": pack_spqr, "slim": pack_slim, "codebook": pack_codebook}[stored.layer.form]
-    arrays = pack(stored.layer, parts)
+    if any(name.startswith(PACKED) for name in parts):
+        return {name.removeprefix(PACKED): part.numpy() for name, part in parts.items()}
+    pack = {"grid": pack_grid, "log": pack_grid, "bilevel": pack_spqr, "slim": pack_slim, "codebook": pack_codebook}
+    arrays = pack[stored.layer.form](stored.layer, parts)
     if stored.layer.dynamic_heads:
         arrays["whole"] = raw16(weight)
     return arrays | pack_kept(parts["kept"], stored.layer.keep) if "kept" in parts else arrays
@@ -39,8 +44,10 @@ def packed(stored: Stored, weight: torch.Tensor | None = None) -> dict[str, np.n
 def unpacked(arrays: dict[str, np.ndarray], layer: LayerPlan, shape: tuple[int, int],
              kept_dtype: torch.dtype | None = None) -> torch.Tensor:
     """Undo :func:`packed`: ŵ float32 [out, in]; ``kept_dtype`` is that of the kept weights, None = bf16."""
-    unpack = {"grid": unpack_grid, "bilevel": unpack_spqr, "slim": unpack_slim, "codebook": unpack_codebook}[layer.form]
-    return _with_kept(unpack(arrays, layer, shape), arrays, torch.bfloat16 if kept_dtype is None else kept_dtype)
+    unpack = {"grid": unpack_grid, "log": unpack_grid, "bilevel": unpack_spqr, "slim": unpack_slim,
+              "codebook": unpack_codebook}
+    values = unpack[layer.form](arrays, layer, shape)
+    return _with_kept(values, arrays, torch.bfloat16 if kept_dtype is None else kept_dtype)
 
 
 def packed_alone(weight: torch.Tensor, layer: LayerPlan, quantizer: str) -> dict[str, np.ndarray]:
@@ -80,7 +87,10 @@ def pack_nearest(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = Fa
     if plan.bits == 16 and plan.group_bits is None:
         return {"weight": raw16(weight)}
     encoded = encode(weight.float(), plan, float_zero=float_zero, kept_in_range=kept_in_range)
-    arrays = pack_grid(plan, {"codes": encoded.codes, "scale": encoded.scale, "zero": encoded.zero})
+    parts = {"codes": encoded.codes, "scale": encoded.scale, "zero": encoded.zero}
+    if encoded.logs is not None:
+        parts["exponent"] = torch.tensor([encoded.logs.exponent], dtype=torch.int8)
+    arrays = pack_grid(plan, parts)
     if plan.dynamic_heads:
         arrays["whole"] = raw16(weight)
     if plan.keep is None or not plan.keep.any():
@@ -99,9 +109,11 @@ def unpack_nearest(arrays: dict[str, np.ndarray], plan: LayerPlan, shape: tuple[
 
 def pack_grid(plan: LayerPlan, parts: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """Codes, scales and zero points; the map of the groups' bits and the order of the columns where there are any."""
-    (rows, cols), scale, zero, order = parts["codes"].shape, parts["scale"], parts["zero"], parts.get("order")
+    (rows, cols), zero, order = parts["codes"].shape, parts["zero"], parts.get("order")
     arrays = {"codes": pack_bits(parts["codes"].numpy(), _grid_bits(plan, rows, cols, order=order)),
-              "scale": raw(scale.half() if plan.scale_bits == 16 else scale)}
+              "scale": _pack_scale(plan, parts)}
+    if plan.form == "log":
+        arrays["exponent"] = raw(parts["exponent"])
     # 32 bits are a float32 zero point, or minimum
     arrays["zero"] = raw(zero) if plan.zero_bits == 32 else pack_bits(zero.numpy(), _zero_bits(plan, rows, cols))
     if plan.group_bits is not None:
@@ -118,11 +130,26 @@ def unpack_grid(arrays: dict[str, np.ndarray], plan: LayerPlan, shape: tuple[int
     order = torch.tensor(unpack_bits(arrays["order"], column_number_bits(cols), cols)) if plan.ordered else None
     codes = unpack_bits(arrays["codes"], _grid_bits(plan, rows, cols, order=order), rows * cols)
     zero_bits = _zero_bits(plan, rows, cols)
-    scale, zero = arrays["scale"].view(np.float16 if plan.scale_bits == 16 else np.float32), arrays["zero"]
+    scale, zero = _unpack_scale(plan, arrays, rows * len(code_bits(plan, cols))), arrays["zero"]
     zero = zero.view(np.float32) if plan.zero_bits == 32 else unpack_bits(zero, zero_bits, len(zero_bits))
     group = group_of_column(plan, cols, order)
     scale, zero = (torch.tensor(t.astype(np.float32)).reshape(rows, -1)[:, group] for t in (scale, zero))
     return (MinimumGrid if float_zero else Grid)(scale, zero).values_(torch.tensor(codes).reshape(shape).float())
+
+
+def _pack_scale(plan: LayerPlan, parts: dict[str, torch.Tensor]) -> np.ndarray:
+    if plan.form == "log":
+        codes = LogScale(int(parts["exponent"]), plan.scale_bits).codes(parts["scale"])
+        return pack_bits(codes.numpy(), plan.scale_bits)
+    return raw(parts["scale"].half() if plan.scale_bits == 16 else parts["scale"])
+
+
+def _unpack_scale(plan: LayerPlan, arrays: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """Scales [out · G], in the numbers that they are stored as."""
+    if plan.form == "log":
+        codes = torch.tensor(unpack_bits(arrays["scale"], plan.scale_bits, count))
+        return LogScale(int(arrays["exponent"].view(np.int8)[0]), plan.scale_bits).values(codes).numpy()
+    return arrays["scale"].view(np.float16 if plan.scale_bits == 16 else np.float32)
 
 
 def group_of_column(plan: LayerPlan, cols: int, order: torch.Tensor | None = None) -> np.ndarray:

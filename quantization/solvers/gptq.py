@@ -15,7 +15,7 @@ from core.registry import quantizer
 from core.settings import Setting
 from core.types import Aid, LayerPlan, Stored
 from quantization.solvers.columns import BLOCK, Groups, column_major, feed_back, slices
-from quantization.solvers.grid import Grid, best_range, ends, kept_values, through, without_kept
+from quantization.solvers.grid import Grid, LogScale, best_range, ends, kept_values, log_scale, through, without_kept
 from streams.hessians import PERCDAMP, factorise
 
 PLAIN = (1.0,)
@@ -37,6 +37,7 @@ class Solver:
     static_groups: bool = False  # scales from the weights before any update, groups over the columns as they stand
     stored: bool = True  # scales at fp16 and kept weights at 16 bits, as counted; False = float32, as published
     kept_dtype: torch.dtype | None = None  # the 16-bit dtype of kept weights; None = bfloat16
+    logs: LogScale | None = None  # scales of the form "log"; made of the linear
     stale: bool = False  # published: groups that begin inside a block of 128 columns are fitted before its updates
 
     def kept(self, weight: torch.Tensor) -> torch.Tensor:
@@ -53,6 +54,8 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: So
     linears that read the same input.  Kept weights stretch no scale, receive the updates of earlier columns, and
     pass nothing on.  Raises UserError when the Hessian is not finite or cannot be factorised.
     """
+    if layer.form == "log":
+        how = replace(how, logs=log_scale(weight, layer))
     order, factor = _ordered_factor(hessian, how, {} if shared is None else shared, what=what)
     columns, groups = column_major(weight), Groups(layer, weight.shape[1])
     keep = None if layer.keep is None else torch.as_tensor(layer.keep, device=weight.device).t().contiguous()
@@ -125,7 +128,11 @@ class _Columns:
         regrouped = order is not None and not self.how.static_groups and len(grids) > 1
         values, codes = (t[back].t().contiguous() for t in (self.columns, self.codes))
         parts = {"codes": codes, "scale": scale, "zero": zero} | ({"order": order} if regrouped else {})
-        layer = replace(layer, ordered=regrouped, scale_bits=16 if self.how.stored else 32)
+        if self.how.logs is not None:
+            parts["exponent"] = torch.tensor([self.how.logs.exponent], dtype=torch.int8)
+        else:
+            layer = replace(layer, scale_bits=16 if self.how.stored else 32)
+        layer = replace(layer, ordered=regrouped)
         return Stored(values, layer, parts | kept_values(values, layer.keep, self.how.kept_dtype), notes=notes)
 
 
@@ -141,7 +148,7 @@ def fit(columns: torch.Tensor, keep: torch.Tensor | None, bits: int, how: Solver
         high = torch.maximum(-low, high)
         low = torch.where(low < 0, -high, low)
     return best_range(columns, low, high, top=2**bits - 1, factors=how.shrinks, power=how.norm, stored=how.stored,
-                      symmetric=how.symmetric)
+                      symmetric=how.symmetric, logs=how.logs)
 
 
 SEARCHES = {"none": PLAIN, "coarse": COARSE, "published": PUBLISHED}

@@ -7,16 +7,21 @@ With b bits a code q runs from 0 to top = 2^b − 1.  A range [min, max] gives s
     MinimumGrid  z = min                              q = clamp(round((w − z) / s), 0, top)     ŵ = s q + z
     SignGrid     1 bit around z = mean                q says whether w lies below z             ŵ = z ± s
 
-Scales that are stored at 16 bits are fp16, rounded up, so that no end of the range is cut.  Scale, zero point and
+Scales that are stored at 16 bits are fp16, rounded up, so that no end of the range is cut; those of the form "log" are
+rounded up to eighths of an octave (LogScale), a finer step than 2 to 4 bits of a weight need.  Scale, zero point and
 weights have one shape or shapes that broadcast: [out] for a column of a group, [out, G, 1] for all groups at once.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from core.lazy import torch
+from core.types import LayerPlan
+from quantization.bits import code_bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +107,50 @@ def fp16_up(value: torch.Tensor) -> torch.Tensor:
     return torch.where(low, (half.view(torch.int16) + 1).view(torch.float16), half).float()
 
 
+@dataclass(frozen=True)
+class LogScale:
+    """Scales of one linear in few bits: 2^(exponent + (code − last) / OCTAVE), code 0 .. last = 2^bits − 1."""
+
+    exponent: int  # of the largest scale
+    bits: int = 6
+    OCTAVE: ClassVar[int] = 8  # steps of a factor of two
+
+    @classmethod
+    def over(cls, largest: float, bits: int = 6) -> LogScale:
+        """For scales up to twice the largest: groups that are fitted late hold what earlier columns lost."""
+        return cls(math.ceil(math.log2(largest)) + 1 if largest > 0 else 0, bits)
+
+    @property
+    def last(self) -> int:
+        return 2**self.bits - 1
+
+    def codes(self, scale: torch.Tensor) -> torch.Tensor:
+        """The codes of the next scales up, whole numbers in float32; the last one for what is larger than all."""
+        steps = (scale.clamp(min=1e-30).log2() - self.exponent) * self.OCTAVE
+        # a scale that is one of ours must come back as itself
+        return (steps - 1e-3).ceil_().add_(self.last).clamp_(0, self.last)
+
+    def values(self, codes: torch.Tensor) -> torch.Tensor:
+        """The scales that codes stand for, float32, the same on every device."""
+        steps = codes.long() - self.last + self.OCTAVE * self.exponent
+        octave = torch.div(steps, self.OCTAVE, rounding_mode="floor")
+        part = torch.tensor([2 ** (i / self.OCTAVE) for i in range(self.OCTAVE)], device=codes.device)
+        return torch.ldexp(part[steps - self.OCTAVE * octave], octave)
+
+    def up(self, scale: torch.Tensor) -> torch.Tensor:
+        """``scale`` rounded up."""
+        return self.values(self.codes(scale))
+
+
+def log_scale(weight: torch.Tensor, layer: LayerPlan) -> LogScale:
+    """The logarithmic scales of a linear [out, in] of form "log", by the widest range of what is not kept."""
+    size = min(layer.group_size, weight.shape[1])
+    rest = weight if layer.keep is None else weight.masked_fill(torch.as_tensor(layer.keep, device=weight.device), 0.0)
+    widest = [float((part.amax(1).clamp(min=0) - part.amin(1).clamp(max=0)).max()) for part in rest.split(size, dim=1)]
+    tops = 2.0 ** code_bits(layer, weight.shape[1]) - 1
+    return LogScale.over(max(width / top for width, top in zip(widest, tops, strict=True)), layer.scale_bits)
+
+
 def ends(columns: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Lowest and highest weight along ``dim``, which is kept, with 0 between them; −1 and 1 where all are 0."""
     low, high = columns.amin(dim, keepdim=True).clamp(max=0), columns.amax(dim, keepdim=True).clamp(min=0)
@@ -121,13 +170,15 @@ def without_kept(columns: torch.Tensor, keep: torch.Tensor | None, dim: int = 0)
 
 
 def integer_grid(low: torch.Tensor, high: torch.Tensor, top: int | torch.Tensor, *, stored: bool = True,
-                 symmetric: bool = False) -> Grid:
+                 symmetric: bool = False, logs: LogScale | None = None) -> Grid:
     """The grid over [low, high], low ≤ 0 ≤ high.
 
-    stored: scales at fp16 and zero points among the codes; symmetric: the zero point in the middle whatever the range.
+    stored: scales at fp16, or as ``logs`` has them, and zero points among the codes; symmetric: the zero point in the
+    middle whatever the range.
     """
     scale = (high - low) / top
-    scale = fp16_up(scale) if stored else scale
+    if stored:
+        scale = fp16_up(scale) if logs is None else logs.up(scale)
     zero = torch.full_like(scale, (top + 1) / 2) if symmetric else (-low / nonzero(scale)).round_()
     return Grid(scale, clip(zero, top) if stored else zero, top)
 

@@ -12,7 +12,16 @@ from core.lazy import torch
 from core.registry import quantizer
 from core.types import LayerPlan
 from quantization.bits import code_bits
-from quantization.solvers.grid import Grid, MinimumGrid, integer_grid, sixteen, spread_groups, without_kept
+from quantization.solvers.grid import (
+    Grid,
+    LogScale,
+    MinimumGrid,
+    integer_grid,
+    log_scale,
+    sixteen,
+    spread_groups,
+    without_kept,
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,7 @@ class Encoded:
     scale: torch.Tensor  # float32 [out, G], exactly representable in scale_bits
     zero: torch.Tensor  # float32 [out, G]: integer zero point, or the minimum
     group_size: int
+    logs: LogScale | None  # of the form "log"
     float_zero: bool  # whether ``zero`` is the minimum
 
     def decode(self) -> torch.Tensor:
@@ -51,12 +61,15 @@ def encode(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False, z
     if not ((bits >= 1) & (bits <= 8)).all():
         raise ValueError(f"round-to-nearest codes need 1 to 8 bits, got {sorted(set(bits.tolist()))}")
     top, low, high = (2**bits - 1).float()[:, None], inside.amin(2, keepdim=True), inside.amax(2, keepdim=True)
+    logs = None
     if float_zero:
         grid = MinimumGrid((high - low) / top, low, top)
     else:
-        grid = integer_grid(low.clamp(max=0), high.clamp(min=0), top)
+        logs = log_scale(weight, plan) if plan.form == "log" else None
+        grid = integer_grid(low.clamp(max=0), high.clamp(min=0), top, logs=logs)
     codes = grid.codes(groups).to(torch.uint8).reshape(weight.shape[0], -1)[:, : weight.shape[1]]
-    return Encoded(codes, grid.scale[..., 0], grid.zero[..., 0], group_size=plan.group_size, float_zero=float_zero)
+    return Encoded(codes, grid.scale[..., 0], grid.zero[..., 0], group_size=plan.group_size, logs=logs,
+                   float_zero=float_zero)
 
 
 def dequantized(weight: torch.Tensor, plan: LayerPlan, **grid) -> torch.Tensor:

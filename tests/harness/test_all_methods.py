@@ -10,6 +10,7 @@ import harness.stages.samples
 from core.registry import METHODS, QUANTIZERS
 from harness.cli.main import main
 from harness.stages.gradients import gradients
+from harness.stages.library import bought
 from harness.stages.options import quantizer_options, reads_data
 from harness.stages.plan import plan, plan_key
 from harness.stages.samples import samples_key
@@ -66,7 +67,8 @@ def test_printed_bits_are_those_of_the_packed_arrays(done, cases):
         spec, model = case.method, case.model
         if spec.quantizer is None:
             continue
-        layers = plan(case).plan.layers
+        planned = plan(case).plan
+        layers = planned.layers
         stored: dict[str, int] = {}
 
         def count(fqn, arrays, stored=stored):
@@ -80,6 +82,7 @@ def test_printed_bits_are_those_of_the_packed_arrays(done, cases):
                 calib=case.solver_calib,
                 options=quantizer_options(case, spec.quantizer),
                 fisher=gradients(case, "square") if "fisher" in needs else None,
+                library=bought(case, planned.notes["forms"]) if "library" in needs else None,
                 see=lambda fqn, s: count(fqn, packed(s, model.originals.weights[fqn])))
             whole = {fqn for fqn, s in found.items() if s.layer.bits == 16}  # left as loaded, so no solver saw them
             stored |= {fqn: 16 * model.shapes[fqn][0] * model.shapes[fqn][1] for fqn in whole}

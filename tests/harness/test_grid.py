@@ -372,8 +372,8 @@ def test_golden_keys():
 
 
 # scores, plan, weights, samples, cell; made by the version before stages took a Case, but for the plans and cells of
-# topk_keep and global_topk, which are version 2 since equal scores are spread over the model, and of all rows that round
-# to nearest or weigh its errors, version 2 since kept weights stretch no range; SPQR and SliM-LLM score anew
+# topk_keep and global_topk, which are version 2 since equal scores are spread over the model, and of all rows that
+# round to nearest or weigh its errors, version 2 since kept weights stretch no range; SPQR and SliM-LLM score anew
 GOLDEN_KEYS = {
     "uniform": [None, "b6ca7fef7faf5668", "d53afcc348249e10", "7293918ba5cbb978", "49a1109d70165455"],
     "TAQ": ["eea29767c783a850", "e21dc7bddc8da4f2", "d53afcc348249e10", "7293918ba5cbb978", "a347221c3d1f7af7"],

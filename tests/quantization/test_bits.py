@@ -11,7 +11,7 @@ from core.types import Budget, LayerPlan
 from quantization.bits import check_budget, check_groups, fitting_groups, index_bits, layer_bits, make_plan
 from quantization.packing.bytes import pack_bits, unpack_bits
 from quantization.packing.forms import pack_nearest, unpack_nearest
-from quantization.solvers.grid import fp16_up
+from quantization.solvers.grid import LogScale, fp16_up
 from quantization.solvers.rtn import dequantized, encode
 
 
@@ -35,6 +35,8 @@ def planned(draw):
         keep = np.repeat(keep[:, :1], cols, axis=1) if kind == "rows" else keep
     dtype = draw(st.sampled_from((torch.bfloat16, torch.float32)))
     widths = {"scale_bits": 32, "zero_bits": 32} if float_zero else {}
+    if not float_zero and bits < 16 and draw(st.booleans()):
+        widths = {"form": "log", "scale_bits": draw(st.sampled_from((4, 6)))}
     plan = LayerPlan(bits=bits, group_size=size, **widths, group_bits=group_bits, keep=keep)
     return weight.to(dtype), plan, float_zero
 
@@ -101,6 +103,29 @@ def test_scales_are_fp16_rounded_up():
     assert (up >= values).all() and torch.equal(up, up.half().float())
     with pytest.raises(ValueError, match="exceeds 65504"):
         fp16_up(torch.tensor([1e6]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(-20, 20), st.sampled_from((4, 6)), st.integers(0, 2**16))
+def test_logarithmic_scales_round_up_by_an_eighth_of_an_octave_and_come_back_as_themselves(exponent, bits, seed):
+    logs = LogScale(exponent, bits)
+    every = logs.values(torch.arange(2**bits))
+    assert torch.equal(logs.codes(every), torch.arange(2**bits).float()) and torch.equal(logs.up(every), every)
+    assert float(every[-1]) == 2.0**exponent and (every[1:] > every[:-1]).all()
+    share = torch.rand(50, generator=torch.Generator().manual_seed(seed)) * 0.9 + 0.05
+    scale = every[0] + share * (every[-1] - every[0])
+    up = logs.up(scale)
+    assert (up >= scale * (1 - 1e-3)).all() and (up <= scale * 2 ** (1 / 8) * (1 + 1e-3)).all()
+    assert logs.up(2 * every[-1]) == every[-1] and logs.up(torch.zeros(())) == every[0]
+
+
+def test_a_group_of_the_form_log_costs_its_few_bits():
+    """64 columns in groups of 16 at 2 bits: codes, 6 bits and a 2-bit zero point a group, one exponent."""
+    plan = LayerPlan(2, 16, scale_bits=6, form="log")
+    assert layer_bits(plan, (32, 64)) == 32 * 64 * 2 + 32 * 4 * 6 + 32 * 4 * 2 + 8
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    plain = (dequantized(weight, LayerPlan(2, 16)) - weight).square().mean()
+    assert (dequantized(weight, plan) - weight).square().mean() < 1.15 * plain
 
 
 def test_known_costs():

@@ -1,0 +1,235 @@
+"""The library stage: every linear solved once in every form of the menu (quantization/menu.py).
+
+Linears are solved in running order by the common quantizer, each on the inputs that the linears before it give at the
+base form, so that what is bought later was solved for inputs like those that it will see.  A plan is then put together
+from the library without solving anything again, at any budget.
+
+Which weights a form keeps: those of the largest (w − q(w))² / [U_jj]² · Σ_j F_ij, F = Σ over documents of the squared
+gradient: the error that the solver cannot pass on to later columns, in rows whose output the loss is sensitive to.
+``mask`` puts SpQR's score (without F) or F (w − q(w))² in its place.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load, save
+
+from core.digest import write_json
+from core.registry import QUANTIZERS
+from core.types import Aid, LayerPlan, Stored
+from harness.stages.case import Case
+from harness.stages.gradients import gradients, gradients_key
+from harness.stages.options import quantizer_options
+from harness.store.entry import Content, stage_key
+from harness.store.partial import Partial
+from quantization.allocators.menu import MASK
+from quantization.bits import layer_bits
+from quantization.menu import Form, forms, ranked_masks
+from quantization.packing.bytes import unpack_mask
+from quantization.packing.forms import PACKED, packed, packed_alone, unpacked
+from quantization.solvers.grid import sixteen_bit
+from quantization.solvers.rtn import dequantized
+from streams.blocks import BlockStream, walk
+from streams.hessians import factorise, relative_error
+
+VERSION = 1
+GRADIENT = "square"
+HELD = 8 * 10**9  # bytes of what the forms of all linears move
+
+
+def base_form(case: Case) -> int:
+    """Which form the linears before have: of the whole bits of the budget, 3 at most, in groups smaller than the common
+    ones, with few kept weights.
+    """
+    menu, bits = forms(case.group_size), 2 if case.budget.avg_bits < 3 else 3
+    near = [form for form in menu if form.bits == bits and form.group < case.group_size and form.share]
+    return menu.index(max(near, key=lambda form: (form.group, -form.share)))
+
+
+def library_key(case: Case) -> tuple[str, dict]:
+    """Digest of a library: any budget of the same whole bits reads the same one."""
+    quantizer = case.grid.quantizer
+    return stage_key("library", VERSION, model=case.model.ref.key, quantizer=QUANTIZERS.identity(quantizer),
+                     options=quantizer_options(case, quantizer), menu=[vars(form) for form in forms(case.group_size)],
+                     base=base_form(case), mask=MASK.of(case.method.options),
+                     gradients=gradients_key(case, GRADIENT)[0], calib=case.solver_calib_digest,
+                     machine=case.model.machine)
+
+
+class Library:
+    """A library in the store."""
+
+    def __init__(self, entry: Path, shapes: dict[str, tuple[int, int]], dtype: torch.dtype):
+        self.entry, self.shapes, self.kept_dtype = entry, shapes, sixteen_bit(dtype)
+        head = json.loads((entry / "library.json").read_text())
+        self.forms = [Form(**form) for form in head["forms"]]
+        self.base, self._linears = head["base"], head["linears"]
+        self.names = list(self._linears)
+        self._moved: dict[str, torch.Tensor] = {}
+
+    @cached_property
+    def cost(self) -> np.ndarray:
+        """Stored bits, int64 [linears, forms]."""
+        return np.array([[one["bits"] for one in self._linears[fqn]["forms"]] for fqn in self.names], dtype=np.int64)
+
+    @cached_property
+    def error(self) -> np.ndarray:
+        """tr(ΔHΔᵀ) / tr(WHWᵀ), float64 [linears, forms]."""
+        return np.array([[one["error"] for one in self._linears[fqn]["forms"]] for fqn in self.names])
+
+    def stored(self, fqn: str, form: int) -> Stored:
+        """A linear in a form: ŵ float32 [out, in] and its plan."""
+        facts = self._linears[fqn]["forms"][form]
+        arrays = _read(self.entry / self._linears[fqn]["file"], f"{fqn}|{form}|")
+        layer = replace(self.forms[form].layer(self.shapes[fqn][1], None), ordered=facts["ordered"])
+        if "kept" in arrays:
+            layer = replace(layer, keep=unpack_mask(arrays, self.shapes[fqn]))
+        parts = {f"{PACKED}{name}": torch.from_numpy(array) for name, array in arrays.items()}
+        return Stored(unpacked(arrays, layer, self.shapes[fqn], self.kept_dtype), layer, parts,
+                      {"error": facts["error"], "form": self.forms[form].words})
+
+    def moved(self, fqn: str, weight: torch.Tensor) -> torch.Tensor:
+        """Ŵ − W of every form, bf16 [forms, out · in]; ``weight``: W as loaded.  What fits HELD stays in memory."""
+        if fqn in self._moved:
+            return self._moved[fqn]
+        moved = torch.stack([(self.stored(fqn, form).values.to(weight.dtype).float() - weight.float()).flatten()
+                             .bfloat16() for form in range(len(self.forms))])
+        if sum(one.nbytes for one in self._moved.values()) + moved.nbytes <= HELD:
+            self._moved[fqn] = moved
+        return moved
+
+
+def _read(path: Path, prefix: str) -> dict[str, np.ndarray]:
+    with safe_open(path, "np") as file:
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
+
+
+_last: list[Library] = []  # the one in use: what it holds in memory serves every budget
+
+
+def library(case: Case) -> Library:
+    """The row's library, from the store or solved."""
+    entry = case.store.make(*library_key(case), lambda partial: _compute(case, partial))
+    if not _last or _last[0].entry != entry:
+        _last[:] = [Library(entry, case.model.shapes, getattr(torch, case.model.ref.dtype))]
+    return _last[0]
+
+
+def bought(case: Case, forms_of: dict[str, int]) -> Callable[[str], Stored]:
+    """Each linear in the form that a plan's notes name."""
+    offered = library(case)
+    return lambda fqn: offered.stored(fqn, forms_of[fqn])
+
+
+def _compute(case: Case, partial: Partial) -> Content:
+    """Solve block by block; finished blocks outlive a kill."""
+    model, fisher = case.model, gradients(case, GRADIENT)
+    model.originals.restore()
+    work = _Work(case, fisher, partial)
+    try:
+        with case.memory("the library of forms is solved"), torch.no_grad():
+            walk(BlockStream(model.module, model.blocks, case.solver_calib.tokens), model.linears, model.block_of,
+                 solve_one=work.solve, progress=case.progress.stage("forms of every linear"), resume=work.resume,
+                 after=work.after)
+    finally:
+        model.originals.restore(set(model.linears))
+    head = {"forms": [vars(form) for form in work.forms], "base": work.base, "linears": work.linears}
+
+    def write(folder: Path) -> None:
+        for name in sorted({facts["file"] for facts in work.linears.values()}):
+            (folder / name).write_bytes(partial.load(name))
+        write_json(folder / "library.json", head)
+
+    return Content(write, {"model": model.label})
+
+
+class _Work:
+    """Linears on their way into a library."""
+
+    def __init__(self, case: Case, fisher: dict[str, torch.Tensor], partial: Partial):
+        self.case, self.fisher, self.partial = case, fisher, partial
+        self.forms, self.base = forms(case.group_size), base_form(case)
+        self.mask = MASK.of(case.method.options)
+        self.linears: dict[str, dict] = {}
+        self.arrays: dict[str, np.ndarray] = {}  # of the block in work
+
+    def solve(self, fqn: str, aid: Aid) -> torch.Tensor:
+        """Every form of a linear; returns ŵ of the base form."""
+        weight = self.case.model.originals.weights[fqn].to(aid.hessian.device).float()
+        name, options = self.case.grid.quantizer, quantizer_options(self.case, self.case.grid.quantizer)
+        aid = replace(aid, options=options, kept_dtype=sixteen_bit(getattr(torch, self.case.model.ref.dtype)))
+        masks, told, chosen = self._masks(fqn, weight, aid), [], None
+        for number, form in enumerate(self.forms):
+            layer = form.layer(weight.shape[1], masks[form.bits][form.share])
+            layer, values, arrays = _in_form(name, weight, layer, aid)
+            told.append({"bits": layer_bits(layer, tuple(weight.shape)), "ordered": layer.ordered,
+                         "error": relative_error(weight, values, aid.hessian)})
+            self.arrays |= {f"{fqn}|{number}|{part}": array for part, array in arrays.items()}
+            chosen = values if number == self.base else chosen
+        self.linears[fqn] = {"file": _file(self.case.model.block_of[fqn]), "forms": told}
+        return chosen.to(self.case.model.linears[fqn].weight.dtype)
+
+    def _masks(self, fqn: str, weight: torch.Tensor, aid: Aid) -> dict[int, dict]:
+        """What each form keeps, by its bits and share."""
+        factor = aid.shared.setdefault("library", None) or factorise(aid.hessian, what=fqn)
+        aid.shared["library"] = factor
+        fisher, found = self.fisher[fqn].to(weight.device), {}
+        for bits in sorted({form.bits for form in self.forms}):
+            shares = tuple(sorted({form.share for form in self.forms if form.bits == bits}))
+            if shares == (0,):
+                found[bits] = {0: None}
+                continue
+            error = (weight - dequantized(weight, LayerPlan(bits, self.case.group_size))).square()
+            if self.mask != "fisher":
+                error = torch.where(factor.dead, 0.0, error / factor.diagonal.square())
+            score = {"unrepaired": lambda e=error: e * fisher.sum(1, keepdim=True), "spqr": lambda e=error: e,
+                     "fisher": lambda e=error: e * fisher}[self.mask]()
+            found[bits] = ranked_masks(score, shares)
+        return found
+
+    def resume(self, block: int) -> bool:
+        """Put a block that an earlier process solved into the model, at the base form."""
+        name = _file(block)
+        facts = self.partial.load_json(f"{name}.json")
+        data = None if facts is None else self.partial.load(name)
+        if data is None:
+            return False
+        self.linears |= facts
+        arrays = load(data)
+        for fqn, told in facts.items():
+            layer = self.forms[self.base].layer(self.case.model.shapes[fqn][1], None)
+            prefix = f"{fqn}|{self.base}|"
+            own = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+            layer = replace(layer, ordered=told["forms"][self.base]["ordered"])
+            values = unpacked(own, layer, self.case.model.shapes[fqn],
+                              sixteen_bit(getattr(torch, self.case.model.ref.dtype)))
+            self.case.model.linears[fqn].weight.data.copy_(values)
+        return True
+
+    def after(self, block: int) -> None:
+        """Keep a block's forms."""
+        name = _file(block)
+        inside = {fqn: facts for fqn, facts in self.linears.items() if facts["file"] == name}
+        self.partial.save(name, save(self.arrays))
+        self.partial.save_json(f"{name}.json", inside)
+        self.arrays = {}
+
+
+def _file(block: int) -> str:
+    return f"block-{block:05d}.safetensors"
+
+
+def _in_form(quantizer: str, weight: torch.Tensor, layer: LayerPlan,
+             aid: Aid) -> tuple[LayerPlan, torch.Tensor, dict[str, np.ndarray]]:
+    """What the common quantizer makes of a linear: its plan, ŵ and the arrays that are stored."""
+    spec = QUANTIZERS.get(quantizer)
+    if spec.needs:
+        stored = spec.fn(weight.clone(), layer, aid)
+        return stored.layer, stored.values, packed(stored)
+    return layer, spec.fn(weight.clone(), layer), packed_alone(weight.cpu(), layer, quantizer)

@@ -1,0 +1,56 @@
+"""What a change of the weights does to the loss, document by document: gradients along given directions.
+
+    a_dlf = ⟨g_dl, Δ_lf⟩      g_dl = ∂/∂W_l of −Σ_t log p(y_t | x_<t),  y_t drawn from the model itself
+
+With labels from the model, E[(Σ_l a_dl)²] / 2 is the second-order term of the KL divergence, summed over the tokens of
+document d, between the model and the one whose linears are moved by Δ (the Fisher matrix is the Hessian of the KL).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from core.forward import call, device_of, pad
+from streams.gradients import DTYPES, ready
+
+
+def gradient_dots(model: nn.Module, linears: Mapping[str, nn.Linear], tokens: Sequence[np.ndarray],
+                  moved: Mapping[str, torch.Tensor], *, draws: int, seed: int, grad_dtype: str = "float32",
+                  progress: Callable[[int, int], None] = lambda done, total: None) -> np.ndarray:
+    """Return a_dlf, float32 [documents · draws, linears of ``moved``, forms].
+
+    tokens: int64 [T] each; moved: Δ of every form, [forms, out · in], on the CPU; draws: labels drawn a document, from
+    the seed.  The model is left as it was found.
+    """
+    names, device = list(moved), device_of(model)
+    forms = len(next(iter(moved.values())))
+    dots = np.zeros((len(tokens) * draws, len(names), forms), dtype=np.float32)
+    generator = torch.Generator().manual_seed(seed)
+    row = 0
+
+    def take(index: int, weight: nn.Parameter) -> None:
+        grad, weight.grad = weight.grad.to("cpu"), None
+        along = moved[names[index]]
+        dots[row, index] = (along @ grad.to(along.dtype).flatten()).float().numpy()
+
+    weights = [linears[name].weight for name in names]
+    with ready(model, weights, DTYPES[grad_dtype]):
+        hooks = [weight.register_post_accumulate_grad_hook(lambda w, i=i: take(i, w)) for i, weight in
+                 enumerate(weights)]
+        try:
+            for done, ids in enumerate(tokens):
+                progress(done, len(tokens))
+                logits = call(model, *pad([ids], device), last_only=False).logits[0].float()
+                chances = logits.detach().softmax(-1).cpu()
+                for draw in range(draws):
+                    labels = torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
+                    cross_entropy(logits, labels, reduction="sum").backward(retain_graph=draw + 1 < draws)
+                    row += 1
+        finally:
+            for hook in hooks:
+                hook.remove()
+    progress(len(tokens), len(tokens))
+    return dots

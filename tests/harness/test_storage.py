@@ -1,0 +1,50 @@
+"""How a row stores its grid, told in its brackets."""
+
+import pytest
+
+from harness.cli.main import main
+from quantization.bits import layer_bits
+from report.records import load_results
+from report.tables.tables import tables
+from tests.harness.bench import case_of
+from tests.harness.test_all_methods import flags, where_of
+
+
+@pytest.mark.parametrize("quantizer", ("gptq", "rtn"))
+def test_rows_of_one_table_with_groups_and_scales_of_their_own(quantizer, tiny_folder, tmp_path):
+    names = ("uniform[groups=16]", "uniform[groups=16,scales=log]", "TaCQ[groups=16,scales=log]",
+             "fisher-price[scales=log]")
+    where = where_of(tiny_folder, tmp_path) | {"quantizer": quantizer, "tolerance": 0.05}
+    assert main(flags(**where, methods=names, avg_bits=(4.9,))) == 0
+    found = {r.name: r for r in load_results(tmp_path / "results")}
+    assert {name: found[name].bits.group_size for name in ("uniform", *names[:3])} == {
+        "uniform": 32, "uniform[groups=16]": 16, "uniform[groups=16,scales=log]": 16, "TaCQ[groups=16,scales=log]": 16}
+    assert all(4.85 < found[name].bits.average <= 4.9 for name in ("uniform", *names))
+    # 4 bits in groups of 16: fp16 scales leave nothing at 4.9, logarithmic ones (4 + 10 / 16) leave linears at 5
+    assert max(found["uniform[groups=16,scales=log]"].bits.per_linear.values()) >= 4
+    assert min(found["uniform[groups=16]"].bits.per_linear.values()) < 4
+    table = tables(tmp_path / "results")[0]
+    assert any("rows differ in the size of their groups" in line and "16" in line for line in table.said)
+
+
+def test_the_base_level_is_stored_as_the_row_is(done_storage):
+    case = done_storage("TaCQ[groups=16,scales=log]")
+    from harness.stages.base_quantized import base, base_layer
+
+    layer = base_layer(base(case), (64, 32))
+    assert (layer.form, layer.group_size, layer.scale_bits) == ("log", 16, 6)
+    assert layer_bits(layer, (64, 32)) == 64 * 32 * layer.bits + 64 * 2 * (6 + layer.bits) + 8
+
+
+@pytest.fixture
+def done_storage(tiny_folder, tmp_path):
+    return lambda name: case_of(name, **where_of(tiny_folder, tmp_path), run_type="demo", methods=(name,),
+                                datasets=("mmlu_pro",), avg_bits=(4.9,), quantizer="gptq", calib_tokens=200)
+
+
+@pytest.mark.parametrize("given, said", [
+    (("uniform[groups=24]",), "does not divide"), (("uniform[scales=int8]",), "use one of: fp16, log"),
+    (("GPTQ-native[groups=16]",), "reads no setting 'groups'")])
+def test_what_cannot_be_is_said(given, said, tiny_folder, tmp_path, capsys):
+    assert main(flags(**where_of(tiny_folder, tmp_path), methods=given)) != 0
+    assert said in capsys.readouterr().err
