@@ -12,6 +12,7 @@ from core.activations import ACTIVATIONS
 from core.errors import UserError, did_you_mean
 from core.registry import ALLOCATORS, COMMON, FOLLOWS, FROM_AXES, METHODS, QUANTIZERS, SCORERS, MethodSpec
 from core.settings import SETTINGS, shown
+from core.shuffle import SHUFFLE, can_shuffle
 from core.storage import OF_COMMON_ROWS
 from core.transforms import OF_EVERY_ROW
 
@@ -96,7 +97,9 @@ def readable(spec: MethodSpec, common: str | None = None) -> tuple[tuple[str, ..
     scored = SCORERS.get(spec.scorer).settings if spec.scorer else ()
     solved = [name for quantizer in chosen for name in QUANTIZERS.get(quantizer).settings]
     stored = OF_COMMON_ROWS if spec.budgeted and spec.quantizer == COMMON else ()
-    settings = dict.fromkeys([*scored, *solved, *(("published",) if spec.native else ()), *stored, *OF_EVERY_ROW])
+    drawn = (SHUFFLE.name,) if can_shuffle(spec.scorer, spec.allocator) else ()
+    settings = dict.fromkeys([*scored, *solved, *(("published",) if spec.native else ()), *stored, *drawn,
+                              *OF_EVERY_ROW])
     return tuple(settings), tuple(dict.fromkeys(name for name in options if name in SETTINGS))
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from core.calibration import parse_calib
 from core.errors import UserError, did_you_mean
-from core.method_names import readable, resolve_method, variants
-from core.registry import CONTROLS
+from core.method_names import readable, resolve_method, told, variants
+from core.registry import COMMON, CONTROLS
 from core.settings import SETTINGS
+from core.shuffle import SHUFFLE, can_shuffle
 from core.transforms import ROTATION_SEEDS, rotates
 from evaluation.tasks import get_task
 from evaluation.tasks.lm_eval import look_in
@@ -19,6 +20,7 @@ BRIEF_MODELS = ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qw
                 "google/gemma-2-9b-it", "meta-llama/Llama-3.1-8B-Instruct")
 EVERY = dict(models=BRIEF_MODELS, methods=("TAQ", "TAQO", "TAQoS"), datasets=("trivia_qa", "mmlu_pro", "code_mmlu"),
              avg_bits=(4.25,))
+BLIND = ("random", "equal")  # scorers whose shuffles are themselves, or another draw
 PRESETS = {
     "demo": EVERY | dict(models=(DEMO_MODEL,), data_source="embedded", quantizer="rtn"),
     "test": EVERY | dict(calib_size=32, eval_size=64, score_docs=32, kl_docs=32, oracle_docs=16, max_length=256),
@@ -26,10 +28,11 @@ PRESETS = {
 }
 
 
-def build_grid(run_type: str, conditioning: tuple[str, ...] = (), **given) -> Grid:
+def build_grid(run_type: str, conditioning: tuple[str, ...] = (), shuffles: int = 0, **given) -> Grid:
     """The preset of ``run_type`` with every given (not None) field, or setting of a method, put in its place.
 
     ``conditioning``: each method that reads calibration data comes once on each of these (:func:`conditioned`).
+    ``shuffles``: as many rows more of uniform and of each method that scores, shuffled (core/shuffle.py).
     """
     if run_type not in PRESETS:
         raise UserError(f"unknown run type {run_type!r}{did_you_mean(run_type, PRESETS)}; use one of: "
@@ -52,6 +55,7 @@ def build_grid(run_type: str, conditioning: tuple[str, ...] = (), **given) -> Gr
     if grid.value("calib_dataset"):
         get_task(grid.value("calib_dataset"))
     grid = with_methods(grid, (*CONTROLS, *conditioned(grid, conditioning)))
+    grid = with_methods(grid, (*grid.methods, *shuffled_rows(grid, shuffles)))
     if "seeds" not in given and any(rotates(cell.method.settings) for cell in cells_of(grid)):
         grid = replace(grid, seeds=ROTATION_SEEDS)
     if any(str(resolve_method(name).quantizer).startswith("bnb-") for name in grid.methods):
@@ -83,6 +87,15 @@ def conditioned(grid: Grid, conditioning: tuple[str, ...]) -> tuple[str, ...]:
             inside = ",".join(filter(None, (given, "" if text == grid.value("calib") else f"calib={text}")))
             rows.append(f"{spec.plain}[{inside}]" if inside else spec.plain)
     return tuple(rows)
+
+
+def shuffled_rows(grid: Grid, count: int) -> tuple[str, ...]:
+    """The names of ``count`` shuffles of each of the grid's rows that has anything to shuffle, but of random ones."""
+    if count < 0:
+        raise UserError(f"--shuffles is {count}; give 0 or more draws")
+    specs = [spec for spec in map(resolve_method, grid.methods) if can_shuffle(spec.scorer, spec.allocator)
+             and spec.scorer not in BLIND and spec.quantizer == COMMON and SHUFFLE.name not in spec.settings]
+    return tuple(told(spec, **{SHUFFLE.name: draw}).name for spec in specs for draw in range(1, count + 1))
 
 
 def check_folder(flag: str, name: str) -> None:

@@ -76,6 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--conditioning", nargs="+", metavar="C",
         help="every method that reads calibration data once on each of these: task, c4, wikitext2, mix:0.5; "
              "'TaCQ' on 'task c4' is the rows TaCQ and TaCQ[calib=c4]")
+    add("--shuffles", type=int, metavar="N",
+        help="beside uniform and every common row that scores, N controls made of it: its scores in one another's "
+             "places (uniform: other fill orders); tables say how many of them it beats")
     add("--dry_run", action="store_true",
         help="print the cells, what is cached, estimates of time and memory; compute nothing")
     add("--list", action="store_true",

@@ -20,6 +20,7 @@ from harness.stages.scores import scores, scores_key
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
 from quantization.allocators.common import AllocContext
+from quantization.allocators.ranking import shuffled
 from quantization.apply import distortion_table
 from quantization.bits import check_budget, full_precision_plan, make_plan
 
@@ -51,6 +52,7 @@ def _plan_key(case: Case) -> tuple[str, dict]:
                      scores=scores_key(case)[0] if spec.scorer else None, allocator=ALLOCATORS.identity(allocator.name),
                      options={k: v for k, v in plan_options(case).items() if k in allocator.options}, budget=budget,
                      quantizer=[*QUANTIZERS.identity(weighed), VERSIONS["distortion"]] if weighed else None,
+                     **({"shuffle": case.value("shuffle")} if case.value("shuffle") else {}),
                      **({"menu": menu_key(case)} if buys_forms(case.method) else {}))
 
 
@@ -72,7 +74,9 @@ def plan(case: Case) -> Planned:
 
 def _compute(case: Case, partial: Partial) -> Content:
     spec = case.method
-    scored = scores(case) if spec.scorer else None
+    scored, draw = scores(case) if spec.scorer else None, case.value("shuffle")
+    if draw and scored is not None:
+        scored = shuffled(scored, case.model.block_of, draw)
     context = alloc_context(case, scored, plan_options(case))
     context.menu = lambda: menu(case, partial)
     layers, notes = ALLOCATORS.get(spec.allocator).fn(context)

@@ -21,7 +21,7 @@ from core.lazy import torch
 from core.registry import allocator
 from core.types import Budget, Scores
 from quantization.allocators.knapsack import solve
-from quantization.allocators.ranking import first_k, keep_masks, spread_order
+from quantization.allocators.ranking import drawn_order, first_k, keep_masks
 from quantization.bits import (
     achievable,
     csr_bits,
@@ -74,19 +74,20 @@ def uniform(ctx: AllocContext):
     require_achievable(ctx)
     levels = sorted(ctx.budget.levels)
     at = raised(ctx.shapes, [{n: layer_bits(grid_plan(b, ctx.budget), shape) for n, shape in ctx.shapes.items()}
-                             for b in levels], ctx.total_bits)
+                             for b in levels], ctx.total_bits, draw=ctx.options.get("shuffle", 0))
     return {n: grid_plan(levels[at[n]], ctx.budget) for n in ctx.shapes}, {}
 
 
-def raised(names, cost: list[dict[str, int]], total: int) -> dict[str, int]:
-    """The level of every linear: all from the lowest on one level higher at a time, in spread order, while bits last.
+def raised(names, cost: list[dict[str, int]], total: int, draw: int = 0) -> dict[str, int]:
+    """The level of every linear: all from the lowest on one level higher at a time, in spread order or that of a draw,
+    while bits last.
 
     cost: stored bits of every linear, level by level.
     """
     names, at = list(names), dict.fromkeys(names, 0)
     left = total - sum(cost[0].values())
     for step in range(len(cost) - 1):
-        for index in spread_order(len(names)):
+        for index in drawn_order(len(names), draw):
             name = names[index]
             price = cost[step + 1][name] - cost[step][name]
             if price <= left:

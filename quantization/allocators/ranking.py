@@ -12,10 +12,12 @@ order, which knows no score and is the same each time; each of its prefixes is s
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import numpy as np
 
 from core.lazy import torch
+from core.types import Scores
 
 ROOT = np.uint64(0x6A09E667F3BCC909)  # 2^64 · (√2 − 1), made odd so that no two positions have one key
 
@@ -29,6 +31,40 @@ def spread_order(count: int) -> list[int]:
 def spread_key(positions: np.ndarray) -> np.ndarray:
     """2^64 times the fractional part of position · √2: uint64, each its own."""
     return positions.astype(np.uint64) * ROOT  # multiplication wraps at 2^64
+
+
+def drawn_order(count: int, draw: int) -> list[int]:
+    """0..count-1 in spread order, or in the order of a draw above 0."""
+    return spread_order(count) if not draw else np.random.default_rng(draw).permutation(count).tolist()
+
+
+def shuffled(scores: Scores, block_of: dict[str, int], draw: int) -> Scores:
+    """The same scores in one another's places: blocks' over blocks, linears' over linears, groups', columns' and rows'
+    over each linear.
+
+    Of single weights only the order matters, so a draw of random numbers is a shuffle over the whole model.
+    """
+    rng, values = np.random.default_rng(draw), scores.values
+    if scores.granularity == "layer":
+        blocks = sorted(set(block_of.values()))
+        first = {block: next(value for fqn, value in values.items() if block_of[fqn] == block) for block in blocks}
+        moved = dict(zip(blocks, (first[blocks[i]] for i in rng.permutation(len(blocks))), strict=True))
+        return replace(scores, values={fqn: moved[block_of[fqn]] for fqn in values})
+    if scores.granularity == "linear":
+        names = list(values)
+        order = rng.permutation(len(names))
+        return replace(scores, values={fqn: values[names[i]] for fqn, i in zip(names, order, strict=True)})
+    if scores.granularity == "element":
+        drawn = {fqn: torch.rand(value.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**62))))
+                 for fqn, value in values.items()}
+        return replace(scores, values=drawn)
+    axis = -1 if scores.levels is None else -2
+    return replace(scores, values={fqn: _moved_along(value, axis, rng) for fqn, value in values.items()})
+
+
+def _moved_along(value: torch.Tensor, axis: int, rng: np.random.Generator) -> torch.Tensor:
+    axis = axis - 1 if value.shape[axis] == 1 and value.ndim + axis > 0 else axis  # rows have their scores one above
+    return value.index_select(axis, torch.from_numpy(rng.permutation(value.shape[axis])))
 
 
 def first_k(flat: torch.Tensor, k: int, key: Callable[[np.ndarray], np.ndarray] = spread_key) -> torch.Tensor:

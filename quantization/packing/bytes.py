@@ -10,11 +10,14 @@ from quantization.bits import csr_widths, index_bits
 
 def pack_bits(values: np.ndarray, bits) -> np.ndarray:
     """Pack non-negative integers into uint8, ``bits`` each (one number, or one per value)."""
-    values = values.astype(np.uint64).ravel()
-    width = np.broadcast_to(np.asarray(bits, dtype=np.int64), values.shape).ravel()
-    if not len(values) or not width.max():
+    flat = values.ravel()
+    width = np.broadcast_to(np.asarray(bits, dtype=np.int64), flat.shape)
+    if not len(flat) or not width.max():
         return np.zeros(0, dtype=np.uint8)
-    planes = (values[:, None] >> np.arange(width.max(), dtype=np.uint64)) & np.uint64(1)
+    if width.min() == width.max() <= 8:  # nearly always, and ten times as fast
+        planes = np.unpackbits(flat.astype(np.uint8)[:, None], axis=1, count=int(width[0]), bitorder="little")
+        return np.packbits(planes, bitorder="little")
+    planes = (flat.astype(np.uint64)[:, None] >> np.arange(width.max(), dtype=np.uint64)) & np.uint64(1)
     used = np.arange(width.max())[None, :] < width[:, None]
     return np.packbits(planes.astype(np.uint8)[used], bitorder="little")
 

@@ -21,7 +21,6 @@ from quantization.solvers.grid import Grid, LogScale, MinimumGrid, sixteen_bit, 
 from quantization.solvers.rtn import encode
 from quantization.solvers.spqr_fit import Level
 
-
 PACKED = "packed."  # before the names of parts that are stored arrays already, as those of a library are
 
 

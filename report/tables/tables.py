@@ -22,6 +22,7 @@ from report.tables.conditioning import calibrated_on
 from report.tables.faithfulness import without_curves
 from report.tables.groups import apart, comparable, dataset_order, headings, missing, newest_documents, newest_twins
 from report.tables.heads import stable_heads
+from report.tables.shuffles import against_shuffles, is_shuffle, shuffle_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,12 +97,15 @@ def one_table(members: Sequence[Result], bits: float | None, heading: str, *, fa
               documents: Documents) -> TableData:
     """Compare the cells of one (model, settings, budget)."""
     cells, said = _counted([r for r in members if r.ok])
+    shuffles, cells = [cell for cell in cells if is_shuffle(cell)], [cell for cell in cells if not is_shuffle(cell)]
     rows, by_dataset = [], {}
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
         mine = [cell for cell in cells if cell.dataset == dataset]
         own, by_dataset[dataset], notes = compare_dataset(mine, documents)
+        beaten = against_shuffles(mine, [cell for cell in shuffles if cell.dataset == dataset])
+        by_dataset[dataset]["shuffles"] = beaten
         rows += own
-        said += notes + _notes(dataset, mine)
+        said += notes + _notes(dataset, mine) + shuffle_lines(dataset, beaten)
     sizes = sorted({cell.bits.group_size for cell in cells if cell.bits.group_size is not None})
     groups = f", groups of {' and '.join(map(str, sizes))}" if sizes else ""
     budget = f", at most {bits:g} stored bits a weight" if bits is not None else ""

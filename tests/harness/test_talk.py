@@ -1,5 +1,7 @@
 """TALK through the harness: a library of solved forms, prices, the knapsack and the search."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -53,7 +55,7 @@ def test_at_the_base_form_the_library_is_a_plain_sequential_solve(root, offered)
     model = one.model
     solved = {}
     model.originals.solve(layers, "gptq", model=model.module, blocks=model.blocks, block_of=model.block_of,
-                          calib=one.solver_calib, see=lambda fqn, stored: solved.__setitem__(fqn, stored.values.clone()))
+                          calib=one.solver_calib, see=lambda fqn, one: solved.__setitem__(fqn, one.values.clone()))
     model.originals.restore()
     for fqn in offered.names:
         assert torch.equal(solved[fqn], offered.stored(fqn, offered.base).values), fqn
@@ -75,7 +77,7 @@ def test_a_new_budget_solves_nothing_and_takes_no_new_gradient(root, offered, mo
 def test_the_search_takes_only_what_measures_better(root, offered):
     notes = plan(case(root)).plan.notes
     kl = notes["kl"]
-    assert 1 <= len(kl) <= 3 and all(b < a for a, b in zip(kl, kl[1:])) and notes["judged_on"] >= 1
+    assert 1 <= len(kl) <= 3 and all(b < a for a, b in pairwise(kl)) and notes["judged_on"] >= 1
     assert "kl" not in plan(case(root, "TALK[steps=0]")).plan.notes
 
 
