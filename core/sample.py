@@ -1,5 +1,6 @@
 """What one document gave, the record that every metric is computed from; and a metric as it comes out."""
 
+import math
 from dataclasses import asdict, dataclass, field
 
 
@@ -23,10 +24,25 @@ class Sample:
     scores: dict[str, float] = field(default_factory=dict)  # what the task measures besides, by the metric's name
 
     def metric(self, name: str) -> float | None:
-        """The document's value of a metric: "accuracy", "gold_loglik", "f1", or one of the task's own."""
+        """The document's value: "accuracy", "gold_loglik", "f1", "gold_option", or a metric of the task's own."""
         if name in ("gold_loglik", "f1"):
             return getattr(self, name)
+        if name == "gold_option":
+            return self.gold_option
         return self.correct if name == "accuracy" else self.scores.get(name)
+
+    @property
+    def gold_option(self) -> float | None:
+        """The gold option's log-probability among the options that were compared, nats; None where none were.
+
+        What a model loses of all options alike does not count here, as it does not count in accuracy.
+        """
+        index = ord(self.gold) - ord("A") if len(self.gold) == 1 else -1
+        if not self.choice_logprobs or not 0 <= index < len(self.choice_logprobs):
+            return None
+        highest = max(self.choice_logprobs)
+        whole = highest + math.log(sum(math.exp(one - highest) for one in self.choice_logprobs))
+        return self.choice_logprobs[index] - whole
 
     def as_plain(self) -> dict:
         """The sample as one JSON object; ``scores`` only where there are any: other lines stay the bytes they were."""

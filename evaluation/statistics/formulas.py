@@ -9,6 +9,8 @@ sign flip   paired permutation: p = share of sign patterns of the differences d 
             patterns of m non-zero differences if they are no more than FLIPS, else FLIPS seeded ones and
             (hits + 1) / (FLIPS + 1)
 bootstrap   percentile interval of the mean (of paired differences) over seeded resamples of documents
+seeds       of S runs over the same documents: the mean of their mean differences, ± √(t² s²/S over seeds + z² s²/n over
+            documents), t of S − 1 degrees
 KL          mean over documents of sum_i p_i log(p_i / q_i), nats; p, q = softmax over the options of the
             summed log-probabilities (letter and cloze alike: raw sums, renormalised over the options)
 Holm        step-down correction of a family of p-values
@@ -23,7 +25,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import bdtr, log_softmax, ndtri
+from scipy.special import bdtr, log_softmax, ndtri, stdtrit
 
 from core.errors import UserError
 
@@ -121,6 +123,20 @@ def sign_flip_p(differences, sums: Callable[[], np.ndarray]) -> float:
         return float(np.mean(np.abs(signs @ nonzero) >= close))
     drawn = np.abs(sums())
     return float((np.sum(drawn >= close) + 1) / (len(drawn) + 1))
+
+
+def seeds_and_documents_interval(differences: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of the mean of paired differences [documents, seeds], of two seeds or more.
+
+    Half its width: √(t² s_seeds² / S + z² s_documents² / n), with s_seeds the deviation of the seeds' means and t of
+    S − 1 degrees, s_documents that of the documents' means.  Seeds share their documents, so neither holds the other.
+    """
+    n, seeds = differences.shape
+    by_seed, by_document = differences.mean(axis=0), differences.mean(axis=1)
+    tail = 0.5 + level / 2
+    wide = stdtrit(seeds - 1, tail) ** 2 * by_seed.var(ddof=1) / seeds
+    wide += ndtri(tail) ** 2 * by_document.var(ddof=1) / n
+    return float(differences.mean() - math.sqrt(wide)), float(differences.mean() + math.sqrt(wide))
 
 
 def mean_sd(values) -> tuple[float, float | None]:

@@ -20,6 +20,7 @@ from evaluation.statistics.formulas import (
     mcnemar,
     rate_difference_interval,
     resampled_means,
+    seeds_and_documents_interval,
     sign_flip_p,
 )
 from evaluation.statistics.power import detectable_mean, detectable_rate
@@ -30,8 +31,8 @@ Runs = int | Sequence[int]  # one run, or those (seeds of one method) whose mean
 class Panel:
     """Documents × runs of one data set; differences are second minus first.
 
-    ``values`` holds float64 [n, runs] by metric: "gold_loglik", and "accuracy", "f1" and the task's own where every
-    document has one.
+    ``values`` holds float64 [n, runs] by metric: "gold_loglik", and "accuracy", "f1", "gold_option" and the task's own
+    where every document has one.
     """
 
     def __init__(self, runs: Sequence[Sequence[Sample]], reference: int | None = None, seed: int = 0):
@@ -39,7 +40,7 @@ class Panel:
         self.n = len(self.runs[0])
         own = self.runs[0][0].scores if self.n else ()
         values = {name: np.array([[s.metric(name) for s in run] for run in self.runs], dtype=np.float64).T
-                  for name in ("accuracy", "gold_loglik", "f1", *own)}
+                  for name in ("accuracy", "gold_loglik", "f1", "gold_option", *own)}
         self.values = {name: of for name, of in values.items() if name == "gold_loglik" or not np.isnan(of).any()}
 
     @cached_property
@@ -81,6 +82,12 @@ class Panel:
         means = _mean_of(self._resamples[metric], second) - _mean_of(self._resamples[metric], first)
         low, high = np.quantile(means, [0.025, 0.975])
         return {"value": float(np.mean(d)), "low": float(low), "high": float(high)}
+
+    def over_seeds(self, metric: str, first: Sequence[int], second: Sequence[int]) -> dict:
+        """The mean of second - first, run by run of as many seeds, with an interval that holds seeds and documents."""
+        differences = np.column_stack([self.differences(metric, a, b) for a, b in zip(first, second, strict=True)])
+        low, high = seeds_and_documents_interval(differences)
+        return {"value": float(differences.mean()), "low": low, "high": high}
 
     def statistic(self, metric: str, of: Callable[[np.ndarray], np.ndarray]) -> dict:
         """A function of the runs' means [..., runs] -> [...] with its bootstrap interval; None without documents.

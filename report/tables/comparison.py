@@ -8,6 +8,7 @@ A row whose stored bits differ from uniform's by more than the grid's tolerance 
 and a note gives both bits; it is never ranked.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -22,7 +23,8 @@ from report.tables.conditioning import conditioning
 
 LEVEL = 0.05
 P_VALUES = ("p", "p_loglik", "u_p", "u_p_loglik")  # Holm-corrected; <name>_raw is the test's own
-STEMS = {"accuracy": "accuracy", "gold_loglik": "loglik", "f1": "f1"}  # what a metric is called in a row; see stem()
+# what a metric is called in a row; see stem()
+STEMS = {"accuracy": "accuracy", "gold_loglik": "loglik", "f1": "f1", "gold_option": "option"}
 
 
 def falling(metric: str) -> bool:
@@ -64,7 +66,7 @@ def compare_dataset(cells: Sequence[Result], documents: Documents) -> tuple[list
     for i, (cell, rival, same) in enumerate(zip(cells, rivals, even, strict=True)):
         change = panel.compare(full, i) if full not in (None, i) else None
         lead = panel.compare(rival, i) if rival is not None else None
-        rows.append(_own(cell) | _against_full(change, cell) | _against_uniform(lead, cell, same))
+        rows.append(_own(cell) | _option(panel, i) | _against_full(change, cell) | _against_uniform(lead, cell, same))
         rows[-1]["u_bits"] = None if rival is None else cells[rival].bits.average
     for name in P_VALUES:
         p_values = holm([float("nan") if row[f"{name}_raw"] is None else row[f"{name}_raw"] for row in rows])
@@ -75,6 +77,7 @@ def compare_dataset(cells: Sequence[Result], documents: Documents) -> tuple[list
     families = {"fp16": compared, "uniform": len(pairs), "best": mark_best(panel, cells, rows)}
     power = panel.detectable(pairs or [(full, i) for i in range(len(cells)) if full not in (None, i)])
     facts = {"n": panel.n, "metrics": cells[0].task.metrics, "chance": _chance(cells, panel), "power": power,
+             "chance_option": _chance_option(panel), "over_seeds": over_seeds(panel, cells, rivals, even),
              "families": families, "strata": _strata(cells, lambda cell: cell.strata),
              "groups": _strata(cells, groups_of), "conditioning": conditioning(panel, cells)}
     return rows, facts, _notes(cells, rivals, even)
@@ -152,7 +155,7 @@ def _against_uniform(lead: dict | None, cell: Result, even: bool) -> dict:
 def _paired(prefix: str, paired: dict | None, cell: Result) -> dict:
     """The differences of every metric that the table shows."""
     row = {}
-    for metric in dict.fromkeys(["accuracy", "gold_loglik", *cell.task.metrics]):
+    for metric in dict.fromkeys(["accuracy", "gold_loglik", "gold_option", *cell.task.metrics]):
         row |= _interval(f"{prefix}_{stem(metric)}", paired and paired.get(metric))
     return row
 
@@ -174,6 +177,32 @@ def _chance(cells: Sequence[Result], panel: Panel) -> float | None:
         return stated[0] if stated else None
     options = [len(s.choice_logprobs) for s in panel.runs[0] if s.choice_logprobs]
     return sum(1 / n for n in options) / len(options) if options and len(options) == panel.n else None
+
+
+def _option(panel: Panel, run: int) -> dict:
+    """The gold option's log-probability among the options."""
+    told = "gold_option" in panel.values
+    return _interval("option", panel.statistic("gold_option", lambda means: means[..., run]) if told else None)
+
+
+def _chance_option(panel: Panel) -> float | None:
+    """What a guess gives the gold option, nats: −log of the number of options, on average."""
+    if "gold_option" not in panel.values or not panel.n:
+        return None
+    return -sum(math.log(len(sample.choice_logprobs)) for sample in panel.runs[0]) / panel.n
+
+
+def over_seeds(panel: Panel, cells: Sequence[Result], rivals: list[int | None], even: list[bool]) -> list[dict]:
+    """Of each method with several seeds at uniform's bits: its lead over uniform of the same seed in gold
+    log-likelihood, with an interval that holds seeds and documents.
+    """
+    runs: dict[str, list[int]] = {}
+    for i, (cell, same) in enumerate(zip(cells, even, strict=True)):
+        if same and cells[rivals[i]].seed == cell.seed:
+            runs.setdefault(cell.name, []).append(i)
+    return [{"method": name, "seeds": len(own)}
+            | panel.over_seeds("gold_loglik", [rivals[i] for i in own], own)
+            for name, own in runs.items() if len(own) > 1 and panel.n > 1]
 
 
 def _strata(cells: Sequence[Result], of: Callable[[Result], dict[str, Stratum]]) -> list[dict]:

@@ -51,7 +51,8 @@ def _own(dataset: str, named: list[tuple[str, dict]], metrics: dict[str, str]) -
 def _likelihood(dataset: str, named: list[tuple[str, dict]]) -> Sheet:
     return sheet(f"{dataset}: likelihood and format", [{
         "method": name, "gold LL": (number(row["loglik"], 3), row["best_loglik"]), "ΔLL [95 %]": change(row),
-        "p LL": p_value(row["p_loglik"]), "KL": number(row["kl"], 3), "unparsed": percent(row["parse_fail"]),
+        "p LL": p_value(row["p_loglik"]), "gold option [95 %]": interval(row, "option", lambda value: number(value, 3)),
+        "KL": number(row["kl"], 3), "unparsed": percent(row["parse_fail"]),
         "cut": percent(row["truncated"])} for name, row in named], closed_by("p LL"))
 
 

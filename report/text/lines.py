@@ -4,7 +4,7 @@ from core.registry import CONTROLS
 from report.tables.comparison import falling
 from report.tables.tables import TableData
 from report.text.details import categories, small_categories
-from report.text.numbers import interval, none, p_value, percent, signed, span
+from report.text.numbers import interval, none, number, p_value, percent, signed, span
 
 # scores that see neither task nor data
 ALL_CONTROLS = (*CONTROLS, "equal", "magnitude", "TaCQ-weight", "rtn", "relative-error")
@@ -31,7 +31,8 @@ def footnotes(table: TableData, kind: str, detailed: bool) -> list[str]:
         for dataset in table.datasets:
             lines += [family_line(table, dataset), *small_categories(categories(table, dataset).values(), dataset)]
     power = [line for dataset in table.datasets if (line := power_line(table, dataset))]
-    lines += [*falling_line(table), *chance_line(table), *verdict(table), *conditioning_lines(table),
+    lines += [*falling_line(table), *chance_line(table), *(option_line(table) if detailed else []),
+              *verdict(table), *seeds_lines(table), *conditioning_lines(table),
               *([POWER] if power else []), *power]
     return [*lines, *table.notes]
 
@@ -42,6 +43,25 @@ def chance_line(table: TableData) -> list[str]:
     if not shares:
         return []
     return ["A guess is right in " + ", ".join(f"{percent(share)} % of {dataset}" for dataset, share in shares.items())]
+
+
+def option_line(table: TableData) -> list[str]:
+    """What a guess gives the gold option."""
+    nats = {dataset: facts["chance_option"] for dataset, facts in table.facts.items()
+            if facts["chance_option"] is not None}
+    return ["gold option: its log-probability among the options, nats; a guess: "
+            + ", ".join(f"{number(value, 2)} in {dataset}" for dataset, value in nats.items())] if nats else []
+
+
+def seeds_lines(table: TableData) -> list[str]:
+    """Leads over uniform with intervals that hold seeds and documents."""
+    lines = []
+    for dataset, facts in table.facts.items():
+        leads = sorted(facts["over_seeds"], key=lambda one: -one["value"])
+        if leads:
+            lines.append(f"{dataset}: lead over uniform of the same seed, with an interval over seeds and documents: "
+                         + ", ".join(f"{one['method']} {span(one, signed)} ({one['seeds']} seeds)" for one in leads))
+    return lines
 
 
 def falling_line(table: TableData) -> list[str]:
