@@ -97,8 +97,9 @@ def readable(spec: MethodSpec, common: str | None = None) -> tuple[tuple[str, ..
     scored = SCORERS.get(spec.scorer).settings if spec.scorer else ()
     solved = [name for quantizer in chosen for name in QUANTIZERS.get(quantizer).settings]
     stored = OF_COMMON_ROWS if spec.budgeted and spec.quantizer == COMMON else ()
+    bought = ALLOCATORS.get(spec.allocator).settings if spec.allocator else ()
     drawn = (SHUFFLE.name,) if can_shuffle(spec.scorer, spec.allocator) else ()
-    settings = dict.fromkeys([*scored, *solved, *(("published",) if spec.native else ()), *stored, *drawn,
+    settings = dict.fromkeys([*scored, *bought, *solved, *(("published",) if spec.native else ()), *stored, *drawn,
                               *OF_EVERY_ROW])
     return tuple(settings), tuple(dict.fromkeys(name for name in options if name in SETTINGS))
 

@@ -106,6 +106,12 @@ class AllocatorSpec:
     version: int = 1
     options: tuple[str, ...] = ()  # that a method may fix, or a row's brackets
     exempt: bool = False  # a published allocation: its rows carry their own bits, no budget
+    needs: tuple[str, ...] = ()  # "library": forms of every linear, solved and priced
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The settings that change what it decides, besides its options."""
+        return _settings(self.needs, ())
 
 
 @dataclass(frozen=True)
@@ -224,10 +230,11 @@ def method(name: str, *, scorer: str | None = None, allocator: str | None = None
                                         native=native, options=options))
 
 
-def allocator(name: str, version: int = 1, options: tuple = (), exempt: bool = False):
+def allocator(name: str, version: int = 1, options: tuple = (), exempt: bool = False, needs: tuple[str, ...] = ()):
     """Register the decorated function as an allocator; see :class:`AllocatorSpec`."""
     names = _options(f"allocator {name!r}", options)
-    return lambda fn: ALLOCATORS.add(name, AllocatorSpec(name, fn, version, options=names, exempt=exempt)).fn
+    return lambda fn: ALLOCATORS.add(name, AllocatorSpec(name, fn, version, options=names, exempt=exempt,
+                                                         needs=needs)).fn
 
 
 def quantizer(name: str, version: int = 1, *, needs: tuple[str, ...] = (), sequential: bool = True,

@@ -16,7 +16,7 @@ from core.activations import ACTIVATIONS, combinations
 from core.calibration import is_general
 from core.errors import UserError
 from core.method_names import readable, resolve_method, told, variants
-from core.registry import FROM_AXES, QUANTIZERS, SCORERS, MethodSpec
+from core.registry import ALLOCATORS, FROM_AXES, QUANTIZERS, SCORERS, MethodSpec
 from core.settings import SETTINGS
 from core.transforms import TRANSFORM, rotates, transform_of
 from evaluation.tasks import get_task
@@ -291,7 +291,8 @@ def reads_solver_calib(spec: MethodSpec) -> bool:
     """Whether a method's scorer or quantizer reads answers, gradients or the inputs of linears."""
     scored = SCORERS.get(spec.scorer).needs if spec.scorer else ()
     solved = QUANTIZERS.get(spec.quantizer).needs if spec.quantizer else ()
-    return bool(solved) or bool({"answers", "gradients", "hessian"} & set(scored))
+    bought = ALLOCATORS.get(spec.allocator).needs if spec.allocator else ()
+    return bool(solved) or bool(bought) or bool({"answers", "gradients", "hessian"} & set(scored))
 
 
 def table_settings(grid: Grid) -> dict:

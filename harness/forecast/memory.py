@@ -105,7 +105,8 @@ def solver_bytes(case: Case, tokens: int, longest: int, sequential: bool) -> int
 
 def kinds_to_make(case: Case, scored: ScorerSpec | None) -> set[str]:
     """Kinds of gradient sums that a pass for this cell makes; ``scored`` is its scorer if that has still to run."""
-    return missing_kinds(case, gradient_kinds(scored.name if scored else None, case.method.quantizer))
+    return missing_kinds(case, gradient_kinds(scored.name if scored else None, case.method.quantizer,
+                                              case.method.allocator))
 
 
 def memory(case: Case) -> list[Parts]:

@@ -28,7 +28,7 @@ from harness.stages.case import Case
 from harness.stages.gradients import gradients_key, wanted_kinds
 from harness.stages.library import GRADIENT, library_key
 from harness.stages.model import LazyModel
-from harness.stages.options import buys_forms, quantizer_options
+from harness.stages.options import buys_forms, quantizer_options, stitched
 from harness.stages.plan import distortion_key, plan_key
 from harness.stages.prices import DRAWS, dots_key
 from harness.stages.scores import scores_key
@@ -75,11 +75,11 @@ class Costs:
                 total += self.scores(other)
         if spec.allocator == "knapsack" and not planned and self._first(case, distortion_key(case)[0]):
             total += len(case.grid.levels) * self.rounding(case)
+        if buys_forms(spec):
+            total += self.gradients(case) + self.menu(case, planned)
         if quant and quant.needs:
-            total += self.gradients(case) if {"fisher", "library"} & set(quant.needs) else 0.0
-            if buys_forms(spec):
-                total += self.menu(case, planned)
-            elif self._first(case, weights_key(case, plan)[0]):
+            total += self.gradients(case) if "fisher" in quant.needs else 0.0
+            if not stitched(spec) and self._first(case, weights_key(case, plan)[0]):
                 total += self.solving(case, quant.name)
         elif quant:
             total += self.rounding(case)

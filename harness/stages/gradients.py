@@ -15,7 +15,7 @@ from core.calibration import READ_BY
 from core.digest import digest
 from core.method_names import resolve_method
 from core.model import DTYPES
-from core.registry import QUANTIZERS, SCORERS
+from core.registry import ALLOCATORS, QUANTIZERS, SCORERS
 from harness.stages.case import Case
 from harness.stages.options import VERSIONS
 from harness.store.entry import Content, stage_key
@@ -28,16 +28,17 @@ COST = 0.05  # of a pass's time that its snapshots may take
 HEAD = "head"
 
 
-def gradient_kinds(scorer: str | None, quantizer: str | None) -> set[str]:
+def gradient_kinds(scorer: str | None, quantizer: str | None, allocator: str | None = None) -> set[str]:
     """Kinds of gradient sums that a row reads; a common row's quantizer, not named yet, reads none."""
     kinds = set(SCORERS.get(scorer).gradients) if scorer else set()
     needs = set(QUANTIZERS.get(quantizer).needs) if quantizer in QUANTIZERS else set()
+    needs |= set(ALLOCATORS.get(allocator).needs) if allocator else set()
     return kinds | ({"square"} if needs & {"fisher", "library"} else set())
 
 
 def own_kinds(case: Case) -> set[str]:
     """Kinds that this row reads."""
-    return gradient_kinds(case.method.scorer, case.method.quantizer)
+    return gradient_kinds(case.method.scorer, case.method.quantizer, case.method.allocator)
 
 
 def wanted_kinds(case: Case) -> set[str]:
@@ -45,7 +46,7 @@ def wanted_kinds(case: Case) -> set[str]:
     names = [setting.name for setting in READ_BY["gradients"]]
     specs = [spec for spec in map(resolve_method, case.grid.methods)
              if all(spec.settings.get(name, case.grid.value(name)) == case.value(name) for name in names)]
-    return {kind for spec in specs for kind in gradient_kinds(spec.scorer, spec.quantizer)}
+    return {kind for spec in specs for kind in gradient_kinds(spec.scorer, spec.quantizer, spec.allocator)}
 
 
 def missing_kinds(case: Case, needed: set[str]) -> set[str]:

@@ -32,7 +32,12 @@ def quantizer_options(case: Case, quantizer: str) -> dict:
 
 
 def buys_forms(method: MethodSpec) -> bool:
-    """Whether a row's linears come out of a library of forms."""
+    """Whether a row's plan buys forms out of a library."""
+    return method.allocator is not None and "library" in ALLOCATORS.get(method.allocator).needs
+
+
+def stitched(method: MethodSpec) -> bool:
+    """Whether a row's weights are those of the library, not solved again for its plan."""
     return method.quantizer is not None and "library" in QUANTIZERS.get(method.quantizer).needs
 
 

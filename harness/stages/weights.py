@@ -14,7 +14,7 @@ from core.types import Plan, Stored
 from harness.stages.case import Case
 from harness.stages.gradients import gradients, gradients_key
 from harness.stages.library import bought, library_key
-from harness.stages.options import VERSIONS, buys_forms, quantizer_options
+from harness.stages.options import VERSIONS, quantizer_options, stitched
 from harness.stages.plan import Planned, read_plan, write_plan
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
@@ -28,7 +28,7 @@ def weights_key(case: Case, plan_id: str) -> tuple[str, dict]:
     read = {"calib": case.solver_calib_digest, "options": quantizer_options(case, spec.name)}
     if "fisher" in spec.needs:
         read["fisher"] = gradients_key(case, "square")[0]
-    if buys_forms(case.method):
+    if stitched(case.method):
         read["library"] = library_key(case)[0]
     if case.model.ref.dtype == "float16":
         read["kept"] = "float16"  # in earlier versions kept weights of such models went through bf16
@@ -56,7 +56,7 @@ def hold_weights(case: Case, planned: Planned) -> None:
 def _solve(case: Case, planned: Planned, partial: Partial) -> Content:
     spec, model = QUANTIZERS.get(case.method.quantizer), case.model
     fisher = gradients(case, "square") if "fisher" in spec.needs else None
-    solved_before = bought(case, planned.plan.notes["forms"]) if buys_forms(case.method) else None
+    solved_before = bought(case, planned.plan.notes["forms"]) if stitched(case.method) else None
     with case.memory(f"{spec.name} solves {case.method.name}"):
         solved = model.originals.solve(
             planned.plan.layers, spec.name, model=model.module, blocks=model.blocks, block_of=model.block_of,

@@ -28,7 +28,7 @@ MASK = Setting("mask", str, "unrepaired", "which weights a form keeps: by the er
 PRICE = Setting("price", str, "quadratic", "predicted loss of a form: gradients along its error (quadratic), squared "
                 "gradients times squared errors (fisher), or the layer's own error (error)",
                 choices=("quadratic", "fisher", "error"), flag=False)
-STEPS = Setting("steps", int, 10, "steps of the search by measured loss; 0: what the prices say", low=0, flag=False)
+STEPS = Setting("steps", int, 0, "steps of the search by measured loss; 0: what the prices say", low=0, flag=False)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Menu:
     search: Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray], int], tuple[np.ndarray, dict]]
 
 
-@allocator("menu", options=(MASK, PRICE, STEPS))
+@allocator("menu", options=(MASK, PRICE, STEPS), needs=("library",))
 def menu(ctx: AllocContext):
     """The forms of least predicted loss, then of least measured loss."""
     offered = ctx.menu()

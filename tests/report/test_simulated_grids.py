@@ -36,8 +36,8 @@ def cell(name: str, samples: list[Sample]) -> Result:
     return Result(cell=name, model=ModelFacts("toy", "r", "float32", "toy"), dataset="mmlu_pro",
                   avg_bits=None if name == "fp16" else 4.25, method=MethodFacts(name, quantizer="rtn"), seed=0,
                   run_type="demo", settings={"tolerance": 0.01}, machine="cpu", versions={}, status="ok", error=None,
-                  n=len(samples), metrics=summarise(samples[:2]), bits=Bits(bits, bits + 1, group_size=32), scoring="letter",
-                  stages={"evaluation": "e"}, task=TaskFacts("choice", {"accuracy": "acc"}, 0.25))
+                  n=len(samples), metrics=summarise(samples[:2]), bits=Bits(bits, bits + 1, group_size=32),
+                  scoring="letter", stages={"evaluation": "e"}, task=TaskFacts("choice", {"accuracy": "acc"}, 0.25))
 
 
 def grid(rng: np.random.Generator) -> dict[str, list[Sample]]:
