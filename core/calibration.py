@@ -67,8 +67,11 @@ LOSS_MASK = Setting("loss_mask", str, "all",
                     "answer's", choices=("all", "answer"))
 GRAD_DTYPE = Setting("grad_dtype", str, "fp32", "arithmetic of gradients; 16 bits where float32 does not fit",
                      choices=("fp32", "bf16", "fp16"))
+SCORE_PROMPTS = Setting("score_prompts", str, "published", "prompts that scorers without labels read: published (the "
+                        "question with its options, no examples) or asked (as the evaluation puts it to the model)",
+                        choices=("published", "asked"))
 READ_BY = {  # need of a scorer or quantizer -> the settings that it implies
-    "calib": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW),
+    "calib": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW, SCORE_PROMPTS),
     "labels": (CALIB_DATASET,),
     "answers": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW),
     "hessian": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW),
@@ -77,4 +80,4 @@ READ_BY = {  # need of a scorer or quantizer -> the settings that it implies
     "fisher": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW, LOSS_MASK, GRAD_DTYPE),
     "library": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW, LOSS_MASK, GRAD_DTYPE),
 }
-SETTINGS.declare((CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW, LOSS_MASK, GRAD_DTYPE), "core")
+SETTINGS.declare((CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW, SCORE_PROMPTS, LOSS_MASK, GRAD_DTYPE), "core")

@@ -1,5 +1,6 @@
 """Calibration out of a task's own documents: unlabeled prompts, and worked documents with their answers."""
 
+from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +8,15 @@ import numpy as np
 from core.digest import digest
 from core.errors import UserError, did_you_mean
 from core.types import CalibSet
-from evaluation.engine.prompts import answer_tokens, before_answer, cut_left, encode, render
+from evaluation.engine.prompts import (
+    EvalConfig,
+    answer_tokens,
+    before_answer,
+    build_requests,
+    cut_left,
+    encode,
+    render,
+)
 from evaluation.tasks.base import Task
 
 LOSSES = ("all", "answer")
@@ -94,3 +103,21 @@ def build_calib(task: Task, docs, tokenizer, max_length: int, chat_template: boo
                     loss_mask=tuple(np.ones(len(t), dtype=bool) for t in tokens), seed=seed,
                     template=digest({"task": task.name, "version": task.version, "chat": chat}),
                     truncated=sum(len(ids) > max_length for ids in encoded))
+
+
+def asked_calib(task: Task, docs, tokenizer, *, cfg: EvalConfig, examples, seed: int) -> CalibSet:
+    """Return the prompts as the evaluation would put these documents to the model: its scoring and its examples.
+
+    examples: what worked examples are taken from; None: the last of ``docs``, which are then no prompts themselves.
+    """
+    own = cfg.num_fewshot if examples is None else 0
+    if own >= len(docs):
+        raise UserError(f"{task.name} has {len(docs)} calibration documents, {own} of which would be examples; raise "
+                        "--calib_size, or use --score_prompts published")
+    prompts, pool = docs[:len(docs) - own], docs[len(docs) - own:] if examples is None else examples
+    requests = build_requests(task, prompts, pool, tokenizer, cfg=cfg)
+    tokens = tuple(np.asarray(request.context, dtype=np.int64) for request in requests)
+    return CalibSet(task=task.name, doc_ids=tuple(request.doc.doc_id for request in requests), tokens=tokens,
+                    loss_mask=tuple(np.ones(len(t), dtype=bool) for t in tokens), seed=seed,
+                    template=digest({"task": task.name, "version": task.version, "asked": asdict(cfg)}),
+                    truncated=sum(request.truncated for request in requests))

@@ -154,7 +154,7 @@ class Case:
     def prompts(self) -> CalibSet:
         """What an unlabeled scorer of this row reads."""
         return self.calib_data.prompts(self.calib_choice, tokens=self.value("calib_tokens"),
-                                       window=self.value("calib_window"))
+                                       window=self.value("calib_window"), asked=self.value("score_prompts") == "asked")
 
     @cached_property
     def prompts_digest(self) -> str:

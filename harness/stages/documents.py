@@ -12,7 +12,7 @@ from core.digest import digest
 from core.errors import UserError
 from core.registry import DATASETS
 from core.types import CalibSet
-from evaluation.calibration.documents import build_calib
+from evaluation.calibration.documents import asked_calib, build_calib
 from evaluation.calibration.mixture import build_solver_calib, calib_digest
 from evaluation.data.general_text import load_texts
 from evaluation.data.sources import load_rows
@@ -120,13 +120,18 @@ class TaskData:
         files = self.task.content(self.calib_docs)
         return digest([self.task.name, self.task.version, labels, *([files] if files else [])])
 
-    def prompts(self, choice: CalibChoice, tokens: int, window: int) -> CalibSet:
-        """What unlabeled scorers read: the calibration documents' prompts, or general text.
+    def prompts(self, choice: CalibChoice, tokens: int, window: int, asked: bool = False) -> CalibSet:
+        """What unlabeled scorers read: the calibration documents' prompts, as published or ``asked`` as the evaluation
+        does, or general text.
 
         A mix would show them answers, so it is for solvers and gradients only.
         """
         if is_general(choice.kind):
             return self.solver_calib(choice, tokens=tokens, window=window, loss="all", seed=self._grid.split_seed)
+        if asked:
+            return self._once(("prompts", "asked"), lambda: asked_calib(
+                self.task, self.calib_docs, self._tokenizer, cfg=self.cfg, examples=self._examples,
+                seed=self._grid.split_seed))
         return self._once(("prompts",), lambda: build_calib(
             self.task, self.calib_docs, self._tokenizer, max_length=self._grid.max_length,
             chat_template=self.cfg.chat_template, seed=self._grid.split_seed))

@@ -96,7 +96,7 @@ def alloc_context(case: Case, scored: Scores | None, options: dict) -> AllocCont
     """What an allocator may read of a case."""
     model = case.model
     return AllocContext(shapes=model.shapes, block_of=model.block_of, budget=case.budget, scores=scored,
-                        distortion=lambda: distortion(case), options=options,
+                        distortion=lambda: distortion(case), energy=lambda: energy(case), options=options,
                         attention=lambda: find_heads(model.skeleton), mlps=lambda: find_mlps(model.skeleton))
 
 
@@ -129,6 +129,12 @@ def distortion(case: Case) -> dict[str, list[float]]:
         return Content(lambda folder: write_json(folder / "distortion.json", table), {"model": case.model.label})
 
     return json.loads((case.store.make(*distortion_key(case), compute) / "distortion.json").read_text())
+
+
+def energy(case: Case) -> dict[str, float]:
+    """‖W‖² of every linear."""
+    return {fqn: float(weight.float().square().sum(dtype=torch.float64))
+            for fqn, weight in case.model.originals.weights.items()}
 
 
 def provenance(case: Case, plan: Plan) -> dict:

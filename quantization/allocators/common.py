@@ -15,10 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import ndtri
 
 from core.errors import BudgetError, UserError
 from core.lazy import torch
 from core.registry import allocator
+from core.settings import Setting
 from core.types import Budget, Scores
 from quantization.allocators.knapsack import solve
 from quantization.allocators.ranking import drawn_order, first_k, keep_masks
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from core.architecture import Attention, Mlp
     from quantization.allocators.menu import Menu
 
+MAPPING = Setting("mapping", str, "scores", "how scores weigh a linear's errors: scores (exp of standardised ones), "
+                  "ranks (exp of the normal score of their rank), relative (as scores, errors as shares of the "
+                  "weights' own size)", choices=("scores", "ranks", "relative"), flag=False)
 FLOOR = 1e-3  # a score below this share of the largest counts as it: a zero must not make a linear free to ruin
 
 
@@ -49,6 +54,7 @@ class AllocContext:
     budget: Budget
     scores: Scores | None = None
     distortion: Callable[[], dict[str, list[float]]] | None = None  # -> fqn -> ‖W − Q_b(W)‖² at each budget level
+    energy: Callable[[], dict[str, float]] | None = None  # -> fqn -> ‖W‖²
     attention: Callable[[], list[Attention]] | None = None  # of each block; UserError where heads cannot be told apart
     mlps: Callable[[], list[Mlp]] | None = None  # of each block; UserError where neurons cannot be told apart
     options: dict = field(default_factory=dict)
@@ -97,7 +103,7 @@ def raised(names, cost: list[dict[str, int]], total: int, draw: int = 0) -> dict
     return at
 
 
-@allocator("knapsack")
+@allocator("knapsack", options=(MAPPING,))
 def knapsack(ctx: AllocContext):
     """Multiple-choice knapsack over levels; exact or with a proven gap (see quantization/allocators/knapsack.py)."""
     require_achievable(ctx)
@@ -109,8 +115,12 @@ def knapsack(ctx: AllocContext):
                             "score with --levels alike")
         loss = np.array([_total(ctx.scores.values[n], len(levels)) for n in names])
     else:
-        table = ctx.distortion()
-        loss = positive_weights(ctx.scores, names)[:, None] * np.array([table[n] for n in names])
+        table, mapping = ctx.distortion(), MAPPING.of(ctx.options)
+        loss = positive_weights(ctx.scores, names, ranks=mapping == "ranks")[:, None]
+        loss = loss * np.array([table[n] for n in names])
+        if mapping == "relative":
+            sizes = ctx.energy()
+            loss = loss / np.maximum([sizes[n] for n in names], 1e-30)[:, None]
     slack = int(budget.tolerance * weights_of(ctx.shapes))
     choice, gap = solve(loss, cost, ctx.total_bits, slack=slack)
     return {n: grid_plan(levels[c], budget) for n, c in zip(names, choice)}, {"optimality_gap": gap}
@@ -121,18 +131,30 @@ def _total(value: torch.Tensor, levels: int) -> np.ndarray:
     return value.double().reshape(-1, levels).sum(0).numpy()
 
 
-def positive_weights(scores: Scores, names: list[str]) -> np.ndarray:
-    """One positive weight a linear: exp(z) of standardised scores, else the mean, at least FLOOR of the largest."""
+def positive_weights(scores: Scores, names: list[str], ranks: bool = False) -> np.ndarray:
+    """One positive weight a linear: exp(z) of standardised scores, else the mean, at least FLOOR of the largest.
+
+    ranks: exp of the normal score of the rank instead, Φ⁻¹((r − ½) / n); equal scores share their mean rank.
+    """
     raw = np.array([float(scores.values[n].double().mean()) for n in names])
     if not np.isfinite(raw).all():
         bad = names[int(np.flatnonzero(~np.isfinite(raw))[0])]
         raise UserError(f"the score of {bad} is not finite; a scorer must give finite numbers")
+    if ranks:
+        return np.exp(ndtri((rankdata(raw) - 0.5) / len(raw)))
     if scores.unit == "z":
         return np.exp(raw)
     if (raw < 0).any():
         raise UserError(f"scores in {scores.unit!r} are negative at {names[int(raw.argmin())]}; only unit 'z' may be "
                         "signed")
     return np.maximum(raw, FLOOR * raw.max()) if raw.max() > 0 else np.ones_like(raw)
+
+
+def rankdata(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, equal values at their mean rank (scipy.stats has it, and takes half a second to import)."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts - 1) / 2)[inverse]
 
 
 @allocator("topk_keep", 2)

@@ -313,6 +313,7 @@ CHANGES = {  # field of the grid -> another value, and exactly which digests of 
     # what only solvers and gradients read moves nothing here (tests/harness/test_all_methods.py has the rows that read
     # it)
     "calib_tokens": (100, set()), "loss_mask": ("answer", set()), "quantizer": ("gptq", ASKED),
+    "score_prompts": ("asked", SCORED),
     "calib_window": (100, set()), "grad_dtype": ("bf16", set()), "corrupt": ("rtn", set()),
     "keep_ratio": ((0.01,), set()), "dynamic_heads": ((3,), set()),
     "act_bits": ((4,), ASKED), "act_keep": ((0.5,), set()), "kv_bits": ((8,), ASKED),

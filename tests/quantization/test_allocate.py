@@ -284,3 +284,35 @@ def test_a_target_that_no_bits_meet_is_refused(name):
     ctx = replace(problem(2.3, 0, granularity="element"), options={"target": 2.01, "bits": 2})
     with pytest.raises(BudgetError, match="--avg_bits"):
         ALLOCATORS.get(name).fn(ctx)
+
+
+def test_mappings_from_scores_to_weights():
+    """Ranks see the order alone; relative errors are free of a linear's size."""
+    names = ["a", "b", "c", "d"]
+    scores = Scores("layer", {n: torch.tensor(v) for n, v in zip(names, (0.1, 5.0, 5.0, -3.0))}, "z")
+    ranks = positive_weights(scores, names, ranks=True)
+    wild = Scores("layer", {n: torch.tensor(v) for n, v in zip(names, (0.1, 900.0, 900.0, -1e6))}, "z")
+    assert np.allclose(ranks, positive_weights(wild, names, ranks=True))
+    assert ranks[1] == ranks[2] > ranks[0] > ranks[3] and np.log(ranks).sum() == pytest.approx(0, abs=0.2)
+    assert np.allclose(positive_weights(scores, names), np.exp([0.1, 5.0, 5.0, -3.0]))
+
+
+@pytest.mark.parametrize("mapping", ("scores", "ranks", "relative"))
+def test_every_mapping_meets_the_budget_and_decides_otherwise(mapping):
+    ctx = problem(4.4, 3, unit="z")
+    sizes = {f: 100.0 * (i % 7 + 1) for i, f in enumerate(ctx.shapes)}
+    ctx = replace(ctx, options={"mapping": mapping}, energy=lambda: sizes)
+    layers, notes = ALLOCATORS.get("knapsack").fn(ctx)
+    check_budget(make_plan(layers, ctx.shapes, (0, 0), notes=notes), ctx.budget, mapping)
+    plain, _ = ALLOCATORS.get("knapsack").fn(replace(ctx, options={}))
+    assert (layers == plain) == (mapping == "scores")
+
+
+def test_relative_errors_do_not_see_the_size_of_the_weights():
+    ctx = problem(4.4, 3, unit="z")
+    table, sizes = ctx.distortion(), {f: 10.0 for f in ctx.shapes}
+    loud = {f: [100.0 * e for e in row] if "down" in f else row for f, row in table.items()}
+    both = [ALLOCATORS.get("knapsack").fn(replace(ctx, options={"mapping": "relative"}, distortion=lambda t=t: t,
+                                                  energy=lambda s=s: s))[0]
+            for t, s in ((table, sizes), (loud, {f: 1000.0 if "down" in f else 10.0 for f in ctx.shapes}))]
+    assert both[0] == both[1]
