@@ -34,17 +34,36 @@ class Form:
         return f"{self.bits} bits {f'g{self.group}' if self.group else 'row'}{kept}"
 
 
-def forms(group_size: int) -> tuple[Form, ...]:
-    """The menu around the common grid's group size g: 2 and 3 bits in groups of g, g/2 and g/3 or g/4 and in whole
-    rows, with up to 1.6 % of kept weights; 4, 5, 6 and 8 bits in groups of g.
+LEVELS = (2, 3, 4, 5, 6, 8)
+
+
+def whole_bits(avg_bits: float) -> int:
+    """The whole bits around which a budget's menu lies: 2 to 6."""
+    return min(6, max(2, int(avg_bits)))
+
+
+def forms(group_size: int, bits: int) -> tuple[Form, ...]:
+    """The menu around ``bits`` and the common grid's group size g: these bits in whole rows and in groups of g, g/2 and
+    g/3 (or g/4) with up to 1.6 % of kept weights; one level less in fine groups; the next two levels and 8 bits.
     """
     half = group_size // 2 if group_size % 2 == 0 else group_size
     least = next((group_size // part for part in (3, 4, 2) if group_size % part == 0), group_size)
-    shares = {(2, 0): (0, .004), (2, group_size): (0, .002, .004, .008), (2, half): (0, .002, .004),
-              (2, least): (0, .002, .004, .016), (3, group_size): (0, .002, .004), (3, half): (0, .004),
-              (3, least): (.008,), (4, group_size): (0, .004), (5, group_size): (0,), (6, group_size): (0,),
-              (8, group_size): (0,)}
-    return tuple(dict.fromkeys(Form(bits, group, share) for (bits, group), of in shares.items() for share in of))
+    shares = [(bits, 0, (0, .004)), (bits, group_size, (0, .002, .004, .008)), (bits, half, (0, .002, .004)),
+              (bits, least, (0, .002, .004, .016))]
+    if bits > LEVELS[0]:
+        shares.append((LEVELS[LEVELS.index(bits) - 1], least, (0, .004)))
+    above = LEVELS[LEVELS.index(bits) + 1:]
+    shares += [(above[0], group_size, (0, .004)), (above[0], half, (.004,))]
+    shares += [(level, group_size, (0,)) for level in dict.fromkeys((*above[1:2], LEVELS[-1]))]
+    return tuple(dict.fromkeys(Form(level, group, share) for level, group, of in shares for share in of))
+
+
+def base_form(menu: tuple[Form, ...], bits: int) -> int:
+    """Which form of a menu the linears before have: its own bits in groups smaller than the common ones, few kept."""
+    kept = [form for form in menu if form.bits == bits and form.group and form.share]
+    coarse = max(form.group for form in kept)
+    near = [form for form in kept if form.group < coarse] or kept
+    return menu.index(max(near, key=lambda form: (form.group, -form.share)))
 
 
 def ranked_masks(score: torch.Tensor, shares: tuple[float, ...]) -> dict[float, np.ndarray | None]:

@@ -68,8 +68,13 @@ def _inverse_factor(damped: torch.Tensor) -> torch.Tensor | None:
 
 def relative_error(weight: torch.Tensor, values: torch.Tensor, hessian: torch.Tensor) -> float:
     """tr((W−Ŵ) H (W−Ŵ)ᵀ) / tr(W H Wᵀ) with the undamped Hessian; 0 for inputs that are always 0."""
-    lost, whole = (float(((d @ hessian) * d).sum(dtype=torch.float64)) for d in (weight - values, weight))
+    lost, whole = (layer_error(moved, hessian) for moved in (weight - values, weight))
     return lost / whole if whole else 0.0
+
+
+def layer_error(moved: torch.Tensor, hessian: torch.Tensor) -> float:
+    """tr(Δ H Δᵀ) of a change Δ [out, in] of the weights."""
+    return float(((moved @ hessian) * moved).sum(dtype=torch.float64))
 
 
 def score_each(ctx: ScoreContext, score: Callable[[torch.Tensor, Factor], torch.Tensor],

@@ -26,7 +26,7 @@ from harness.stages.activations import activations, ranking
 from harness.stages.base_quantized import base, base_layer, base_quantized_key
 from harness.stages.case import Case
 from harness.stages.gradients import gradients_key, wanted_kinds
-from harness.stages.library import GRADIENT, library_key
+from harness.stages.library import GRADIENT, library_key, menu_of
 from harness.stages.model import LazyModel
 from harness.stages.options import buys_forms, quantizer_options, stitched
 from harness.stages.plan import distortion_key, plan_key
@@ -36,7 +36,6 @@ from harness.stages.search import BENDS
 from harness.stages.transform import ranges
 from harness.stages.weights import weights_key
 from quantization.allocators.menu import STEPS
-from quantization.menu import forms
 from streams.blocks import BATCH_TOKENS
 
 RUNS = {True: 3, False: 2}  # of a block: sequential solvers watch its linears one input after the other
@@ -157,7 +156,7 @@ class Costs:
 
     def menu(self, case: Case, planned: bool) -> float:
         """A library of forms, their prices, and the search: a backward pass and an evaluation a bend of each step."""
-        total, menu = 0.0, forms(case.group_size)
+        total, menu = 0.0, menu_of(case)
         lengths = [len(tokens) for tokens in case.solver_calib.tokens]
         kind = (GRADIENT,)
         one_pass = len(lengths) * (self.sizes.blocks * self.grad_probe.backward(

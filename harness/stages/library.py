@@ -30,34 +30,30 @@ from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
 from quantization.allocators.menu import MASK
 from quantization.bits import layer_bits
-from quantization.menu import Form, forms, ranked_masks
+from quantization.menu import Form, base_form, forms, ranked_masks, whole_bits
 from quantization.packing.bytes import unpack_mask
 from quantization.packing.forms import PACKED, packed, packed_alone, unpacked
 from quantization.solvers.grid import sixteen_bit
 from quantization.solvers.rtn import dequantized
 from streams.blocks import BlockStream, walk
-from streams.hessians import factorise, relative_error
+from streams.hessians import factorise, layer_error
 
 VERSION = 1
 GRADIENT = "square"
 HELD = 8 * 10**9  # bytes of what the forms of all linears move
 
 
-def base_form(case: Case) -> int:
-    """Which form the linears before have: of the whole bits of the budget, 3 at most, in groups smaller than the common
-    ones, with few kept weights.
-    """
-    menu, bits = forms(case.group_size), 2 if case.budget.avg_bits < 3 else 3
-    near = [form for form in menu if form.bits == bits and form.group < case.group_size and form.share]
-    return menu.index(max(near, key=lambda form: (form.group, -form.share)))
+def menu_of(case: Case) -> tuple[Form, ...]:
+    """The forms of the row's budget."""
+    return forms(case.group_size, whole_bits(case.budget.avg_bits))
 
 
 def library_key(case: Case) -> tuple[str, dict]:
     """Digest of a library: any budget of the same whole bits reads the same one."""
     quantizer = case.grid.quantizer
     return stage_key("library", VERSION, model=case.model.ref.key, quantizer=QUANTIZERS.identity(quantizer),
-                     options=quantizer_options(case, quantizer), menu=[vars(form) for form in forms(case.group_size)],
-                     base=base_form(case), mask=MASK.of(case.method.options),
+                     options=quantizer_options(case, quantizer), menu=[vars(form) for form in menu_of(case)],
+                     mask=MASK.of(case.method.options),
                      gradients=gradients_key(case, GRADIENT)[0], calib=case.solver_calib_digest,
                      machine=case.model.machine)
 
@@ -80,7 +76,7 @@ class Library:
 
     @cached_property
     def error(self) -> np.ndarray:
-        """tr(ΔHΔᵀ) / tr(WHWᵀ), float64 [linears, forms]."""
+        """tr(ΔHΔᵀ) / tr(WHWᵀ), float64 [linears, forms]; of a solver that damps, with its damping."""
         return np.array([[one["error"] for one in self._linears[fqn]["forms"]] for fqn in self.names])
 
     def stored(self, fqn: str, form: int) -> Stored:
@@ -154,7 +150,8 @@ class _Work:
 
     def __init__(self, case: Case, fisher: dict[str, torch.Tensor], partial: Partial):
         self.case, self.fisher, self.partial = case, fisher, partial
-        self.forms, self.base = forms(case.group_size), base_form(case)
+        self.forms = menu_of(case)
+        self.base = base_form(self.forms, whole_bits(case.budget.avg_bits))
         self.mask = MASK.of(case.method.options)
         self.linears: dict[str, dict] = {}
         self.arrays: dict[str, np.ndarray] = {}  # of the block in work
@@ -165,11 +162,12 @@ class _Work:
         name, options = self.case.grid.quantizer, quantizer_options(self.case, self.case.grid.quantizer)
         aid = replace(aid, options=options, kept_dtype=sixteen_bit(getattr(torch, self.case.model.ref.dtype)))
         masks, told, chosen = self._masks(fqn, weight, aid), [], None
+        whole = layer_error(weight, aid.hessian) or 1.0
         for number, form in enumerate(self.forms):
             layer = form.layer(weight.shape[1], masks[form.bits][form.share])
-            layer, values, arrays = _in_form(name, weight, layer, aid)
+            layer, values, arrays, lost = _in_form(name, weight, layer, aid)
             told.append({"bits": layer_bits(layer, tuple(weight.shape)), "ordered": layer.ordered,
-                         "error": relative_error(weight, values, aid.hessian)})
+                         "error": lost / whole})
             self.arrays |= {f"{fqn}|{number}|{part}": array for part, array in arrays.items()}
             chosen = values if number == self.base else chosen
         self.linears[fqn] = {"file": _file(self.case.model.block_of[fqn]), "forms": told}
@@ -226,10 +224,11 @@ def _file(block: int) -> str:
 
 
 def _in_form(quantizer: str, weight: torch.Tensor, layer: LayerPlan,
-             aid: Aid) -> tuple[LayerPlan, torch.Tensor, dict[str, np.ndarray]]:
-    """What the common quantizer makes of a linear: its plan, ŵ and the arrays that are stored."""
+             aid: Aid) -> tuple[LayerPlan, torch.Tensor, dict[str, np.ndarray], float]:
+    """What the common quantizer makes of a linear: its plan, ŵ, the arrays that are stored, and the layer's error."""
     spec = QUANTIZERS.get(quantizer)
     if spec.needs:
         stored = spec.fn(weight.clone(), layer, aid)
-        return stored.layer, stored.values, packed(stored)
-    return layer, spec.fn(weight.clone(), layer), packed_alone(weight.cpu(), layer, quantizer)
+        return stored.layer, stored.values, packed(stored), stored.notes["loss"]
+    values = spec.fn(weight.clone(), layer)
+    return layer, values, packed_alone(weight.cpu(), layer, quantizer), layer_error(weight - values, aid.hessian)

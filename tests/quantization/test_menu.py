@@ -13,17 +13,20 @@ from core.types import Budget
 from quantization.allocators.common import AllocContext
 from quantization.allocators.menu import Menu
 from quantization.bits import layer_bits, make_plan
-from quantization.menu import Form, forms, ranked_masks
+from quantization.menu import Form, base_form, forms, ranked_masks, whole_bits
 
 
 @pytest.mark.parametrize("group", (32, 64, 96, 128, 40))
-def test_every_form_stores_a_linear_of_the_models_widths(group):
-    menu = forms(group)
-    assert len(set(menu)) == len(menu) and {form.bits for form in menu} == {2, 3, 4, 5, 6, 8}
+@pytest.mark.parametrize("bits", (2, 3, 4, 5, 6))
+def test_every_form_stores_a_linear_of_the_models_widths(group, bits):
+    menu = forms(group, bits)
+    assert len(set(menu)) == len(menu) <= 20 and {bits, 8} <= {form.bits for form in menu}
     assert all(form.group == 0 or group % form.group == 0 for form in menu)
-    assert all(layer_bits(form.layer(2 * group, None), (16, 2 * group)) > 0 for form in menu)
-    cheapest = min(layer_bits(form.layer(960, None), (96, 960)) for form in menu) / (96 * 960)
-    assert cheapest < 2.02  # a scale of 6 bits and a zero point of 2 for a whole row
+    cost = [layer_bits(form.layer(960, None), (96, 960)) / (96 * 960) for form in menu]
+    assert min(cost) < bits + 0.02 and max(cost) > 8  # a scale of 6 bits and a zero point for a whole row
+    base = menu[base_form(menu, bits)]
+    assert base.bits == bits and 0 < base.group < group and base.share
+    assert [whole_bits(b) for b in (1.9, 2.25, 3.0, 4.99, 9.0)] == [2, 2, 3, 4, 6]
 
 
 def test_masks_are_nested_and_of_the_asked_size():
