@@ -1,10 +1,10 @@
 """The prices stage: what each form of each linear is predicted to cost the task, and the menu that an allocator reads.
 
     quadratic   ½ · Σ over documents and draws of a_dlf² / (draws · tokens)           streams/dots.py
-    fisher      ½ · Σ F_l (W − Ŵ_f)² · documents / tokens                             F as in streams/gradients.py
+    fisher      ½ · Σ F_l (W − Ŵ_f)² / tokens                                         F as in streams/gradients.py
     error       tr(ΔHΔᵀ) / tr(WHWᵀ)                                                   what the solver minimises
 
-The first two are nats a token.
+The first is nats a token; the second would be, if a document's loss were a sum and not a mean.
 """
 
 import numpy as np
@@ -45,7 +45,7 @@ def menu(case: Case, partial: Partial) -> Menu:
     if price == "error":
         loss = offered.error
     elif price == "fisher":
-        loss = _fisher(case, offered) * len(case.solver_calib.tokens) / tokens
+        loss = fisher(case, offered)
     else:
         loss = quadratic(along, tokens)
     return Menu(offered.names, offered.cost, loss, layer=lambda fqn, form: offered.stored(fqn, form).layer,
@@ -73,9 +73,9 @@ def dots(case: Case, offered: Library) -> np.ndarray:
     return load_file(case.store.make(*dots_key(case), compute) / "dots.safetensors")["dots"]
 
 
-def _fisher(case: Case, offered: Library) -> np.ndarray:
-    """½ · mean over documents of Σ g² (W − Ŵ)², float64 [linears, forms]."""
-    squares, count = gradients(case, GRADIENT), len(case.solver_calib.tokens)
+def fisher(case: Case, offered: Library) -> np.ndarray:
+    """½ · Σ over documents of Σ g² (W − Ŵ)² / tokens, g of a document's mean loss: float64 [linears, forms]."""
+    squares, tokens = gradients(case, GRADIENT), sum(map(len, case.solver_calib.tokens))
     originals = case.model.originals.weights
-    return np.array([[float((squares[fqn].flatten() * moved.float().square()).sum(dtype=torch.float64)) / (2 * count)
+    return np.array([[float((squares[fqn].flatten() * moved.float().square()).sum(dtype=torch.float64)) / (2 * tokens)
                       for moved in offered.moved(fqn, originals[fqn])] for fqn in offered.names])

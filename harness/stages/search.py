@@ -30,14 +30,14 @@ def search(case: Case, offered: Library, along: np.ndarray, partial: Partial, ch
     """A choice of forms that measures no worse than ``choice``, and what was measured."""
     if not steps:
         return choice, {}
-    work = _Search(case, offered, along)
+    work = Measured(case, offered)
     done = partial.load_json("search") or {"choice": choice.tolist(), "kl": [], "over": False}
     choice = np.array(done["choice"])
     if not done["kl"]:
         done["kl"] = [work.kl(choice)]
     while len(done["kl"]) <= steps and not done["over"]:
         case.progress.update("search by measured KL", len(done["kl"]) - 1, steps)
-        better = work.step(choice, done["kl"][-1], buy)
+        better = work.step(choice, done["kl"][-1], along, buy)
         if better is None:
             done["over"] = True
         else:
@@ -49,16 +49,12 @@ def search(case: Case, offered: Library, along: np.ndarray, partial: Partial, ch
     return choice, {"kl": done["kl"], "judged_on": len(work.judging)}
 
 
-class _Search:
+class Measured:
     """The model with one choice of forms in it, and the full model's log-probabilities."""
 
-    def __init__(self, case: Case, offered: Library, along: np.ndarray):
+    def __init__(self, case: Case, offered: Library):
         self.case, self.offered, self.model = case, offered, case.model
         self.training, self.judging = list(case.solver_calib.tokens), list(unseen(case).tokens)
-        tokens = sum(map(len, self.training))
-        self.bend = lambda choice: 0.5 * np.square(
-            along - along[:, np.arange(along.shape[1]), choice][:, :, None], dtype=np.float64).sum(0) / (
-                along.shape[0] // len(self.training) * tokens)
         self.model.originals.restore()
         self.held = np.full(len(offered.names), -1)
         with torch.no_grad():
@@ -113,10 +109,16 @@ class _Search:
             slopes[index] = at - at[choice[index]]
         return slopes
 
-    def step(self, choice: np.ndarray, least: float,
+    def bend(self, choice: np.ndarray, along: np.ndarray) -> np.ndarray:
+        """S, float64 [linears, forms]."""
+        further = along - along[:, np.arange(along.shape[1]), choice][:, :, None]
+        draws = len(along) // len(self.training)
+        return 0.5 * np.square(further, dtype=np.float64).sum(0) / (draws * sum(map(len, self.training)))
+
+    def step(self, choice: np.ndarray, least: float, along: np.ndarray,
              buy: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, float] | None:
         """The best of the plans that the expansion at ``choice`` proposes, or None if none is better."""
-        slope, bend, best = self.slope(choice), self.bend(choice), None
+        slope, bend, best = self.slope(choice), self.bend(choice, along), None
         for share in BENDS:
             proposed = buy(slope + share * bend)
             if (proposed == choice).all():
