@@ -49,6 +49,8 @@ def build_parser(formats, sorts):
     pair.add_argument("--compare", nargs=2, metavar=("A", "B"),
                       help="METHOD, METHOD@SEED, the beginning of a digest, or a file's name without .json")
     pair.add_argument("--all", action="store_true", help="list every question that flipped, not the first 20")
+    pair.add_argument("--margin", type=float, metavar="NATS",
+                      help="test as well whether they are equivalent within so many nats a token (two one-sided tests)")
     sweep = parser.add_argument_group("a metric over a number that rows differ in")
     sweep.add_argument("--sweep", metavar="AXIS", help="act_keep, act_bits, kv_bits, bits, avg_bits, or any number "
                        "among the settings of rows or of the grid, such as ratio or calib_tokens; one line a row that "
@@ -135,6 +137,10 @@ def _refuse(args) -> None:
         raise UserError(f"--{given[0]} has no meaning with --compare, which prints two cells; leave one of them out")
     if args.all and not args.compare:
         raise UserError("--all lists the questions that flipped between two cells; give --compare A B with it")
+    if args.margin is not None and not args.compare:
+        raise UserError("--margin tests two cells for equivalence; give --compare A B with it")
+    if args.margin is not None and not 0 < args.margin < float("inf"):
+        raise UserError(f"--margin is {args.margin:g}; give nats a token above 0, such as 0.05")
 
 
 def _write_files(args, results: list) -> None:
@@ -196,7 +202,8 @@ def _print_pair(args, results: list) -> None:
     from core.commandline import plain_console
     from report.tables.pair import find_pair, story
 
-    two = story(*find_pair([r for r in results if not args.seed or r.seed in args.seed], args.compare))
+    chosen = [r for r in results if not args.seed or r.seed in args.seed]
+    two = story(*find_pair(chosen, args.compare), margin=args.margin)
     if args.format in (None, "terminal"):
         from report.text.terminal import show_story
 

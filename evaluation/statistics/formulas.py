@@ -11,6 +11,7 @@ sign flip   paired permutation: p = share of sign patterns of the differences d 
 bootstrap   percentile interval of the mean (of paired differences) over seeded resamples of documents
 seeds       of S runs over the same documents: the mean of their mean differences, ± √(t² s²/S over seeds + z² s²/n over
             documents), t of S − 1 degrees
+equivalence two one-sided t tests (TOST) of paired differences: p = max P(T ≤ −(m ± d̄) / s), m the margin stated before
 KL          mean over documents of sum_i p_i log(p_i / q_i), nats; p, q = softmax over the options of the
             summed log-probabilities (letter and cloze alike: raw sums, renormalised over the options)
 Holm        step-down correction of a family of p-values
@@ -25,7 +26,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import bdtr, log_softmax, ndtri, stdtrit
+from scipy.special import bdtr, log_softmax, ndtri, stdtr, stdtrit
 
 from core.errors import UserError
 
@@ -137,6 +138,21 @@ def seeds_and_documents_interval(differences: np.ndarray, level: float = 0.95) -
     wide = stdtrit(seeds - 1, tail) ** 2 * by_seed.var(ddof=1) / seeds
     wide += ndtri(tail) ** 2 * by_document.var(ddof=1) / n
     return float(differences.mean() - math.sqrt(wide)), float(differences.mean() + math.sqrt(wide))
+
+
+def equivalence_p(differences, margin: float) -> float:
+    """Return the p-value of two one-sided t tests that the mean of paired differences lies within ± ``margin``.
+
+    Below 5 %: shown to be equivalent; above, nothing is shown.  NaN without two differences.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    if len(d) < 2:
+        return math.nan
+    error = d.std(ddof=1) / math.sqrt(len(d))
+    if error == 0:
+        return 0.0 if abs(d.mean()) < margin else 1.0
+    above, below = ((d.mean() + margin) / error, (margin - d.mean()) / error)
+    return float(max(stdtr(len(d) - 1, -above), stdtr(len(d) - 1, -below)))
 
 
 def mean_sd(values) -> tuple[float, float | None]:

@@ -7,6 +7,7 @@ A cell goes through stages, and what one stage holds is gone in the next, so eve
     prompts     a scorer reads calibration prompts           weights + hidden states of a batch (TAQoS: of every block)
     gradients   one backward pass a document                 weights (--grad_dtype) + float32 sums, one set a kind
     Hessians    a scorer or solver reads inputs of linears   weights + hidden states, Hessian and factor of the widest
+    menu        forms of linears are priced                  weights (--grad_dtype) + what forms move, 16 bits a weight
     allocation  kept weights are chosen                      element scores thrice: stored, in one row, partly sorted
     questions   a batch of the evaluation                    weights + hidden states, key-value cache, logits
 
@@ -25,7 +26,9 @@ from evaluation.engine.kv_cache import LOGIT_ROWS
 from harness.forecast.sizes import Asked, asked, prompt_batches
 from harness.stages.case import Case
 from harness.stages.gradients import gradient_kinds, missing_kinds
+from harness.stages.library import HELD, menu_of
 from harness.stages.model import Sizes
+from harness.stages.options import buys_forms
 from harness.stages.plan import plan_key
 from harness.stages.scores import scores_key
 from streams.blocks import BATCH_TOKENS
@@ -126,6 +129,8 @@ def memory(case: Case) -> list[Parts]:
         stages.append(Parts("prompts are scored", **base, activations=prompt_bytes(d, tokens, kept)))
     for add in (answers_stage, gradient_stage, solver_stage):
         stages += add(case, base, to_score)
+    if buys_forms(method) and not planned:
+        stages.append(menu_stage(case, base))
     if element and not planned:
         stages.append(Parts("kept weights are chosen", **base, scores=(4 * 3 + 1) * d.linears))
     activations = max(batch_bytes(d, batch) for batch in asked(case.data))
@@ -177,6 +182,16 @@ def gradient_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Part
     made = d.linears * d.itemsize if spec and spec.compares else 0  # the quantized model was made before
     return [Parts(GRADIENTS, **base | {"weights": cast_bytes(case, dtype), "context": context_bytes(case, GRADIENTS)},
                   activations=backward_bytes(d, longest, dtype.itemsize), scores=4 * d.linears * len(kinds) + made)]
+
+
+def menu_stage(case: Case, base: dict) -> Parts:
+    """Forms are priced by backward passes; what they move is in memory as far as it fits, and one linear's besides."""
+    d, dtype, count = case.model.sizes, DTYPES[case.value("grad_dtype")], len(menu_of(case))
+    longest = max(len(t) for t in case.solver_calib.tokens)
+    moved = min(HELD, 2 * count * d.linears) + (2 * count + 4) * d.largest
+    return Parts("forms are priced", **base | {"weights": cast_bytes(case, dtype),
+                                               "context": context_bytes(case, GRADIENTS)},
+                 activations=backward_bytes(d, longest, dtype.itemsize), scores=moved)
 
 
 def solver_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]:

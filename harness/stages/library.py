@@ -1,8 +1,8 @@
 """The library stage: every linear solved once in every form of the menu (quantization/menu.py).
 
 Linears are solved in running order by the common quantizer, each on the inputs that the linears before it give at the
-base form, so that what is bought later was solved for inputs like those that it will see.  A plan is then put together
-from the library without solving anything again, at any budget.
+base form, so that what is bought later was solved for inputs like those that it will see.  A plan can be put together
+from the library without solving anything again, at any budget of the same whole bits.
 
 Which weights a form keeps: those of the largest (w − q(w))² / [U_jj]² · Σ_j F_ij, F = Σ over documents of the squared
 gradient: the error that the solver cannot pass on to later columns, in rows whose output the loss is sensitive to.
@@ -175,9 +175,9 @@ class _Work:
 
     def _masks(self, fqn: str, weight: torch.Tensor, aid: Aid) -> dict[int, dict]:
         """What each form keeps, by its bits and share."""
-        factor = aid.shared.setdefault("library", None) or factorise(aid.hessian, what=fqn)
-        aid.shared["library"] = factor
-        fisher, found = self.fisher[fqn].to(weight.device), {}
+        if "library" not in aid.shared:
+            aid.shared["library"] = factorise(aid.hessian, what=fqn)
+        factor, fisher, found = aid.shared["library"], self.fisher[fqn].to(weight.device), {}
         for bits in sorted({form.bits for form in self.forms}):
             shares = tuple(sorted({form.share for form in self.forms if form.bits == bits}))
             if shares == (0,):

@@ -13,12 +13,13 @@ from safetensors.numpy import load_file, save_file
 
 from core.model import DTYPES
 from harness.stages.case import Case
+from harness.stages.documents import tokens_digest
 from harness.stages.gradients import gradients
 from harness.stages.library import GRADIENT, Library, library, library_key
-from harness.stages.search import search
+from harness.stages.search import search, unseen
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
-from quantization.allocators.menu import PRICE, Menu
+from quantization.allocators.menu import PRICE, STEPS, Menu
 from streams.dots import gradient_dots
 
 VERSION = 1
@@ -27,7 +28,13 @@ DRAWS = 2  # labels a document
 
 def menu_key(case: Case) -> list:
     """What identifies the menu in a plan's key."""
-    return [library_key(case)[0], dots_key(case)[0], case.cell.seed]
+    judges = [tokens_digest(unseen(case))] if STEPS.of(case.method.options) else []
+    return [library_key(case)[0], *([dots_key(case)[0]] if reads_dots(case) else []), *judges]
+
+
+def reads_dots(case: Case) -> bool:
+    """Whether the row's prices or its search read gradients along the forms' errors."""
+    return PRICE.of(case.method.options) == "quadratic" or STEPS.of(case.method.options) > 0
 
 
 def dots_key(case: Case) -> tuple[str, dict]:
@@ -40,7 +47,7 @@ def menu(case: Case, partial: Partial) -> Menu:
     """What the row's allocator may buy; ``partial`` is the plan's unfinished work."""
     offered = library(case)
     price = PRICE.of(case.method.options)
-    along = dots(case, offered)
+    along = dots(case, offered) if reads_dots(case) else None
     tokens = sum(len(ids) for ids in case.solver_calib.tokens)
     if price == "error":
         loss = offered.error

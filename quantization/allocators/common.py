@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import ndtri
 
 from core.errors import BudgetError, UserError
 from core.lazy import torch
@@ -141,6 +140,8 @@ def positive_weights(scores: Scores, names: list[str], ranks: bool = False) -> n
         bad = names[int(np.flatnonzero(~np.isfinite(raw))[0])]
         raise UserError(f"the score of {bad} is not finite; a scorer must give finite numbers")
     if ranks:
+        from scipy.special import ndtri  # importing allocators stays light
+
         return np.exp(ndtri((rankdata(raw) - 0.5) / len(raw)))
     if scores.unit == "z":
         return np.exp(raw)

@@ -11,6 +11,7 @@ from itertools import product
 
 from core.errors import UserError
 from core.sample import Sample
+from evaluation.statistics.formulas import equivalence_p
 from evaluation.statistics.paired import Panel, strata
 from report.records import Question, Result, load_questions, load_samples
 from report.schema import equal_bits
@@ -90,13 +91,16 @@ def _list(results: Sequence[Result]) -> str:
     return "; ".join(names[:LISTED]) + (f"; and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
-def story(first: Result, second: Result) -> Story:
-    """Compare two cells; differences are second minus first."""
+def story(first: Result, second: Result, margin: float | None = None) -> Story:
+    """Compare two cells; differences are second minus first.  margin: nats a token, for a test of equivalence."""
     panel = Panel([load_samples(first), load_samples(second)], reference=0)
     left, right = panel.runs
     compared = panel.compare(0, 1) | {"metrics": _own_metrics(first, second), "strata": strata(left, right),
                                       "groups": strata(left, right, first.task.groups) if groups_of(first) else [],
                                       "power": panel.detectable([(0, 1)]), "both": _both(panel)}
+    if margin is not None:
+        p = equivalence_p(panel.differences("gold_loglik", 0, 1), margin)
+        compared["equivalence"] = {"margin": margin, "p": None if p != p else p}
     questions = load_questions(first)
     flipped = [_question(a, b, questions.get(a.doc_id)) for a, b in zip(left, right, strict=True)
                if a.correct != b.correct]

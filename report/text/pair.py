@@ -2,6 +2,7 @@
 
 from string import ascii_uppercase
 
+from report.tables.comparison import LEVEL
 from report.tables.pair import Story
 from report.text.details import LEAST_DOCUMENTS, small_categories
 from report.text.lines import detectable_text
@@ -99,6 +100,10 @@ def lines(story: Story, every: bool = False) -> list[str]:
     if compared["kl"]:
         kl = span(compared["kl"], lambda value: number(value, 3))
         said.append(f"KL over the options, from the first to the second: {kl} nats")
+    if test := compared.get("equivalence"):
+        shown = test["p"] is not None and test["p"] < LEVEL
+        said.append(f"Equivalence within ±{test['margin']:g} nats a token of gold LL, two one-sided t tests: p "
+                    f"{p_value(test['p'])}, {'shown' if shown else 'not shown'}")
     count = len(compared["strata"])
     holm = f"; of categories, McNemar Holm-corrected over the {count} of them" if count > 1 else ""
     said += small_categories([row["n"] for row in compared["strata"]], story.first["dataset"])

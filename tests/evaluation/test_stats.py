@@ -305,3 +305,18 @@ def test_the_score_of_a_task_is_made_of_what_it_measures():
     assert mean_task_metric([sample("1", 1.0, -2.0), sample("2", 0.0, -4.0)], score) == (0.5, -3.0)
     assert score(sample("1", 1.0, f1=0.5)) == 0.75
     assert score(sample("1", None, scores={"a": 0.25, "b": 0.75})) == 0.5
+
+
+def test_two_one_sided_tests_show_equivalence_and_nothing_else():
+    """Against scipy's t tests; differences of 0, of half the margin and beyond it; and its error rate at the margin."""
+    rng = np.random.default_rng(0)
+    d = rng.normal(0.01, 0.3, 400)
+    want = max(scipy_stats.ttest_1samp(d, -0.05, alternative="greater").pvalue,
+               scipy_stats.ttest_1samp(d, 0.05, alternative="less").pvalue)
+    assert stats.equivalence_p(d, 0.05) == pytest.approx(want, rel=1e-9)
+    assert stats.equivalence_p(np.zeros(9), 0.05) == 0.0 and stats.equivalence_p(np.full(9, 0.06), 0.05) == 1.0
+    assert np.isnan(stats.equivalence_p([0.1], 0.05))
+    near, far = rng.normal(0, 0.1, 500), rng.normal(0.2, 0.1, 500)
+    assert stats.equivalence_p(near, 0.05) < 1e-6 < 0.5 < stats.equivalence_p(far, 0.05)
+    false = sum(stats.equivalence_p(rng.normal(0.05, 0.3, 200), 0.05) < 0.05 for _ in range(400))
+    assert false / 400 < 0.08

@@ -59,6 +59,18 @@ def test_two_cells_are_compared_in_each_group(folder, capsys):
     assert "by group" in capsys.readouterr().out
 
 
+def test_two_cells_may_be_tested_for_equivalence(folder, capsys):
+    asked = ["--results_dir", str(folder), "--compare", "fp16", "uniform", "--margin"]
+    assert main([*asked, "5", "--format", "markdown"]) == 0
+    said = capsys.readouterr().out
+    assert "Equivalence within ±5 nats a token of gold LL, two one-sided t tests: p <0.001, shown" in said
+    assert main([*asked, "0.0001", "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)["equivalence"]
+    assert told["margin"] == 0.0001 and told["p"] > 0.05
+    assert main([*asked, "0"]) == 2 and "above 0" in capsys.readouterr().err
+    assert main(["--results_dir", str(folder), "--margin", "1"]) == 2 and "--compare" in capsys.readouterr().err
+
+
 def test_the_page_shows_groups_in_place_of_their_categories(folder, tmp_path):
     text = write(folder, tmp_path / "page.html").read_text()
     assert "sciences (64)" in text and "part 0 (32)" not in text
