@@ -152,7 +152,7 @@ def flat_within(ctx: AllocContext):
     return layers, {}
 
 
-@allocator("flat_raised", options=(TARGET, GROUP, "form"), exempt=True)
+@allocator("flat_raised", 2, options=(TARGET, GROUP, "form"), exempt=True)
 def flat_raised(ctx: AllocContext):
     """A published form at one budget: every linear at N bits, and in spread order some at N + 1.
 
@@ -174,13 +174,15 @@ def flat_raised(ctx: AllocContext):
 
 
 def _searched(layer: LayerPlan, width: int) -> LayerPlan:
-    """The most that a slim plan may come to: half of its groups a bit lower, as many higher."""
+    """The most that a slim plan may come to: half of its groups a bit lower, the last, which may be narrow, among them;
+    as many higher.
+    """
     if layer.form != "slim":
         return layer
     groups = -(-width // layer.group_size)
     bits = np.full(groups, layer.bits, dtype=np.uint8)
-    bits[:groups // 2] -= 1
-    bits[groups - groups // 2:] += 1
+    bits[:groups // 2] += 1
+    bits[groups - groups // 2:] -= 1
     return replace(layer, group_bits=bits)
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 import quantization  # noqa: F401  (registers)
 from core.errors import BudgetError, UserError
 from core.registry import ALLOCATORS
-from core.types import Budget, Scores
+from core.types import Budget, LayerPlan, Scores
 from quantization.allocators.common import AllocContext, positive_weights
 from quantization.allocators.knapsack import lagrangian, solve
-from quantization.allocators.native import ranked
+from quantization.allocators.native import _searched, ranked
 from quantization.allocators.ranking import first_k, spread_key, spread_order
-from quantization.bits import achievable, check_budget, make_plan
+from quantization.bits import achievable, check_budget, layer_bits, make_plan
 
 
 def shapes_of(blocks: int) -> tuple[dict, dict]:
@@ -316,3 +316,18 @@ def test_relative_errors_do_not_see_the_size_of_the_weights():
                                                   energy=lambda s=s: s))[0]
             for t, s in ((table, sizes), (loud, {f: 1000.0 if "down" in f else 10.0 for f in ctx.shapes}))]
     assert both[0] == both[1]
+
+
+@pytest.mark.parametrize("width", (576, 640, 1536))
+@pytest.mark.parametrize("bits", (2, 3))
+def test_no_search_stores_more_than_is_counted_for_a_slim_plan(width, bits):
+    """Every balanced choice of groups, a ragged last one among those that lose a bit too."""
+    layer = LayerPlan(bits, 128, form="slim")
+    most, groups = layer_bits(_searched(layer, width), (8, width)), -(-width // 128)
+    for pairs in range(groups // 2 + 1):
+        for up in itertools.combinations(range(groups), pairs):
+            for down in itertools.combinations([g for g in range(groups) if g not in up], pairs):
+                own = np.full(groups, bits, dtype=np.uint8)
+                own[list(up)] += 1
+                own[list(down)] -= 1
+                assert layer_bits(replace(layer, group_bits=own), (8, width)) <= most
