@@ -203,10 +203,20 @@ def weights_of(shapes: Mapping[str, tuple[int, int]]) -> int:
     return sum(rows * cols for rows, cols in shapes.values())
 
 
+def bits_within(shapes: Mapping[str, tuple[int, int]], avg_bits: float) -> int:
+    """The whole bits that may be stored at so many a weight."""
+    return int(avg_bits * weights_of(shapes) + 1e-6)
+
+
+def stored_grid(bits: int, group_size: int, scale_bits: int) -> LayerPlan:
+    """A linear on a grid; scales of other than 16 bits are logarithmic."""
+    form = "grid" if scale_bits == 16 or bits == 16 else "log"
+    return LayerPlan(bits=bits, group_size=group_size, scale_bits=scale_bits, form=form)
+
+
 def grid_plan(bits: int, budget: Budget) -> LayerPlan:
-    """A linear at one level of the budget's grid; scales of other than 16 bits are logarithmic."""
-    form = "grid" if budget.scale_bits == 16 or bits == 16 else "log"
-    return LayerPlan(bits=bits, group_size=budget.group_size, scale_bits=budget.scale_bits, form=form)
+    """A linear at one level of the budget's grid."""
+    return stored_grid(bits, budget.group_size, budget.scale_bits)
 
 
 def uniform_bits(bits: int, shapes: Mapping[str, tuple[int, int]], budget: Budget) -> int:

@@ -6,13 +6,14 @@ zero point, so that finer groups cost little.  Which weights a form keeps is one
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from core.lazy import torch
 from core.storage import LOG_BITS
 from core.types import LayerPlan
+from quantization.bits import stored_grid
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Form:
 
     def layer(self, width: int, keep: np.ndarray | None) -> LayerPlan:
         """The plan of a linear with ``width`` inputs that keeps ``keep``."""
-        return LayerPlan(self.bits, self.group or width, scale_bits=LOG_BITS, form="log", keep=keep)
+        return replace(stored_grid(self.bits, self.group or width, LOG_BITS), keep=keep)
 
     @property
     def words(self) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from core.forward import call, device_of, pad
-from streams.gradients import DTYPES, ready
+from streams.gradients import DTYPES, each_gradient, ready
 
 
 def gradient_dots(model: nn.Module, linears: Mapping[str, nn.Linear], tokens: Sequence[np.ndarray],
@@ -31,26 +31,19 @@ def gradient_dots(model: nn.Module, linears: Mapping[str, nn.Linear], tokens: Se
     generator = torch.Generator().manual_seed(seed)
     row = 0
 
-    def take(index: int, weight: nn.Parameter) -> None:
-        grad, weight.grad = weight.grad.to("cpu"), None
+    def take(index: int, grad: torch.Tensor) -> None:
         along = moved[names[index]]
         dots[row, index] = (along @ grad.to(along.dtype).flatten()).float().numpy()
 
     weights = [linears[name].weight for name in names]
-    with ready(model, weights, DTYPES[grad_dtype]):
-        hooks = [weight.register_post_accumulate_grad_hook(lambda w, i=i: take(i, w)) for i, weight in
-                 enumerate(weights)]
-        try:
-            for done, ids in enumerate(tokens):
-                progress(done, len(tokens))
-                logits = call(model, *pad([ids], device), last_only=False).logits[0].float()
-                chances = logits.detach().softmax(-1).cpu()
-                for draw in range(draws):
-                    labels = torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
-                    cross_entropy(logits, labels, reduction="sum").backward(retain_graph=draw + 1 < draws)
-                    row += 1
-        finally:
-            for hook in hooks:
-                hook.remove()
+    with ready(model, weights, DTYPES[grad_dtype]), each_gradient(weights, take):
+        for done, ids in enumerate(tokens):
+            progress(done, len(tokens))
+            logits = call(model, *pad([ids], device), last_only=False).logits[0].float()
+            chances = logits.detach().softmax(-1).cpu()
+            for draw in range(draws):
+                labels = torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
+                cross_entropy(logits, labels, reduction="sum").backward(retain_graph=draw + 1 < draws)
+                row += 1
     progress(len(tokens), len(tokens))
     return dots

@@ -13,7 +13,7 @@ weight, and of the logits one copy and their gradient.  A 16-bit model is widene
 both ways; narrowing holds the originals.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -146,20 +146,30 @@ def computing_in(model: nn.Module, base: torch.dtype, dtype: torch.dtype) -> Ite
 
 
 @contextmanager
-def _streamed(linears: dict[str, nn.Linear], kinds: tuple[str, ...]) -> Iterator[dict[int, dict[str, torch.Tensor]]]:
-    """Yield id of a weight -> kind -> zeros that backward passes add to; one weight's ``grad`` lives at a time."""
-    buffers: dict[int, dict[str, torch.Tensor]] = {}
-    hooks = []
+def each_gradient(weights: Sequence[nn.Parameter], take: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+    """Hand every weight's gradient to ``take``, with the weight's place, as soon as a backward pass has it, and drop
+    it: one weight's ``grad`` lives at a time.
+    """
+    def hand_over(index: int, weight: nn.Parameter) -> None:
+        grad, weight.grad = weight.grad, None
+        take(index, grad.to("cpu").float())
+
+    hooks = [weight.register_post_accumulate_grad_hook(lambda w, index=index: hand_over(index, w))
+             for index, weight in enumerate(weights)]
     try:
-        for lin in linears.values():
-            if id(lin.weight) not in buffers:  # a tied weight gets its whole gradient once
-                buffers[id(lin.weight)] = own = {kind: torch.zeros(lin.weight.shape, dtype=torch.float32)
-                                                 for kind in kinds}
-                hooks.append(lin.weight.register_post_accumulate_grad_hook(lambda weight, own=own: _take(weight, own)))
-        yield buffers
+        yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def _streamed(linears: dict[str, nn.Linear], kinds: tuple[str, ...]) -> Iterator[dict[int, dict[str, torch.Tensor]]]:
+    """Yield id of a weight -> kind -> zeros that backward passes add to."""
+    weights = list({id(lin.weight): lin.weight for lin in linears.values()}.values())  # a tied one comes once, whole
+    sums = [{kind: torch.zeros(weight.shape, dtype=torch.float32) for kind in kinds} for weight in weights]
+    with each_gradient(weights, lambda index, grad: _take(grad, sums[index])):
+        yield {id(weight): own for weight, own in zip(weights, sums, strict=True)}
 
 
 def _by_name(buffers: dict[int, dict[str, torch.Tensor]], linears: dict[str, nn.Linear],
@@ -176,9 +186,8 @@ def _by_name(buffers: dict[int, dict[str, torch.Tensor]], linears: dict[str, nn.
 
 
 @torch.no_grad()
-def _take(weight: nn.Parameter, own: dict[str, torch.Tensor]) -> None:
-    """Add a weight's gradient to its sums and drop it."""
-    grad, weight.grad = weight.grad.to("cpu").float(), None
+def _take(grad: torch.Tensor, own: dict[str, torch.Tensor]) -> None:
+    """Add a weight's gradient to its sums."""
     if "sum" in own:
         own["sum"].add_(grad)
     if "square" in own:

@@ -30,7 +30,7 @@ from harness.stages.library import GRADIENT, library_key, menu_of
 from harness.stages.model import LazyModel
 from harness.stages.options import buys_forms, quantizer_options, stitched
 from harness.stages.plan import distortion_key, plan_key
-from harness.stages.prices import DRAWS, dots_key
+from harness.stages.prices import DRAWS, dots_key, reads_dots
 from harness.stages.scores import scores_key
 from harness.stages.search import BENDS
 from harness.stages.transform import ranges
@@ -128,11 +128,15 @@ class Costs:
         kinds = kinds_to_make(case, SCORERS.get(case.method.scorer) if case.method.scorer else None)
         if not any([self._first(case, gradients_key(case, kind)[0]) for kind in sorted(kinds)]):
             return 0.0
+        return self.backward(case, tuple(sorted(wanted_kinds(case) | kinds)))
+
+    def backward(self, case: Case, kinds: tuple[str, ...]) -> float:
+        """The solvers' calibration documents forward and back."""
         lengths = [len(tokens) for tokens in case.solver_calib.tokens]
         length = max(2, sum(lengths) // len(lengths))
         # the logits and, back through the same matrix, the hidden states' gradient
         head = 2 * self.grad_probe.head() * length
-        backward = self.grad_probe.backward(length, tuple(sorted(wanted_kinds(case) | kinds)), case.value("grad_dtype"))
+        backward = self.grad_probe.backward(length, kinds, case.value("grad_dtype"))
         return len(lengths) * (self.sizes.blocks * backward + head)
 
     def stream(self, case: Case, sequential: bool) -> float:
@@ -150,24 +154,22 @@ class Costs:
         own = self.sizes.linears * self.probe.solve(quantizer, self.layer(case), quantizer_options(case, quantizer))
         if not {"hessian", "inputs"} & set(spec.needs):
             return own
-        # errors into later columns
-        pushed = sum(r * c * c for r, c in self.model.shapes.values()) / self.probe.flops(torch.float32)
-        return own + pushed + self.stream(case, spec.sequential)
+        return own + self.pushed() + self.stream(case, spec.sequential)
+
+    def pushed(self) -> float:
+        """Errors of all linears into later columns."""
+        return sum(r * c * c for r, c in self.model.shapes.values()) / self.probe.flops(torch.float32)
 
     def menu(self, case: Case, planned: bool) -> float:
         """A library of forms, their prices, and the search: a backward pass and an evaluation a bend of each step."""
-        total, menu = 0.0, menu_of(case)
-        lengths = [len(tokens) for tokens in case.solver_calib.tokens]
-        kind = (GRADIENT,)
-        one_pass = len(lengths) * (self.sizes.blocks * self.grad_probe.backward(
-            max(2, sum(lengths) // len(lengths)), kind, case.value("grad_dtype")))
+        total, one_pass = 0.0, self.backward(case, (GRADIENT,))
         if self._first(case, library_key(case)[0]):
             each = self.sizes.linears * self.probe.solve(case.grid.quantizer, LayerPlan(2, case.group_size), {})
-            pushed = sum(r * c * c for r, c in self.model.shapes.values()) / self.probe.flops(torch.float32)
-            total += len(menu) * (each + pushed) + self.stream(case, True)
-        if self._first(case, dots_key(case)[0]):
+            total += len(menu_of(case)) * (each + self.pushed()) + self.stream(case, True)
+        if reads_dots(case) and self._first(case, dots_key(case)[0]):
             total += (DRAWS + 1) * one_pass
         steps = 0 if planned else STEPS.of(case.method.options)
+        lengths = [len(tokens) for tokens in case.solver_calib.tokens]
         forward = self.sizes.blocks * sum(lengths) * self.probe.token(1, max(lengths))
         return total + steps * (one_pass + len(BENDS) * forward)
 

@@ -11,7 +11,7 @@ from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
 from harness.store.solved_blocks import SolvedBlocks
 from harness.store.tensors import load_tensors
-from quantization.bits import uniform_bits
+from quantization.bits import stored_grid, uniform_bits
 
 
 def base(case: Case) -> dict:
@@ -36,9 +36,7 @@ def _common_base(case: Case) -> dict:
 
 def base_layer(level: dict, shape: tuple[int, int]) -> LayerPlan:
     """The LayerPlan of :func:`base` for one linear; no group = one scale a row."""
-    if "scale_bits" in level:
-        return LayerPlan(level["bits"], level["group"], scale_bits=level["scale_bits"], form="log")
-    return LayerPlan(level["bits"], level["group"] or shape[1])
+    return stored_grid(level["bits"], level["group"] or shape[1], level.get("scale_bits", 16))
 
 
 def corrupting(case: Case) -> dict:

@@ -82,13 +82,10 @@ class Library:
     def stored(self, fqn: str, form: int) -> Stored:
         """A linear in a form: ŵ float32 [out, in] and its plan."""
         facts = self._linears[fqn]["forms"][form]
-        arrays = _read(self.entry / self._linears[fqn]["file"], f"{fqn}|{form}|")
-        layer = replace(self.forms[form].layer(self.shapes[fqn][1], None), ordered=facts["ordered"])
-        if "kept" in arrays:
-            layer = replace(layer, keep=unpack_mask(arrays, self.shapes[fqn]))
+        arrays = _read(self.entry / self._linears[fqn]["file"], _prefix(fqn, form))
+        layer, values = _from_arrays(arrays, self.forms[form], facts, self.shapes[fqn], self.kept_dtype)
         parts = {f"{PACKED}{name}": torch.from_numpy(array) for name, array in arrays.items()}
-        return Stored(unpacked(arrays, layer, self.shapes[fqn], self.kept_dtype), layer, parts,
-                      {"error": facts["error"], "form": self.forms[form].words})
+        return Stored(values, layer, parts, {"error": facts["error"], "form": self.forms[form].words})
 
     def moved(self, fqn: str, weight: torch.Tensor) -> torch.Tensor:
         """Ŵ − W of every form, bf16 [forms, out · in]; ``weight``: W as loaded.  What fits HELD stays in memory."""
@@ -99,6 +96,20 @@ class Library:
         if sum(one.nbytes for one in self._moved.values()) + moved.nbytes <= HELD:
             self._moved[fqn] = moved
         return moved
+
+
+def _prefix(fqn: str, form: int) -> str:
+    """Before the names of the arrays of a linear in a form."""
+    return f"{fqn}|{form}|"
+
+
+def _from_arrays(arrays: dict[str, np.ndarray], form: Form, facts: dict, shape: tuple[int, int],
+                 kept_dtype: torch.dtype) -> tuple[LayerPlan, torch.Tensor]:
+    """The plan and ŵ float32 [out, in] that a form's stored arrays say."""
+    layer = replace(form.layer(shape[1], None), ordered=facts["ordered"])
+    if "kept" in arrays:
+        layer = replace(layer, keep=unpack_mask(arrays, shape))
+    return layer, unpacked(arrays, layer, shape, kept_dtype)
 
 
 def _read(path: Path, prefix: str) -> dict[str, np.ndarray]:
@@ -152,15 +163,15 @@ class _Work:
         self.case, self.fisher, self.partial = case, fisher, partial
         self.forms = menu_of(case)
         self.base = base_form(self.forms, whole_bits(case.budget.avg_bits))
-        self.mask = MASK.of(case.method.options)
+        self.mask, self.kept_dtype = MASK.of(case.method.options), sixteen_bit(getattr(torch, case.model.ref.dtype))
         self.linears: dict[str, dict] = {}
         self.arrays: dict[str, np.ndarray] = {}  # of the block in work
 
     def solve(self, fqn: str, aid: Aid) -> torch.Tensor:
         """Every form of a linear; returns ŵ of the base form."""
         weight = self.case.model.originals.weights[fqn].to(aid.hessian.device).float()
-        name, options = self.case.grid.quantizer, quantizer_options(self.case, self.case.grid.quantizer)
-        aid = replace(aid, options=options, kept_dtype=sixteen_bit(getattr(torch, self.case.model.ref.dtype)))
+        name = self.case.grid.quantizer
+        aid = replace(aid, options=quantizer_options(self.case, name), kept_dtype=self.kept_dtype)
         masks, told, chosen = self._masks(fqn, weight, aid), [], None
         whole = layer_error(weight, aid.hessian) or 1.0
         for number, form in enumerate(self.forms):
@@ -168,7 +179,7 @@ class _Work:
             layer, values, arrays, lost = _in_form(name, weight, layer, aid)
             told.append({"bits": layer_bits(layer, tuple(weight.shape)), "ordered": layer.ordered,
                          "error": lost / whole})
-            self.arrays |= {f"{fqn}|{number}|{part}": array for part, array in arrays.items()}
+            self.arrays |= {_prefix(fqn, number) + part: array for part, array in arrays.items()}
             chosen = values if number == self.base else chosen
         self.linears[fqn] = {"file": _file(self.case.model.block_of[fqn]), "forms": told}
         return chosen.to(self.case.model.linears[fqn].weight.dtype)
@@ -201,12 +212,10 @@ class _Work:
         self.linears |= facts
         arrays = load(data)
         for fqn, told in facts.items():
-            layer = self.forms[self.base].layer(self.case.model.shapes[fqn][1], None)
-            prefix = f"{fqn}|{self.base}|"
+            prefix = _prefix(fqn, self.base)
             own = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
-            layer = replace(layer, ordered=told["forms"][self.base]["ordered"])
-            values = unpacked(own, layer, self.case.model.shapes[fqn],
-                              sixteen_bit(getattr(torch, self.case.model.ref.dtype)))
+            values = _from_arrays(own, self.forms[self.base], told["forms"][self.base], self.case.model.shapes[fqn],
+                                  self.kept_dtype)[1]
             self.case.model.linears[fqn].weight.data.copy_(values)
         return True
 

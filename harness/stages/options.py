@@ -15,8 +15,7 @@ def published_quantizer(case: Case) -> str | None:
 def plan_options(case: Case) -> dict:
     """The allocator's options; --published adds the rounding of the script's first version where it is read."""
     quirk = case.value("published") and "rounding" in ALLOCATORS.get(case.method.allocator).options
-    draw = {"shuffle": case.value("shuffle")} if case.value("shuffle") else {}
-    return case.method.options | ({"rounding": "round"} if quirk else {}) | draw
+    return case.method.options | ({"rounding": "round"} if quirk else {})
 
 
 def distortion_quantizer(case: Case) -> str | None:

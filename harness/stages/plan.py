@@ -78,6 +78,7 @@ def _compute(case: Case, partial: Partial) -> Content:
     if draw and scored is not None:
         scored = shuffled(scored, case.model.block_of, draw)
     context = alloc_context(case, scored, plan_options(case))
+    context.draw = draw
     context.menu = lambda: menu(case, partial)
     layers, notes = ALLOCATORS.get(spec.allocator).fn(context)
     plan = make_plan(layers, case.model.shapes, case.model.other, notes)

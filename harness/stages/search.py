@@ -20,7 +20,7 @@ from core.types import CalibSet
 from harness.stages.case import Case
 from harness.stages.library import Library
 from harness.store.partial import Partial
-from streams.gradients import ready
+from streams.gradients import each_gradient, ready
 
 BENDS = (1.0, 2.0, 4.0, 8.0)  # a form's error is large: the slope alone would move every linear at once
 
@@ -53,7 +53,7 @@ class Measured:
     """The model with one choice of forms in it, and the full model's log-probabilities."""
 
     def __init__(self, case: Case, offered: Library):
-        self.case, self.offered, self.model = case, offered, case.model
+        self.offered, self.model = offered, case.model
         self.training, self.judging = list(case.solver_calib.tokens), list(unseen(case).tokens)
         self.model.originals.restore()
         self.held = np.full(len(offered.names), -1)
@@ -87,25 +87,15 @@ class Measured:
         self.put(choice)
         model, names = self.model, self.offered.names
         tokens, weights = sum(map(len, self.training)), [self.model.linears[name].weight for name in names]
-        sums = {name: torch.zeros(weight.shape, dtype=torch.float32) for name, weight in zip(names, weights)}
-
-        def take(weight: torch.nn.Parameter, into: torch.Tensor) -> None:
-            grad, weight.grad = weight.grad, None
-            into.add_(grad.to("cpu").float())
-
-        with ready(model.module, weights, weights[0].dtype):
-            hooks = [weight.register_post_accumulate_grad_hook(lambda w, into=sums[name]: take(w, into))
-                     for name, weight in zip(names, weights)]
-            try:
-                for ids in self.training:
-                    (self._divergence(ids) / tokens).backward()
-            finally:
-                for hook in hooks:
-                    hook.remove()
+        sums = [torch.zeros(weight.shape, dtype=torch.float32) for weight in weights]
+        with (ready(model.module, weights, weights[0].dtype),
+              each_gradient(weights, lambda index, grad: sums[index].add_(grad))):
+            for ids in self.training:
+                (self._divergence(ids) / tokens).backward()
         slopes = np.zeros((len(names), len(self.offered.forms)))
         for index, name in enumerate(names):
             moved = self.offered.moved(name, model.originals.weights[name])
-            at = (moved @ sums[name].flatten().to(moved.dtype)).float().numpy()
+            at = (moved @ sums[index].flatten().to(moved.dtype)).float().numpy()
             slopes[index] = at - at[choice[index]]
         return slopes
 

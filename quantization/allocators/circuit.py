@@ -13,7 +13,6 @@ that lead into it and its column of the one that leads out (core/architecture.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -25,8 +24,8 @@ from core.settings import Setting
 from core.types import LayerPlan
 from quantization.allocators.common import AllocContext
 from quantization.allocators.native import BITS
-from quantization.allocators.ranking import first_k
-from quantization.bits import grid_plan, layer_bits, weights_of
+from quantization.allocators.ranking import first_k, most
+from quantization.bits import bits_within, grid_plan, layer_bits
 from quantization.solvers.split import split_layer
 
 FP16_RATIO = Setting("fp16_ratio", float, 0.2, "share of the heads, and of the neurons, that stays at 16 bits", low=0,
@@ -110,7 +109,7 @@ def _split_layers(units: Units, kept: dict[str, torch.Tensor]) -> dict[str, Laye
 def _within(units: Units, stored_bits: float) -> dict[str, torch.Tensor]:
     """The most heads, and neurons by the same share, that store no more; then neurons for what a head leaves over."""
     shapes, heads, neurons = units.ctx.shapes, len(units.scores["heads"]), len(units.scores["neurons"])
-    room = int(stored_bits * weights_of(shapes) + 1e-6)
+    room = bits_within(shapes, stored_bits)
 
     def kept(of_heads: int, of_neurons: int) -> dict[str, torch.Tensor]:
         return {"heads": units.best("heads", of_heads), "neurons": units.best("neurons", of_neurons)}
@@ -121,18 +120,9 @@ def _within(units: Units, stored_bits: float) -> dict[str, torch.Tensor]:
 
     if not fits(0, 0):
         raise UserError(f"stored_bits={stored_bits:g} is less than NF4 alone stores; give 4.5 or more")
-    of_heads = _most(heads, lambda n: fits(n, n * neurons // heads))
-    of_neurons = _most(neurons, lambda n: fits(of_heads, n))
+    of_heads = most(heads, lambda n: fits(n, n * neurons // heads))
+    of_neurons = most(neurons, lambda n: fits(of_heads, n))
     return kept(of_heads, of_neurons)
-
-
-def _most(high: int, fits: Callable[[int], bool]) -> int:
-    """The largest number that fits; 0 does, and what fits stays so when it is made smaller."""
-    low = 0
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
 
 
 @allocator("circuit_complement", options=(FP16_RATIO, FIRST, UNITS, BITS), exempt=True)

@@ -22,9 +22,10 @@ from core.registry import allocator
 from core.settings import Setting
 from core.types import Budget, Scores
 from quantization.allocators.knapsack import solve
-from quantization.allocators.ranking import drawn_order, first_k, keep_masks
+from quantization.allocators.ranking import drawn_order, first_k, keep_masks, most
 from quantization.bits import (
     achievable,
+    bits_within,
     csr_bits,
     grid_plan,
     kept_bits,
@@ -57,12 +58,13 @@ class AllocContext:
     attention: Callable[[], list[Attention]] | None = None  # of each block; UserError where heads cannot be told apart
     mlps: Callable[[], list[Mlp]] | None = None  # of each block; UserError where neurons cannot be told apart
     options: dict = field(default_factory=dict)
+    draw: int = 0  # of a shuffled control (core/shuffle.py)
     menu: Callable[[], Menu] | None = None  # forms of every linear, solved and priced
 
     @property
     def total_bits(self) -> int:
         """The bits that may be stored."""
-        return int(self.budget.avg_bits * weights_of(self.shapes) + 1e-6)
+        return bits_within(self.shapes, self.budget.avg_bits)
 
 
 def require_achievable(ctx: AllocContext) -> None:
@@ -79,7 +81,7 @@ def uniform(ctx: AllocContext):
     require_achievable(ctx)
     levels = sorted(ctx.budget.levels)
     at = raised(ctx.shapes, [{n: layer_bits(grid_plan(b, ctx.budget), shape) for n, shape in ctx.shapes.items()}
-                             for b in levels], ctx.total_bits, draw=ctx.options.get("shuffle", 0))
+                             for b in levels], ctx.total_bits, draw=ctx.draw)
     return {n: grid_plan(levels[at[n]], ctx.budget) for n in ctx.shapes}, {}
 
 
@@ -141,6 +143,7 @@ def positive_weights(scores: Scores, names: list[str], ranks: bool = False) -> n
         raise UserError(f"the score of {bad} is not finite; a scorer must give finite numbers")
     if ranks:
         from scipy.special import ndtri  # importing allocators stays light
+        from scipy.stats import rankdata
 
         return np.exp(ndtri((rankdata(raw) - 0.5) / len(raw)))
     if scores.unit == "z":
@@ -149,13 +152,6 @@ def positive_weights(scores: Scores, names: list[str], ranks: bool = False) -> n
         raise UserError(f"scores in {scores.unit!r} are negative at {names[int(raw.argmin())]}; only unit 'z' may be "
                         "signed")
     return np.maximum(raw, FLOOR * raw.max()) if raw.max() > 0 else np.ones_like(raw)
-
-
-def rankdata(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values at their mean rank (scipy.stats has it, and takes half a second to import)."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2)[inverse]
 
 
 @allocator("topk_keep", 2)
@@ -184,12 +180,10 @@ def keep_within(ctx: AllocContext, spare: int) -> tuple[dict[str, np.ndarray], d
     # an upper bound on how many fit: their 16-bit values alone would fill what is left
     order = first_k(torch.cat(scores), min(sum(cost.sizes), spare // (16 * cost.weights_a_score)))
     cost.rank(order.numpy())
-    low, high = 0, len(order)
-    while low < high:  # the most scores whose weights and index fit; cost grows with their number
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if cost.of_first(middle) <= spare else (low, middle - 1)
-    masks = keep_masks(ctx.shapes, order[:low], cost.sizes, rows)
-    return masks, {"kept": low, "kept_share": float(sum(m.sum() for m in masks.values()) / weights_of(ctx.shapes))}
+    # the most scores whose weights and index fit; cost grows with their number
+    kept = most(len(order), lambda count: cost.of_first(count) <= spare)
+    masks = keep_masks(ctx.shapes, order[:kept], cost.sizes, rows)
+    return masks, {"kept": kept, "kept_share": float(sum(m.sum() for m in masks.values()) / weights_of(ctx.shapes))}
 
 
 @dataclass

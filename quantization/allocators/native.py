@@ -28,7 +28,7 @@ from core.settings import Setting
 from core.types import LayerPlan
 from quantization.allocators.common import AllocContext, keep_within, raised
 from quantization.allocators.ranking import first_k, keep_masks, spread_order
-from quantization.bits import grid_plan, layer_bits, weights_of
+from quantization.bits import bits_within, grid_plan, layer_bits, weights_of
 from quantization.solvers.bnb import bnb_layer
 from quantization.solvers.spqr import TARGET
 
@@ -130,12 +130,12 @@ def flat(ctx: AllocContext):
     return {n: _flat(ctx, shape) for n, shape in ctx.shapes.items()}, {}
 
 
-def _flat(ctx: AllocContext, shape: tuple[int, int]) -> LayerPlan:
-    """The options that are fields of a plan; no group = one scale a row."""
+def _flat(ctx: AllocContext, shape: tuple[int, int], **more) -> LayerPlan:
+    """The options that are fields of a plan, or ``more`` in their place; no group = one scale a row."""
     if GROUP.of(ctx.options) and ctx.options.get("form") == "codebook":
         raise UserError("a codebook has one table a row and no groups; leave group out")
     named = {f.name: ctx.options[f.name] for f in fields(LayerPlan) if f.name in ctx.options}
-    return LayerPlan(group_size=GROUP.of(ctx.options) or shape[1], **{"bits": BITS.default} | named)
+    return LayerPlan(group_size=GROUP.of(ctx.options) or shape[1], **{"bits": BITS.default} | named | more)
 
 
 @allocator("flat_within", options=(BITS, GROUP, TARGET, "form"), exempt=True)
@@ -143,8 +143,7 @@ def flat_within(ctx: AllocContext):
     """Every linear in a published form at ``bits``, or at fewer where these alone would store more than the target."""
     target, layers = TARGET.of(ctx.options), {}
     for name, shape in ctx.shapes.items():
-        fits = (_flat(replace(ctx, options=ctx.options | {"bits": bits}), shape)
-                for bits in range(BITS.of(ctx.options), 0, -1))
+        fits = (_flat(ctx, shape, bits=bits) for bits in range(BITS.of(ctx.options), 0, -1))
         layers[name] = next((one for one in fits if layer_bits(one, shape) <= target * math.prod(shape)), None)
         if layers[name] is None:
             raise BudgetError(f"{target} bits a weight cannot be met by this form, which stores more at 1 bit of the "
@@ -158,19 +157,15 @@ def flat_raised(ctx: AllocContext):
 
     What a search may add to a slim plan (16-bit means of 1-bit groups) is counted as if it did, so none stores more.
     """
-    total, shapes = int(TARGET.of(ctx.options) * weights_of(ctx.shapes) + 1e-6), ctx.shapes
-
-    def most(bits: int) -> dict[str, int]:
-        layers = flat(replace(ctx, options=ctx.options | {"bits": bits}))[0]
-        return {n: layer_bits(_searched(layer, shapes[n][1]), shapes[n]) for n, layer in layers.items()}
-
-    top = 7 if ctx.options.get("form") == "slim" else 8
-    cost = [most(bits) for bits in range(2, top + 1)]
+    target, shapes, levels = TARGET.of(ctx.options), ctx.shapes, range(2, 8 if ctx.options.get("form") == "slim" else 9)
+    cost = [{n: layer_bits(_searched(_flat(ctx, shape, bits=bits), shape[1]), shape) for n, shape in shapes.items()}
+            for bits in levels]
+    total = bits_within(shapes, target)
     if sum(cost[0].values()) > total:
-        raise BudgetError(f"{TARGET.of(ctx.options)} bits a weight cannot be met by this form, which stores "
+        raise BudgetError(f"{target} bits a weight cannot be met by this form, which stores "
                           f"{sum(cost[0].values()) / weights_of(shapes):.4f} at 2 bits; raise --avg_bits")
     at = raised(shapes, cost, total)
-    return {n: _flat(replace(ctx, options=ctx.options | {"bits": at[n] + 2}), shape) for n, shape in shapes.items()}, {}
+    return {n: _flat(ctx, shape, bits=levels[at[n]]) for n, shape in shapes.items()}, {}
 
 
 def _searched(layer: LayerPlan, width: int) -> LayerPlan:
@@ -205,10 +200,9 @@ def global_topk(ctx: AllocContext):
 
 def _filled(ctx: AllocContext, target: float):
     """A flat grid, and what the target leaves over spent on kept weights."""
-    total = int(target * weights_of(ctx.shapes) + 1e-6)
+    total = bits_within(ctx.shapes, target)
     for bits in range(BITS.of(ctx.options), 1, -1):
-        at_bits = replace(ctx, options=ctx.options | {"bits": bits})
-        layers = {n: _flat(at_bits, shape) for n, shape in ctx.shapes.items()}
+        layers = {n: _flat(ctx, shape, bits=bits) for n, shape in ctx.shapes.items()}
         spare = total - sum(layer_bits(layer, ctx.shapes[n]) for n, layer in layers.items())
         if spare >= 0:
             masks, notes = keep_within(ctx, spare)

@@ -67,6 +67,15 @@ def _moved_along(value: torch.Tensor, axis: int, rng: np.random.Generator) -> to
     return value.index_select(axis, torch.from_numpy(rng.permutation(value.shape[axis])))
 
 
+def most(high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to ``high`` that fits; 0 does, and what fits stays so when it is made smaller."""
+    low = 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
 def first_k(flat: torch.Tensor, k: int, key: Callable[[np.ndarray], np.ndarray] = spread_key) -> torch.Tensor:
     """Positions of the k highest of ``flat`` float32 [n], best first; of equal scores the lowest ``key`` first.
 

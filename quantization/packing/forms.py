@@ -88,7 +88,7 @@ def pack_nearest(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = Fa
     encoded = encode(weight.float(), plan, float_zero=float_zero, kept_in_range=kept_in_range)
     parts = {"codes": encoded.codes, "scale": encoded.scale, "zero": encoded.zero}
     if encoded.logs is not None:
-        parts["exponent"] = torch.tensor([encoded.logs.exponent], dtype=torch.int8)
+        parts |= encoded.logs.parts
     arrays = pack_grid(plan, parts)
     if plan.dynamic_heads:
         arrays["whole"] = raw16(weight)

@@ -26,8 +26,8 @@ from core.lazy import torch
 from core.registry import quantizer
 from core.settings import Setting
 from core.types import Aid, LayerPlan, Stored
-from quantization.allocators.ranking import first_k
-from quantization.bits import kept_bits, layer_bits
+from quantization.allocators.ranking import first_k, most
+from quantization.bits import bits_within, kept_bits, layer_bits
 from quantization.solvers.grid import kept_values
 from quantization.solvers.kmeans import check, nearest, weighted_kmeans
 from quantization.solvers.spqr import TARGET
@@ -59,8 +59,8 @@ def filling_mask(weight: torch.Tensor, fisher: torch.Tensor, layer: LayerPlan, t
 
     Raises BudgetError where the codebook alone stores more.
     """
-    shape, total = tuple(weight.shape), int(target * weight.numel() + 1e-6)
-    room = total - layer_bits(replace(layer, keep=None), shape)
+    shape = tuple(weight.shape)
+    room = bits_within({"": shape}, target) - layer_bits(replace(layer, keep=None), shape)
     if room < 0:
         stored = layer_bits(layer, shape) / weight.numel()
         raise BudgetError(f"a codebook of {layer.bits} bits stores {stored:.4f} bits a weight of a {list(shape)} "
@@ -71,11 +71,7 @@ def filling_mask(weight: torch.Tensor, fisher: torch.Tensor, layer: LayerPlan, t
         share = count / (weight.numel() * whole)
         return kept_mask(weight, fisher, magnitude_share=share * magnitude_share, fisher_share=share * fisher_share)
 
-    low, high = 0, min(room // 16, int(0.49 * weight.numel()))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if kept_bits(mask(middle)) <= room else (low, middle - 1)
-    return mask(low)
+    return mask(most(min(room // 16, int(0.49 * weight.numel())), lambda count: kept_bits(mask(count)) <= room))
 
 
 def solve_codebook(weight: torch.Tensor, fisher: torch.Tensor, layer: LayerPlan, *, magnitude_share: float = 0.0045,

@@ -129,7 +129,7 @@ class _Columns:
         values, codes = (t[back].t().contiguous() for t in (self.columns, self.codes))
         parts = {"codes": codes, "scale": scale, "zero": zero} | ({"order": order} if regrouped else {})
         if self.how.logs is not None:
-            parts["exponent"] = torch.tensor([self.how.logs.exponent], dtype=torch.int8)
+            parts |= self.how.logs.parts
         else:
             layer = replace(layer, scale_bits=16 if self.how.stored else 32)
         layer = replace(layer, ordered=regrouped)

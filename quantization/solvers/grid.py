@@ -124,6 +124,11 @@ class LogScale:
     def last(self) -> int:
         return 2**self.bits - 1
 
+    @property
+    def parts(self) -> dict[str, torch.Tensor]:
+        """What is stored of a linear besides its scales' codes."""
+        return {"exponent": torch.tensor([self.exponent], dtype=torch.int8)}
+
     def codes(self, scale: torch.Tensor) -> torch.Tensor:
         """The codes of the next scales up, whole numbers in float32; the last one for what is larger than all."""
         steps = (scale.clamp(min=1e-30).log2() - self.exponent) * self.OCTAVE
