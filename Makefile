@@ -48,7 +48,7 @@ $(VENV)/app: requirements-app.txt $(VENV)/runtime
 	$(PIP) -r requirements-app.txt
 	@touch $@
 
-$(VENV)/dev: requirements-dev.txt requirements-lm-eval.txt requirements-app.txt $(VENV)/runtime
+$(VENV)/dev: requirements-dev.txt requirements-lm-eval.txt requirements-app.txt requirements-export.txt $(VENV)/runtime
 	@echo "Installing requirements-dev.txt into $(VENV) (once)"
 	$(PIP) -r requirements-dev.txt
 	@touch $@

@@ -28,7 +28,7 @@ WHOLE = "16-bit"
 def quantized(method: str, given: dict, dataset: str, folder: Path | None, **more) -> dict:
     """One row by the grid's own stages: bits, answers, kept heads; the checkpoint is left in ``folder``."""
     from harness.api import evaluate, quantize
-    from quantization.packing.checkpoint import save_split
+    from quantization.packing.split import save_split
 
     small = quantize("smollm2-135m", method, dataset, **given | more)
     answers, case = evaluate(small), small.case
@@ -79,7 +79,7 @@ def at_run_time(folder: Path, threads: int) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from quantization.packing.checkpoint import is_split, load_split
+    from quantization.packing.split import is_split, load_split
 
     torch.set_num_threads(threads)
     whole = AutoModelForCausalLM.from_pretrained

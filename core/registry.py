@@ -107,6 +107,7 @@ class AllocatorSpec:
     options: tuple[str, ...] = ()  # that a method may fix, or a row's brackets
     exempt: bool = False  # a published allocation: its rows carry their own bits, no budget
     needs: tuple[str, ...] = ()  # "library": forms of every linear, solved and priced
+    keeps: bool = False  # weights, columns or rows inside a linear at more bits than the others
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -230,11 +231,12 @@ def method(name: str, *, scorer: str | None = None, allocator: str | None = None
                                         native=native, options=options))
 
 
-def allocator(name: str, version: int = 1, options: tuple = (), exempt: bool = False, needs: tuple[str, ...] = ()):
+def allocator(name: str, version: int = 1, options: tuple = (), exempt: bool = False, needs: tuple[str, ...] = (),
+              keeps: bool = False):
     """Register the decorated function as an allocator; see :class:`AllocatorSpec`."""
     names = _options(f"allocator {name!r}", options)
     return lambda fn: ALLOCATORS.add(name, AllocatorSpec(name, fn, version, options=names, exempt=exempt,
-                                                         needs=needs)).fn
+                                                         needs=needs, keeps=keeps)).fn
 
 
 def quantizer(name: str, version: int = 1, *, needs: tuple[str, ...] = (), sequential: bool = True,

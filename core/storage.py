@@ -1,4 +1,4 @@
-"""How a common row stores its grid, where it is told otherwise than the others: ``TaCQ[groups=48,scales=log]``."""
+"""How a common row stores its grid, where it is told otherwise than others: ``TaCQ[groups=48,scales=log,kept=8]``."""
 
 from __future__ import annotations
 
@@ -7,5 +7,8 @@ from core.settings import SETTINGS, Setting
 GROUPS = Setting("groups", int, None, "input columns that share a scale (default: --group_size)", low=8, flag=False)
 SCALES = Setting("scales", str, "fp16", "how scales are stored: fp16, or log: 6 bits, eighths of an octave below one "
                  "exponent a linear", choices=("fp16", "log"), flag=False)
+KEPT = Setting("kept", int, 16, "bits of a kept weight: 16 beside a plain index of where they are, or 8 (a float of 3 "
+               "binary digits) beside a coded one", choices=(16, 8), flag=False)
+SYMMETRIC = Setting("symmetric", bool, False, "ranges around zero, so that no zero points need be stored", flag=False)
 LOG_BITS = 6
-OF_COMMON_ROWS = SETTINGS.declare((GROUPS, SCALES), "core")
+OF_COMMON_ROWS = SETTINGS.declare((GROUPS, SCALES, KEPT, SYMMETRIC), "core")

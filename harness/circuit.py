@@ -31,7 +31,7 @@ from harness.stages.case import Case
 from harness.stages.plan import alloc_context
 from harness.stages.scores import scores as scores_of
 from quantization.bits import make_plan
-from quantization.packing.checkpoint import about, is_split, save_split
+from quantization.packing.split import about, is_split, save_split
 
 FORMAT = "circuit-scores-1"
 EVAL_SIZE = 256

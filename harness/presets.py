@@ -14,6 +14,7 @@ from core.transforms import ROTATION_SEEDS, rotates
 from evaluation.tasks import get_task
 from evaluation.tasks.lm_eval import look_in
 from harness.grid import Grid, cells_of, reads_solver_calib, with_methods
+from quantization.packing.checkpoint import is_export
 
 DEMO_MODEL = "smollm2-135m"
 BRIEF_MODELS = ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2-7B-Instruct",
@@ -54,7 +55,10 @@ def build_grid(run_type: str, conditioning: tuple[str, ...] = (), shuffles: int 
         get_task(name)
     if grid.value("calib_dataset"):
         get_task(grid.value("calib_dataset"))
-    grid = with_methods(grid, (*CONTROLS, *conditioned(grid, conditioning)))
+    if exported := [name for name in grid.models if is_export(name)]:  # quantized already: asked, not quantized again
+        grid = replace(grid, methods=grid.methods if "methods" in given else ("fp16",))
+    controls = CONTROLS if len(exported) < len(grid.models) else ("fp16",)
+    grid = with_methods(grid, (*controls, *conditioned(grid, conditioning)))
     grid = with_methods(grid, (*grid.methods, *shuffled_rows(grid, shuffles)))
     if "seeds" not in given and any(rotates(cell.method.settings) for cell in cells_of(grid)):
         grid = replace(grid, seeds=ROTATION_SEEDS)

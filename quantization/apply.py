@@ -14,7 +14,7 @@ from core.lazy import torch
 from core.registry import QUANTIZERS
 from core.types import Aid, Budget, CalibSet, LayerPlan, Plan, Stored
 from quantization.bits import grid_plan
-from quantization.solvers.grid import sixteen, sixteen_bit
+from quantization.solvers.kept import sixteen, sixteen_bit
 
 
 class Keeper:

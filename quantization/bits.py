@@ -4,9 +4,10 @@ What one linear of shape [out, in] at b bits in groups of g input columns stores
 
     payload   out · Σ_groups width · b          codes, packed densely
     scales    out · G · scale_bits              16 unless the method publishes others
-    zeros     out · G · zero_bits               b by default (integer zero points)
+    zeros     out · G · zero_bits               b by default (integer zero points); 0 with ranges around zero
     bit map   G · 4                             only with per-group bits
     kept      nnz · 16 + index                  index = the cheapest of bitmap, CSR, whole columns, whole rows
+              nnz · 8 + 8 + index               kept_bits 8: one exponent a linear; the Elias–Fano code also tried
     whole     out · in · 16                     only where the heads are chosen at run time: any may be needed
 
 Published forms store other things beside the codes (FORMS):
@@ -26,6 +27,7 @@ stores 16 bits a weight and nothing else.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -34,6 +36,7 @@ from core.types import Budget, LayerPlan, Plan
 
 MAP_BITS = 4  # the bits of a group, 1..16, stored as bits - 1
 KEPT_BITS = 16
+KEPT_EXPONENT = 8  # a whole number: kept 8-bit floats are times 2 to that power
 
 
 def whole_bytes(bits: int) -> int:
@@ -59,12 +62,12 @@ def column_bits(plan: LayerPlan, width: int) -> np.ndarray:
     return np.repeat(code_bits(plan, width), group_widths(width, plan.group_size))
 
 
-def index_bits(keep: np.ndarray) -> tuple[int, str]:
+def index_bits(keep: np.ndarray, coded: bool = False) -> tuple[int, str]:
     """Bits of the cheapest index that says which weights of a [out, in] mask are kept, and its name.
 
     "columns": every row keeps the same columns, one bit a column.  "rows": whole rows, one bit a row.
     "bitmap": one bit a weight.  "csr": per row a count, per kept weight a column number, both in the fewest bits that
-    fit.
+    fit.  "places", only if ``coded``: the code of Elias and Fano for the rising numbers of the kept weights.
     """
     rows, cols = keep.shape
     counts = keep.sum(1)
@@ -73,6 +76,8 @@ def index_bits(keep: np.ndarray) -> tuple[int, str]:
         options["columns"] = whole_bytes(cols)
     if (keep == keep[:, :1]).all():
         options["rows"] = whole_bytes(rows)
+    if coded:
+        options["places"] = places_bits(int(counts.sum()), rows * cols)
     name = min(sorted(options), key=options.get)
     return options[name], name
 
@@ -93,11 +98,29 @@ def csr_bits(counts: np.ndarray, cols: int) -> int:
     return 8 + whole_bytes(len(counts) * count_bits) + whole_bytes(int(counts.sum()) * column_bits)
 
 
-def kept_bits(keep: np.ndarray | None) -> int:
-    """Bits of the kept weights: values at 16 bits and their index."""
+def low_bits(count: int, weights: int) -> int:
+    """Bits of each place that the Elias–Fano code writes out: those of the mean gap, rounded down."""
+    return max(0, (weights // max(1, count)).bit_length() - 1)
+
+
+def places_bits(count: int, weights: int) -> int:
+    """Bits of an Elias–Fano code of ``count`` places among ``weights``: a byte for the number of low bits, the low
+    bits, and of the rest each place's step in unary.  About 2 + log2(weights / count) bits a place.
+    """
+    low = low_bits(count, weights)
+    return 8 + whole_bytes(count * low) + whole_bytes(count + (weights >> low))
+
+
+def kept_bits(keep: np.ndarray | None, bits: int = KEPT_BITS) -> int:
+    """Bits of the kept weights: their values and their index."""
     if keep is None or not keep.any():
         return 0
-    return int(keep.sum()) * KEPT_BITS + index_bits(keep)[0]
+    return values_bits(int(keep.sum()), bits) + index_bits(keep, coded=bits < KEPT_BITS)[0]
+
+
+def values_bits(count: int, bits: int) -> int:
+    """Bits of the values of ``count`` kept weights; of 8-bit floats with the exponent that they share."""
+    return count * bits + (KEPT_EXPONENT if bits < KEPT_BITS and count else 0)
 
 
 def layer_bits(plan: LayerPlan, shape: tuple[int, int]) -> int:
@@ -106,7 +129,7 @@ def layer_bits(plan: LayerPlan, shape: tuple[int, int]) -> int:
     if plan.bits == 16 and plan.group_bits is None:
         return 16 * rows * cols
     whole = 16 * rows * cols if plan.dynamic_heads else 0
-    return FORMS[plan.form](plan, rows, cols) + kept_bits(plan.keep) + whole
+    return FORMS[plan.form](plan, rows, cols) + kept_bits(plan.keep, plan.kept_bits) + whole
 
 
 def order_bits(plan: LayerPlan, cols: int) -> int:
@@ -208,15 +231,16 @@ def bits_within(shapes: Mapping[str, tuple[int, int]], avg_bits: float) -> int:
     return int(avg_bits * weights_of(shapes) + 1e-6)
 
 
-def stored_grid(bits: int, group_size: int, scale_bits: int) -> LayerPlan:
+def stored_grid(bits: int, group_size: int, scale_bits: int, zero_bits: int | None = None) -> LayerPlan:
     """A linear on a grid; scales of other than 16 bits are logarithmic."""
     form = "grid" if scale_bits == 16 or bits == 16 else "log"
-    return LayerPlan(bits=bits, group_size=group_size, scale_bits=scale_bits, form=form)
+    return LayerPlan(bits=bits, group_size=group_size, scale_bits=scale_bits, zero_bits=zero_bits, form=form)
 
 
 def grid_plan(bits: int, budget: Budget) -> LayerPlan:
     """A linear at one level of the budget's grid."""
-    return stored_grid(bits, budget.group_size, budget.scale_bits)
+    grid = stored_grid(bits, budget.group_size, budget.scale_bits, budget.zero_bits)
+    return replace(grid, kept_bits=budget.kept_bits)
 
 
 def uniform_bits(bits: int, shapes: Mapping[str, tuple[int, int]], budget: Budget) -> int:

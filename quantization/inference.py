@@ -8,8 +8,8 @@ from torch import nn
 
 from core.errors import UserError
 from core.types import LayerPlan
-from quantization.solvers.bnb import BLOCK, four_bit, functional
-from quantization.solvers.grid import sixteen_bit
+from quantization.solvers.bnb import BLOCK, four_bit, from_four_bit
+from quantization.solvers.kept import sixteen_bit
 from quantization.solvers.split import KIND, rest_of
 
 
@@ -63,11 +63,7 @@ class CircuitAwareLinear(nn.Module):
         shape = (len(self.others), self.in_features) if self.by_rows else (self.out_features, len(self.others))
         if not self.codes.numel():
             return torch.zeros(shape, dtype=self.dtype, device=self.codes.device)
-        library = functional()
-        state = library.QuantState(absmax=self.maxima, shape=torch.Size([shape[0] * shape[1]]), blocksize=BLOCK,
-                                   code=library.get_4bit_type(KIND, device=self.codes.device), quant_type=KIND,
-                                   dtype=self.dtype)
-        return library.dequantize_4bit(self.codes[:, None], state).reshape(shape)
+        return from_four_bit(self.codes[:, None], self.maxima, shape, kind=KIND, dtype=self.dtype)
 
     def weight(self) -> torch.Tensor:
         """Ŵ of both branches as one matrix [out, in], in the dtype that it was made of."""

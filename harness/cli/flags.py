@@ -81,6 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
              "places (uniform: other fill orders); tables say how many of them it beats")
     add("--dry_run", action="store_true",
         help="print the cells, what is cached, estimates of time and memory; compute nothing")
+    add("--export", nargs="+", metavar="DIR",
+        help="write the quantized model of each row that --method names into DIR, for --format; nothing is asked. "
+             "'best DIR': of each data set and budget the row that keeps the most by the results that are there")
+    add("--format", default="hf", metavar="NAME",
+        help="of --export: hf (plain safetensors), packed (our own, low memory), compressed-tensors, mlx, gguf "
+             "(default: hf)")
     add("--list", action="store_true",
         help="list methods with what they read, allocators, quantizers and data sets, then stop")
     groups[MACHINE].add_argument("--hf_token", metavar="TOKEN",

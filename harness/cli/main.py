@@ -1,6 +1,7 @@
 """The command line of run_taq_icml.py: flags in, tables and an exit status out."""
 
 import os
+import shlex
 import sys
 from dataclasses import fields, replace
 
@@ -50,12 +51,15 @@ def run(args: dict) -> int:
 
     plugins = [os.path.abspath(path) for path in args.pop("plugin")]
     token = args.pop("hf_token", None) or os.environ.get("HF_TOKEN")
-    dry = args.pop("dry_run")
+    dry, where, kind = args.pop("dry_run"), args.pop("export", None), args.pop("format")
     args = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
+    asked = args.get("methods", ())
     options = Options(**{f.name: args.pop(f.name) for f in fields(Options) if f.name in args})
     grid = build_grid(args.pop("run_type", "demo"), **args)
     if options.threads and not grid.threads:  # the executor's workers run it with their threads, if none were asked for
         grid = replace(grid, threads=options.threads)
+    if where:
+        return export_models(grid, token, asked, where=where, kind=kind)
     if dry:
         return show_dry_run(grid, token, options)
     if options.executor == "local":
@@ -96,6 +100,21 @@ def run_here(grid, token: str | None, plugins: list[str]) -> int:
         print(f"failed: {result.method.name} on {result.dataset} ({result.model.given}): {result.error}",
               file=sys.stderr)
     return 1 if failures else 0
+
+
+def export_models(grid, token: str | None, asked: tuple[str, ...], *, where: list[str], kind: str) -> int:
+    """Write quantized models as folders."""
+    from harness.exports import export_grid
+    from harness.progress import Progress
+
+    command = shlex.join(["python", "run_taq_icml.py", *sys.argv[1:]])
+    with Progress(1) as progress:
+        for folder, facts in export_grid(grid, token, asked, where=where, kind=kind, command=command,
+                                         progress=progress):
+            size = facts["bytes"]
+            print(f"{folder}: {facts['bits']['average']:.3f} stored bits a weight; linears {size['linears'] / 1e6:.1f} "
+                  f"MB in the folder, {size['counted'] / 1e6:.1f} MB counted; all else {size['others'] / 1e6:.1f} MB")
+    return 0
 
 
 def run_jobs(grid, token: str | None, options, plugins: list[str]) -> int:

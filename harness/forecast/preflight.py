@@ -13,6 +13,7 @@ from harness.stages.case import Case, Cases, seems_finite
 from harness.stages.cell import stored_result
 from harness.stages.model import check_plain, check_positions
 from quantization.bits import achievable
+from quantization.packing.checkpoint import is_export
 
 
 def preflight(cases: Cases, weights: bool = True, limit: int | None = None, workers: int = 1, *, gpus: int = 0,
@@ -27,7 +28,8 @@ def preflight(cases: Cases, weights: bool = True, limit: int | None = None, work
     say = cases.progress.say
     for name, model in cases.models.items():
         mine = [case for case in (cases if only is None else only) if case.cell.model == name]
-        check_plain(model)
+        if any(case.method.allocator != "none" for case in mine) or not is_export(model.where):
+            check_plain(model)
         check_budgets(mine, say)
         for dataset in dict.fromkeys(case.cell.dataset for case in mine):
             asked = [case for case in mine if case.cell.dataset == dataset]

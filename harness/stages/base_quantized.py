@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import save_file
 
 from core.registry import QUANTIZERS
-from core.types import LayerPlan
+from core.types import Budget, LayerPlan
 from harness.stages.case import Case
 from harness.stages.options import VERSIONS, quantizer_options
 from harness.store.entry import Content, stage_key
@@ -30,13 +30,18 @@ def _common_base(case: Case) -> dict:
     budget, shapes = case.budget, case.model.shapes
     total = budget.avg_bits * case.model.weights
     fits = [bits for bits in budget.levels if bits < 16 and uniform_bits(bits, shapes, budget) <= total]
-    scales = {} if budget.scale_bits == 16 else {"scale_bits": budget.scale_bits}
-    return {"bits": max(fits, default=min(budget.levels)), "group": budget.group_size} | scales
+    return {"bits": max(fits, default=min(budget.levels)), "group": budget.group_size} | own_grid(budget)
+
+
+def own_grid(budget: Budget) -> dict:
+    """How a budget's grid is stored, in keys: what is not as in every other's."""
+    told = {"scale_bits": budget.scale_bits, "zero_bits": budget.zero_bits}
+    return {name: value for name, value in told.items() if value != getattr(Budget, name)}
 
 
 def base_layer(level: dict, shape: tuple[int, int]) -> LayerPlan:
     """The LayerPlan of :func:`base` for one linear; no group = one scale a row."""
-    return stored_grid(level["bits"], level["group"] or shape[1], level.get("scale_bits", 16))
+    return stored_grid(level["bits"], level["group"] or shape[1], level.get("scale_bits", 16), level.get("zero_bits"))
 
 
 def corrupting(case: Case) -> dict:

@@ -148,6 +148,7 @@ class Case:
         """The budget of a common row; native rows get the levels and group size without a bound."""
         return Budget(avg_bits=self.cell.avg_bits or 0.0, levels=tuple(sorted(set(self.grid.levels))),
                       group_size=self.group_size, scale_bits=LOG_BITS if self.value("scales") == "log" else 16,
+                      zero_bits=0 if self.value("symmetric") else None, kept_bits=self.value("kept"),
                       tolerance=self.grid.tolerance)
 
     @property

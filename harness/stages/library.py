@@ -33,7 +33,7 @@ from quantization.bits import layer_bits
 from quantization.menu import Form, base_form, forms, ranked_masks, whole_bits
 from quantization.packing.bytes import unpack_mask
 from quantization.packing.forms import PACKED, packed, packed_alone, unpacked
-from quantization.solvers.grid import sixteen_bit
+from quantization.solvers.kept import sixteen_bit
 from quantization.solvers.rtn import dequantized
 from streams.blocks import BlockStream, walk
 from streams.hessians import factorise, layer_error

@@ -32,7 +32,9 @@ from core.placement import Devices, parse_devices, placed
 from core.types import ModelRef
 from harness.presets import BRIEF_MODELS, DEMO_MODEL
 from quantization.apply import Originals
-from quantization.packing.checkpoint import is_split, load_split
+from quantization.packing.checkpoint import CARD, check_export, is_export
+from quantization.packing.formats.packed import is_packed, load_packed
+from quantization.packing.split import is_split, load_split
 
 log = logging.getLogger(__name__)
 KNOWN = (DEMO_MODEL, *BRIEF_MODELS)
@@ -64,6 +66,8 @@ class LazyModel:
         self.label, self.token, self.say = name, token, say
         demo = name.lower() in (DEMO_MODEL, demo_model.NAME.lower())
         self.where = str(demo_model.ensure_demo_model(base, say)) if demo else resolve_model(name, KNOWN)
+        if is_export(self.where):
+            check_loadable(self.where)
         self.device = pick_device(device)
         self.grad_devices = parse_devices(grad_device) if grad_device else (self.device,)
         self.eval_device = pick_device(eval_device) if eval_device else self.device
@@ -112,8 +116,9 @@ class LazyModel:
         """The weights as the checkpoint has them, newly loaded."""
         self.make_room()
         self.say(f"Loading {self.ref.name} ({self.ref.dtype}, {self.device})")
-        if is_split(self.where):
-            module = ready(load_split(Path(self.where), dense=True).to(self.device))
+        if is_split(self.where) or is_packed(self.where):
+            load = load_split if is_split(self.where) else load_packed
+            module = ready(load(Path(self.where), dense=True).to(self.device))
             for p in module.parameters():  # buffers keep their own type: rotary frequencies are float32
                 p.data = p.data.to(getattr(torch, self.ref.dtype))
         else:
@@ -209,6 +214,14 @@ class Sizes:
         self.attention = heads if config._attn_implementation == "eager" else 0
 
 
+def check_loadable(where: str) -> None:
+    """Refuse an export that is not as it was written, or that another engine loads."""
+    kind = check_export(where)["format"]
+    if kind in ("mlx", "gguf"):
+        raise UserError(f"{where!r} is an export in format {kind}, which its own engine loads ({CARD} says how); to "
+                        "ask it questions here, export the row as hf or packed")
+
+
 def check_finite(name: str, module: nn.Module) -> None:
     """Refuse weights with NaN or infinity, wherever in the model they are."""
     broken = [fqn for fqn, p in module.named_parameters() if not torch.isfinite(p).all()]
@@ -229,6 +242,9 @@ def check_plain(model: LazyModel) -> None:
     """Refuse a checkpoint that is quantized already: its weights are not those that a method would quantize."""
     if is_split(model.where):
         raise UserError(f"{model.ref.name} is quantized already; scripts/evaluate.py asks it questions")
+    if is_export(model.where):
+        raise UserError(f"{model.ref.name} is a quantized model that was exported; ask it with --method fp16, or "
+                        "quantize the model that it was made of")
     kind = getattr(model.skeleton.config, "quantization_config", None)
     if kind is not None:
         named = kind.get("quant_method") if isinstance(kind, dict) else getattr(kind, "quant_method", None)

@@ -13,6 +13,7 @@ from core.environment import versions
 from core.registry import ALLOCATORS, QUANTIZERS
 from core.types import LayerPlan, Plan, Scores
 from harness.grid import table_settings
+from harness.stages.base_quantized import own_grid
 from harness.stages.case import Case
 from harness.stages.options import VERSIONS, buys_forms, distortion_quantizer, plan_options
 from harness.stages.prices import menu, menu_key
@@ -48,6 +49,9 @@ def _plan_key(case: Case) -> tuple[str, dict]:
     allocator, weighed = ALLOCATORS.get(spec.allocator), distortion_quantizer(case)
     if not spec.budgeted:
         budget = {name: budget[name] for name in ("group_size", "scale_bits")}
+    else:  # what a budget gained later is in the key where it is not at its default
+        budget = {name: value for name, value in budget.items()
+                  if (name, value) not in (("kept_bits", 16), ("zero_bits", None))}
     return stage_key("plan", VERSIONS["plan"], model=case.model.ref.key,
                      scores=scores_key(case)[0] if spec.scorer else None, allocator=ALLOCATORS.identity(allocator.name),
                      options={k: v for k, v in plan_options(case).items() if k in allocator.options}, budget=budget,
@@ -116,9 +120,8 @@ def _probe(plan: Plan, scored: Scores | None) -> dict:
 
 def distortion_key(case: Case) -> tuple[str, dict]:
     """Digest of the table of weight errors, shared by all methods and data sets."""
-    scales = {} if case.budget.scale_bits == 16 else {"scale_bits": case.budget.scale_bits}
     return stage_key("distortion", VERSIONS["distortion"], model=case.model.ref.key, levels=case.budget.levels,
-                     group_size=case.budget.group_size, **scales,
+                     group_size=case.budget.group_size, **own_grid(case.budget),
                      quantizer=QUANTIZERS.identity(distortion_quantizer(case)))
 
 

@@ -84,7 +84,7 @@ def _notes(kept: dict[str, torch.Tensor]) -> dict:
     return {"kept_units": {kind: len(at) for kind, at in kept.items()}}
 
 
-@allocator("circuit_fraction", 2, options=(FP16_RATIO, ATTN_THRESHOLD, MLP_THRESHOLD, STORED), exempt=True)
+@allocator("circuit_fraction", 2, options=(FP16_RATIO, ATTN_THRESHOLD, MLP_THRESHOLD, STORED), exempt=True, keeps=True)
 def circuit_fraction(ctx: AllocContext):
     """The best heads, and apart from them the best neurons, over the whole model: never more than the ratio, and none
     below the threshold's share of the best; or as many as ``stored_bits`` has room for.
@@ -125,7 +125,7 @@ def _within(units: Units, stored_bits: float) -> dict[str, torch.Tensor]:
     return kept(of_heads, of_neurons)
 
 
-@allocator("circuit_complement", options=(FP16_RATIO, FIRST, UNITS, BITS), exempt=True)
+@allocator("circuit_complement", options=(FP16_RATIO, FIRST, UNITS, BITS), exempt=True, keeps=True)
 def circuit_complement(ctx: AllocContext):
     """The best (or the worst) share of heads and of neurons at 16 bits over ``bits`` bits of the common grid."""
     units = Units(ctx, "circuit_complement")
@@ -140,7 +140,7 @@ def _grid_layers(ctx: AllocContext, masks: dict[str, np.ndarray]) -> dict[str, L
     return {fqn: replace(plain, keep=masks.get(fqn)) for fqn in ctx.shapes}
 
 
-@allocator("heads_a_block", options=(HEADS, BITS), exempt=True)
+@allocator("heads_a_block", options=(HEADS, BITS), exempt=True, keeps=True)
 def heads_a_block(ctx: AllocContext):
     """The best K heads of every block at 16 bits over ``bits`` bits of the common grid."""
     units, count = Units(ctx, "heads_a_block"), HEADS.of(ctx.options)
@@ -153,7 +153,7 @@ def heads_a_block(ctx: AllocContext):
     return _grid_layers(ctx, units.masks(heads)), _notes(heads)
 
 
-@allocator("heads_a_token", options=(HEADS, BITS), exempt=True)
+@allocator("heads_a_token", options=(HEADS, BITS), exempt=True, keeps=True)
 def heads_a_token(ctx: AllocContext):
     """Any head may be chosen, so all attention is stored both ways: in the common grid, and at 16 bits."""
     count, plain = HEADS.of(ctx.options), grid_plan(BITS.of(ctx.options), ctx.budget)

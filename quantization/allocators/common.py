@@ -24,13 +24,16 @@ from core.types import Budget, Scores
 from quantization.allocators.knapsack import solve
 from quantization.allocators.ranking import drawn_order, first_k, keep_masks, most
 from quantization.bits import (
+    KEPT_BITS,
     achievable,
     bits_within,
     csr_bits,
     grid_plan,
     kept_bits,
     layer_bits,
+    places_bits,
     uniform_bits,
+    values_bits,
     weights_of,
     whole_bytes,
 )
@@ -154,7 +157,7 @@ def positive_weights(scores: Scores, names: list[str], ranks: bool = False) -> n
     return np.maximum(raw, FLOOR * raw.max()) if raw.max() > 0 else np.ones_like(raw)
 
 
-@allocator("topk_keep", 2)
+@allocator("topk_keep", 2, keeps=True)
 def topk_keep(ctx: AllocContext):
     """Global top-k of weights, columns or rows kept at 16 bits over the highest uniform level that fits.
 
@@ -175,10 +178,11 @@ def keep_within(ctx: AllocContext, spare: int) -> tuple[dict[str, np.ndarray], d
     rows = {name for name, value in values.items() if ctx.scores.granularity == "line" and value.shape[1] == 1}
     scores = [value.flatten() for value in values.values()]
     whole = ["row" if name in rows else "column" for name in ctx.shapes]
-    cost = _KeepCost(list(ctx.shapes.values()), [len(one) for one in scores],
+    bits = ctx.budget.kept_bits
+    cost = _KeepCost(list(ctx.shapes.values()), [len(one) for one in scores], bits,
                      whole if ctx.scores.granularity in ("channel", "line") else None)
-    # an upper bound on how many fit: their 16-bit values alone would fill what is left
-    order = first_k(torch.cat(scores), min(sum(cost.sizes), spare // (16 * cost.weights_a_score)))
+    # an upper bound on how many fit: their values alone would fill what is left
+    order = first_k(torch.cat(scores), min(sum(cost.sizes), spare // (bits * cost.weights_a_score)))
     cost.rank(order.numpy())
     # the most scores whose weights and index fit; cost grows with their number
     kept = most(len(order), lambda count: cost.of_first(count) <= spare)
@@ -188,10 +192,11 @@ def keep_within(ctx: AllocContext, spare: int) -> tuple[dict[str, np.ndarray], d
 
 @dataclass
 class _KeepCost:
-    """Bits of 16-bit values and their index for the best so many scores of elements, columns or rows."""
+    """Bits of values and their index for the best so many scores of elements, columns or rows."""
 
     shapes: list[tuple[int, int]]
     sizes: list[int]  # scores of each linear
+    bits: int  # of a kept weight
     whole: list[str] | None  # of each linear, whether a score is that of a whole "column" or "row"; None: of a weight
 
     @property
@@ -208,7 +213,7 @@ class _KeepCost:
         self.place = order - np.concatenate([[0], ends])[self.linear]
 
     def of_first(self, count: int) -> int:
-        """Bits of the first ``count`` of the ranking; per linear the cheaper of CSR and bitmap, or whole columns."""
+        """Bits of the first ``count`` of the ranking; per linear the cheapest index, or whole columns."""
         linear, place, total = self.linear[:count], self.place[:count], 0
         for index in np.unique(linear):
             (rows, cols), inside = self.shapes[index], place[linear == index]
@@ -216,8 +221,11 @@ class _KeepCost:
                 row = self.whole[index] == "row"
                 keep = np.zeros(rows if row else cols, dtype=bool)
                 keep[inside] = True
-                total += kept_bits(np.broadcast_to(keep[:, None] if row else keep, (rows, cols)))
+                total += kept_bits(np.broadcast_to(keep[:, None] if row else keep, (rows, cols)), self.bits)
             else:
                 counts = np.bincount(inside // cols, minlength=rows)
-                total += 16 * len(inside) + min(whole_bytes(rows * cols), csr_bits(counts, cols))
+                index = min(whole_bytes(rows * cols), csr_bits(counts, cols))
+                if self.bits < KEPT_BITS:
+                    index = min(index, places_bits(len(inside), rows * cols))
+                total += values_bits(len(inside), self.bits) + index
         return total

@@ -43,7 +43,7 @@ class Menu:
     search: Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray], int], tuple[np.ndarray, dict]]
 
 
-@allocator("menu", options=(MASK, PRICE, STEPS), needs=("library",))
+@allocator("menu", options=(MASK, PRICE, STEPS), needs=("library",), keeps=True)
 def menu(ctx: AllocContext):
     """The forms of least predicted loss, then of least measured loss."""
     offered = ctx.menu()

@@ -181,7 +181,7 @@ def _searched(layer: LayerPlan, width: int) -> LayerPlan:
     return replace(layer, group_bits=bits)
 
 
-@allocator("global_topk", 2, options=(BITS, GROUP, RATIO, TARGET), exempt=True)
+@allocator("global_topk", 2, options=(BITS, GROUP, RATIO, TARGET), exempt=True, keeps=True)
 def global_topk(ctx: AllocContext):
     """int(ratio · weights) best weights of the model, whatever linear they are in, kept at 16 bits over a flat grid.
 
@@ -210,7 +210,7 @@ def _filled(ctx: AllocContext, target: float):
     raise BudgetError(f"{target} bits a weight cannot be met by 2 bits and their scales; raise --avg_bits")
 
 
-@allocator("salient_columns", options=(BITS, GROUP, SALIENT), exempt=True)
+@allocator("salient_columns", options=(BITS, GROUP, SALIENT), exempt=True, keeps=True)
 def salient_columns(ctx: AllocContext):
     """int(salient · in) best input channels of every linear at 16 bits over a flat grid; of equal ones the first."""
     _scored(ctx, "channel", "salient_columns keeps input channels; combine it with a channel scorer such as "

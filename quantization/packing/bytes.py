@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from core.lazy import torch
-from quantization.bits import csr_widths, index_bits
+from quantization.bits import csr_widths, index_bits, low_bits
 
 
 def pack_bits(values: np.ndarray, bits) -> np.ndarray:
@@ -55,10 +55,16 @@ def from16(stored: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor(stored).view(dtype)
 
 
-def pack_kept(kept: torch.Tensor, keep: np.ndarray) -> dict[str, np.ndarray]:
-    """The kept weights [nnz], row by row, and the cheapest index of the mask ``keep`` [out, in]."""
-    arrays = {"kept": raw16(kept)}
-    kind = index_bits(keep)[1]
+def pack_kept(kept: torch.Tensor, keep: np.ndarray, exponent: torch.Tensor | None = None) -> dict[str, np.ndarray]:
+    """The kept weights [nnz], row by row, and the cheapest index of the mask ``keep`` [out, in].
+
+    exponent: int8 [1] of 8-bit floats, which ``kept`` then are; the index may be a coded one.
+    """
+    coded = exponent is not None
+    arrays = {"kept": raw(kept), "kept_exponent": raw(exponent)} if coded else {"kept": raw16(kept)}
+    kind = index_bits(keep, coded=coded)[1]
+    if kind == "places":
+        return arrays | _pack_places(np.flatnonzero(keep), keep.size)
     if kind == "columns":
         return arrays | {"columns": np.packbits(keep[0], bitorder="little")}
     if kind == "rows":
@@ -71,9 +77,28 @@ def pack_kept(kept: torch.Tensor, keep: np.ndarray) -> dict[str, np.ndarray]:
                      "column_numbers": pack_bits(np.nonzero(keep)[1], column_bits)}
 
 
+def _pack_places(places: np.ndarray, weights: int) -> dict[str, np.ndarray]:
+    """The Elias–Fano code of rising ``places`` among ``weights``."""
+    low = low_bits(len(places), weights)
+    steps = np.zeros(len(places) + (weights >> low), dtype=np.uint8)
+    steps[(places >> low) + np.arange(len(places))] = 1
+    return {"low_bits": np.array([low], dtype=np.uint8), "low": pack_bits(places & ((1 << low) - 1), low),
+            "steps": np.packbits(steps, bitorder="little")}
+
+
+def _unpack_places(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Undo :func:`_pack_places`."""
+    low, ones = int(arrays["low_bits"][0]), np.flatnonzero(np.unpackbits(arrays["steps"], bitorder="little"))
+    return ((ones - np.arange(len(ones))) << low) + unpack_bits(arrays["low"], low, len(ones))
+
+
 def unpack_mask(arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     """Bool [out, in]: which weights :func:`pack_kept` kept."""
     rows, cols = shape
+    if "low_bits" in arrays:
+        mask = np.zeros(rows * cols, dtype=bool)
+        mask[_unpack_places(arrays)] = True
+        return mask.reshape(shape)
     if "columns" in arrays:
         return np.tile(np.unpackbits(arrays["columns"], bitorder="little")[:cols].astype(bool), (rows, 1))
     if "rows" in arrays:

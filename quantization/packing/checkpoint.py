@@ -1,105 +1,177 @@
-"""A quantized model as a folder: config, the linears in two branches, everything else as it was.
+"""A quantized model as a folder that an engine loads: what every format shares.
 
-    config.json        as the model's own; generation_config.json too, if it has one
-    circuit.json       how each linear is split, and what the caller wants to remember (model, scores, ratio)
-    model.safetensors  {linear}.kept, .codes, .maxima, .places (quantization/inference.py); all other weights
+    export.json     format, what it was made of, bits by the accountant, bytes of the container and why they differ, and
+                    length and sha256 of every other file: an export that was cut, edited or mixed is refused on load
+    README.md       the model card; free to be edited
+    config.json, tokenizer files, generation_config.json, and the weights as the format has them
 
-It is read back either in two branches, or dense: plain linears of the same effective weights, whose answers are those
-of the quantized model that was evaluated in place, byte for byte.
+A format is a module of quantization/packing/formats: ``RULES`` say what it can hold, and what they do not allow is
+refused before any work; ``write(folder, contents)`` returns the Sizes; ``WORDS`` and ``LOAD`` go into the card.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+import numpy as np
 
-from core.architecture import find_linears
+from core.activations import Activations
+from core.digest import file_sha256, write_json
 from core.errors import UserError, one_line
+from core.lazy import torch
 from core.types import LayerPlan
-from quantization.inference import CircuitAwareLinear
 
-ABOUT, WEIGHTS = "circuit.json", "model.safetensors"
-
-
-def save_split(folder: Path, model: nn.Module, layers: dict[str, LayerPlan], facts: dict) -> int:
-    """Write a model whose linears hold the weights as loaded; returns the bytes of its weights' file.
-
-    The folder must be empty or new; config and tokenizer are the caller's to write.
-    """
-    linears = find_linears(model)[0]
-    split = {fqn: CircuitAwareLinear.of(linears[fqn], layer) for fqn, layer in layers.items()}
-    tensors = {f"{fqn}.{name}": value for fqn, module in split.items() for name, value in module.state_dict().items()}
-    tied = _tied_names(model)
-    tensors |= {name: value for name, value in model.state_dict().items()
-                if name.rpartition(".")[0] not in split and name not in tied}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
-    told = {fqn: {"by_rows": module.by_rows, "in": module.in_features, "out": module.out_features,
-                  "dtype": str(module.dtype).removeprefix("torch."), "bias": module.bias is not None}
-            for fqn, module in split.items()}
-    (folder / ABOUT).write_text(json.dumps(facts | {"linears": told}, indent=1))
-    return (folder / WEIGHTS).stat().st_size
+ABOUT, CARD, VERSION = "export.json", "README.md", 1
 
 
-def is_split(folder: str | Path) -> bool:
-    """Whether a folder holds such a checkpoint."""
+@dataclass(frozen=True)
+class Traits:
+    """What of a row decides which formats can hold it, known before anything is computed."""
+
+    method: str
+    forms: frozenset[str] = frozenset({"grid"})  # of quantization/bits.py
+    keeps: bool = False  # single weights, columns or rows at 16 or 8 bits
+    mixes_groups: bool = False  # groups of one linear have bits of their own
+    symmetric: bool = False  # ranges around zero
+    bits: tuple[int, ...] = ()  # that a linear may get
+    group: int = 0  # input columns that share a scale; 0 = a row
+    activations: bool = False  # quantized while the model runs
+    quantized: bool = True  # fp16 rows are not
+    family: str = ""  # config.json's model_type
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a format can hold."""
+
+    forms: frozenset[str] | None = None  # None: all
+    keeps: bool = False
+    mixes_groups: bool = False
+    asymmetric: bool = True
+    bits: frozenset[int] | None = None
+    around_zero: frozenset[int] = frozenset()  # more bits, of linears without zero points
+    families: tuple[str, ...] = ()  # none: all
+    group: Callable[[int], bool] = lambda size: True
+    groups: str = ""  # which groups, in words
+    activations: bool = False
+
+    def against(self, row: Traits) -> str | None:
+        """Why the row cannot be held, or None."""
+        if self.families and row.family not in self.families:
+            return f"is of a {row.family} model (only {' and '.join(self.families)})"
+        if not row.quantized:
+            return None
+        if self.forms is not None and row.forms - self.forms:
+            return f"stores the form {min(row.forms - self.forms)!r}"
+        if row.keeps and not self.keeps:
+            return "keeps single weights at more bits"
+        if row.mixes_groups and not self.mixes_groups:
+            return "gives the groups of one linear bits of their own"
+        if row.activations and not self.activations:
+            return "quantizes activations while the model runs"
+        held = None if self.bits is None else self.bits | (self.around_zero if row.symmetric else frozenset())
+        if held is not None and (odd := sorted(set(row.bits) - held)):
+            return f"may store linears at {odd[0]} bits (--levels {' '.join(map(str, sorted(held)))} would not)"
+        if not self.group(row.group):
+            return f"has groups of {row.group or 'whole rows'} ({self.groups})"
+        if not self.asymmetric and not row.symmetric:
+            return f"has zero points ({row.method}[symmetric=true] has none)"
+        return None
+
+
+@dataclass
+class Packed:
+    """One quantized linear: its plan and its stored arrays (quantization/packing/forms.py)."""
+
+    layer: LayerPlan
+    arrays: dict[str, np.ndarray]  # uint8
+
+
+@dataclass
+class Contents:
+    """What is exported."""
+
+    module: torch.nn.Module  # holds ŵ
+    tokenizer: object
+    linears: dict[str, Packed]  # those below 16 bits
+    quantizer: str
+    activations: Activations = field(default_factory=Activations)
+    kept_channels: dict[str, torch.Tensor] = field(default_factory=dict)  # bool [in] by linear
+
+
+@dataclass
+class Sizes:
+    """Bytes of a container's weights, by what they are."""
+
+    linears: int = 0  # all that stands for a quantized linear's weights
+    others: int = 0  # embeddings, norms, head, linears that are not quantized
+    extra: dict[str, int] = field(default_factory=dict)  # of ``linears``: more than is counted, by reason
+
+
+def format_names() -> tuple[str, ...]:
+    return ("hf", "packed", "compressed-tensors", "mlx", "gguf")
+
+
+def format_of(name: str):
+    """The module of a format; UserError for another name."""
+    from importlib import import_module
+
+    if name not in format_names():
+        raise UserError(f"--format is {name!r}; use one of: {', '.join(format_names())}")
+    return import_module(f"quantization.packing.formats.{name.replace('-', '_')}")
+
+
+def check_can_hold(name: str, row: Traits) -> None:
+    """Refuse a row that a format cannot hold; names those that can."""
+    why = format_of(name).RULES.against(row)
+    if why is None:
+        return
+    others = [other for other in format_names() if format_of(other).RULES.against(row) is None]
+    raise UserError(f"format {name} cannot hold {row.method}, which {why}; formats that can: {', '.join(others)}")
+
+
+def seal(folder: Path, facts: dict) -> None:
+    """Write export.json last: facts, and length and sha256 of all other files but the card."""
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+             for path in sorted(folder.iterdir()) if path.name not in (ABOUT, CARD)}
+    write_json(folder / ABOUT, {"export_version": VERSION, **facts, "files": files})
+
+
+def is_export(folder: str | Path) -> bool:
+    """Whether a folder says that it is an export."""
     return (Path(folder) / ABOUT).is_file()
 
 
-def about(folder: str | Path) -> dict:
-    """What circuit.json says; UserError if it is damaged."""
+def about_export(folder: str | Path) -> dict:
+    """What export.json says; UserError if it is damaged or of another version."""
+    path = Path(folder) / ABOUT
     try:
-        told = json.loads((Path(folder) / ABOUT).read_text())
-        if not {"linears", "model", "dataset", "eval_size", "calibrated"} <= told.keys():
-            raise ValueError("fields are missing")
-        return told
+        told = json.loads(path.read_text())
+        missing = {"export_version", "format", "files"} - told.keys()
+        if missing:
+            raise ValueError(f"{min(missing)} is missing")
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{ABOUT} of checkpoint {str(folder)!r} does not read ({one_line(error)}); make it again with "
-                        "scripts/quantize.py") from None
+        raise UserError(f"{str(path)!r} does not read ({one_line(error)}); export the model again") from None
+    if told["export_version"] != VERSION or told["format"] not in format_names():
+        raise UserError(f"{str(path)!r} is of version {told['export_version']} and format {told['format']!r}, which "
+                        f"this version does not know; export the model again")
+    return told
 
 
-def load_split(folder: Path, dense: bool = False) -> nn.Module:
-    """The model of such a folder, in eval mode and without gradients; ``dense``: in plain linears.
-
-    Raises UserError for a folder whose files do not belong together.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
-    told = about(folder)["linears"]
-    try:
-        tensors = load_file(folder / WEIGHTS)
-        dtype = getattr(torch, next(iter(told.values()))["dtype"])
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
-        for fqn, own_facts in told.items():
-            own = {name.removeprefix(f"{fqn}."): tensors.pop(name) for name in list(tensors)
-                   if name.rpartition(".")[0] == fqn}
-            module = CircuitAwareLinear(own_facts["in"], own_facts["out"], own["places"],
-                                        by_rows=own_facts["by_rows"], dtype=dtype, bias=own_facts["bias"])
-            module.load_state_dict(own)
-            parent, _, name = fqn.rpartition(".")
-            setattr(model.get_submodule(parent), name, module.dense() if dense else module)
-        if (folder / "generation_config.json").is_file():  # which tokens end an answer
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
-    except (OSError, ValueError, KeyError, StopIteration, RuntimeError, AttributeError, SafetensorError) as error:
-        raise UserError(f"checkpoint {str(folder)!r} does not load ({type(error).__name__}: {one_line(error)}); "
-                        "make it again with scripts/quantize.py") from None
-    model.tie_weights()
-    lacking = [name for name in missing if name.rpartition(".")[0] not in told and name not in _tied_names(model)]
-    if lacking or unexpected:
-        name = (lacking or unexpected)[0]
-        raise UserError(f"checkpoint {str(folder)!r} does not fit its config.json (first: {name}); make it again with "
-                        "scripts/quantize.py")
-    return model.eval().requires_grad_(False)
-
-
-def _tied_names(model: nn.Module) -> set[str]:
-    """The weights that are another's and so not stored: the head's, where it is the embeddings'."""
-    head = model.get_output_embeddings()
-    shared = head is not None and head.weight is model.get_input_embeddings().weight
-    return set(getattr(model, "_tied_weights_keys", None) or ()) if shared else set()
+def check_export(folder: str | Path) -> dict:
+    """What export.json says, if every file that it names is as it was written; else UserError that names one."""
+    told = about_export(folder)
+    for name, facts in told["files"].items():
+        path = Path(folder) / name
+        if not path.is_file():
+            raise UserError(f"export {str(folder)!r} lacks {name}; copy it again or export the model again")
+        size = path.stat().st_size
+        if size != facts["bytes"]:
+            raise UserError(f"{str(path)!r} has {size} bytes, {facts['bytes']} were written; copy it again or export "
+                            "the model again")
+        if file_sha256(path) != facts["sha256"]:
+            raise UserError(f"{str(path)!r} is not what was written; copy it again or export the model again")
+    return told

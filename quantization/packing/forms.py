@@ -17,7 +17,8 @@ from core.types import LayerPlan, Stored
 from quantization.bits import BILEVEL_ROWS, MAP_BITS, code_bits, column_bits, column_number_bits
 from quantization.packing.bytes import from16, pack_bits, pack_kept, raw, raw16, unpack_bits, unpack_mask
 from quantization.solvers import bnb, codebook, slim, split
-from quantization.solvers.grid import Grid, LogScale, MinimumGrid, sixteen_bit, spread_groups
+from quantization.solvers.grid import Grid, LogScale, MinimumGrid, middle, spread_groups
+from quantization.solvers.kept import Float8, kept_values, sixteen_bit
 from quantization.solvers.rtn import encode
 from quantization.solvers.spqr_fit import Level
 
@@ -37,15 +38,25 @@ def packed(stored: Stored, weight: torch.Tensor | None = None) -> dict[str, np.n
     arrays = pack[stored.layer.form](stored.layer, parts)
     if stored.layer.dynamic_heads:
         arrays["whole"] = raw16(weight)
-    return arrays | pack_kept(parts["kept"], stored.layer.keep) if "kept" in parts else arrays
+    if "kept" not in parts:
+        return arrays
+    return arrays | pack_kept(parts["kept"], stored.layer.keep, parts.get("kept_exponent"))
 
 
 def unpacked(arrays: dict[str, np.ndarray], layer: LayerPlan, shape: tuple[int, int],
-             kept_dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Undo :func:`packed`: ŵ float32 [out, in]; ``kept_dtype`` is that of the kept weights, None = bf16."""
+             kept_dtype: torch.dtype | None = None, *, quantizer: str = "",
+             dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Undo :func:`packed` and :func:`packed_alone`: ŵ [out, in], float32, or ``dtype`` where bitsandbytes made it.
+
+    kept_dtype: that of the kept weights, None = bf16; quantizer: by which the linear was quantized, which says the
+    kind of 4-bit codes.
+    """
+    if layer.form in ("bnb4", "bnb8", "split"):
+        return _unpack_bnb(arrays, layer, shape, quantizer=quantizer, dtype=dtype or torch.float32)
     unpack = {"grid": unpack_grid, "log": unpack_grid, "bilevel": unpack_spqr, "slim": unpack_slim,
               "codebook": unpack_codebook}
-    values = unpack[layer.form](arrays, layer, shape)
+    more = {"float_zero": True} if layer.zero_bits == 32 else {}
+    values = unpack[layer.form](arrays, layer, shape, **more)
     return _with_kept(values, arrays, torch.bfloat16 if kept_dtype is None else kept_dtype)
 
 
@@ -74,7 +85,32 @@ def pack_split(weight: torch.Tensor, layer: LayerPlan) -> dict[str, np.ndarray]:
 def _with_kept(values: torch.Tensor, arrays: dict[str, np.ndarray], kept_dtype: torch.dtype) -> torch.Tensor:
     if "kept" in arrays:
         mask = torch.tensor(unpack_mask(arrays, tuple(values.shape)))
-        values[mask] = from16(arrays["kept"], kept_dtype).to(values.dtype)
+        values[mask] = kept_of(arrays, kept_dtype).to(values.dtype)
+    return values
+
+
+def kept_of(arrays: dict[str, np.ndarray], kept_dtype: torch.dtype) -> torch.Tensor:
+    """The kept weights [nnz], in ``kept_dtype`` or, of 8-bit floats, float32."""
+    if "kept_exponent" not in arrays:
+        return from16(arrays["kept"], kept_dtype)
+    exponent = int(arrays["kept_exponent"].view(np.int8)[0])
+    return Float8(exponent).values(torch.tensor(arrays["kept"]).view(torch.float8_e4m3fn))
+
+
+def _unpack_bnb(arrays: dict[str, np.ndarray], layer: LayerPlan, shape: tuple[int, int], *, quantizer: str,
+                dtype: torch.dtype) -> torch.Tensor:
+    codes, maxima = torch.tensor(arrays["codes"]), torch.tensor(arrays["maxima"].view(np.float32))
+    if layer.form == "bnb8":
+        return bnb.from_eight_bit(codes.view(torch.int8).view(shape), maxima, dtype)
+    if layer.form == "bnb4":
+        return bnb.from_four_bit(codes[:, None], maxima, shape, kind=quantizer.removeprefix("bnb-"), dtype=dtype)
+    values = torch.empty(shape, dtype=dtype)
+    mask = torch.tensor(unpack_mask(arrays, shape)) if "kept" in arrays else torch.zeros(shape, dtype=torch.bool)
+    rest = int((~mask).sum())
+    if rest:
+        values[~mask] = bnb.from_four_bit(codes[:, None], maxima, (rest,), kind=split.KIND, dtype=dtype)
+    if "kept" in arrays:
+        values[mask] = kept_of(arrays, sixteen_bit(dtype)).to(dtype)
     return values
 
 
@@ -92,6 +128,10 @@ def pack_nearest(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = Fa
     arrays = pack_grid(plan, parts)
     if plan.dynamic_heads:
         arrays["whole"] = raw16(weight)
+    float8 = Float8.of(weight, plan)
+    if float8 is not None:
+        kept = kept_values(weight, plan.keep, None, float8)
+        return arrays | pack_kept(kept["kept"], plan.keep, kept["kept_exponent"])
     if plan.keep is None or not plan.keep.any():
         return arrays
     return arrays | pack_kept(weight[torch.as_tensor(plan.keep)], plan.keep)
@@ -130,7 +170,12 @@ def unpack_grid(arrays: dict[str, np.ndarray], plan: LayerPlan, shape: tuple[int
     codes = unpack_bits(arrays["codes"], _grid_bits(plan, rows, cols, order=order), rows * cols)
     zero_bits = _zero_bits(plan, rows, cols)
     scale, zero = _unpack_scale(plan, arrays, rows * len(code_bits(plan, cols))), arrays["zero"]
-    zero = zero.view(np.float32) if plan.zero_bits == 32 else unpack_bits(zero, zero_bits, len(zero_bits))
+    if plan.zero_bits == 32:
+        zero = zero.view(np.float32)
+    elif plan.zero_bits == 0:
+        zero = middle(np.tile(code_bits(plan, cols), rows))
+    else:
+        zero = unpack_bits(zero, zero_bits, len(zero_bits))
     group = group_of_column(plan, cols, order)
     scale, zero = (torch.tensor(t.astype(np.float32)).reshape(rows, -1)[:, group] for t in (scale, zero))
     return (MinimumGrid if float_zero else Grid)(scale, zero).values_(torch.tensor(codes).reshape(shape).float())

@@ -14,6 +14,7 @@ are 64, and the matrix goes through as one long row, for which both readings are
 from __future__ import annotations
 
 import logging
+import math
 
 from core.errors import UserError
 from core.lazy import torch
@@ -74,6 +75,20 @@ def eight_bit(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     codes, stats, _ = library.int8_vectorwise_quant(half)
     codes[stats == 0] = 0  # a row of zeros is divided by its maximum; the cast of 0 · inf is undefined
     return codes, stats, library.int8_vectorwise_dequant(codes, stats).to(weight.dtype)
+
+
+def from_four_bit(codes: torch.Tensor, maxima: torch.Tensor, shape: tuple[int, ...], *, kind: str,
+                  dtype: torch.dtype) -> torch.Tensor:
+    """Ŵ of the codes and maxima that :func:`four_bit` gave, in the ``dtype`` that was quantized."""
+    library = functional()
+    state = library.QuantState(absmax=maxima, shape=torch.Size([math.prod(shape)]), blocksize=BLOCK, dtype=dtype,
+                               code=library.get_4bit_type(kind, device=codes.device), quant_type=kind)
+    return library.dequantize_4bit(codes, state).reshape(shape)
+
+
+def from_eight_bit(codes: torch.Tensor, maxima: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Ŵ of the codes and maxima that :func:`eight_bit` gave."""
+    return functional().int8_vectorwise_dequant(codes, maxima).to(dtype)
 
 
 @quantizer("bnb-nf4")

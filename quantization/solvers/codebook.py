@@ -28,7 +28,7 @@ from core.settings import Setting
 from core.types import Aid, LayerPlan, Stored
 from quantization.allocators.ranking import first_k, most
 from quantization.bits import bits_within, kept_bits, layer_bits
-from quantization.solvers.grid import kept_values
+from quantization.solvers.kept import kept_values
 from quantization.solvers.kmeans import check, nearest, weighted_kmeans
 from quantization.solvers.spqr import TARGET
 

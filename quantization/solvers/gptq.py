@@ -13,9 +13,11 @@ from dataclasses import dataclass, field, replace
 from core.lazy import torch
 from core.registry import quantizer
 from core.settings import Setting
+from core.storage import SYMMETRIC
 from core.types import Aid, LayerPlan, Stored
 from quantization.solvers.columns import BLOCK, Groups, column_major, feed_back, slices
-from quantization.solvers.grid import Grid, LogScale, best_range, ends, kept_values, log_scale, through, without_kept
+from quantization.solvers.grid import Grid, LogScale, around_zero, best_range, ends, log_scale, without_kept
+from quantization.solvers.kept import Float8, kept_values, through
 from streams.hessians import PERCDAMP, factorise
 
 PLAIN = (1.0,)
@@ -37,11 +39,14 @@ class Solver:
     static_groups: bool = False  # scales from the weights before any update, groups over the columns as they stand
     stored: bool = True  # scales at fp16 and kept weights at 16 bits, as counted; False = float32, as published
     kept_dtype: torch.dtype | None = None  # the 16-bit dtype of kept weights; None = bfloat16
+    float8: Float8 | None = None  # kept weights in 8 bits; made of the linear
     logs: LogScale | None = None  # scales of the form "log"; made of the linear
     stale: bool = False  # published: groups that begin inside a block of 128 columns are fitted before its updates
 
     def kept(self, weight: torch.Tensor) -> torch.Tensor:
         """What is stored of a weight that is kept, as float32."""
+        if self.float8 is not None:
+            return self.float8.through(weight)
         return through(weight, self.kept_dtype) if self.stored else weight
 
 
@@ -54,6 +59,7 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: So
     linears that read the same input.  Kept weights stretch no scale, receive the updates of earlier columns, and
     pass nothing on.  Raises UserError when the Hessian is not finite or cannot be factorised.
     """
+    how = replace(how, float8=Float8.of(weight, layer), symmetric=how.symmetric or layer.zero_bits == 0)
     if layer.form == "log":
         how = replace(how, logs=log_scale(weight, layer))
     order, factor = _ordered_factor(hessian, how, {} if shared is None else shared, what=what)
@@ -133,7 +139,8 @@ class _Columns:
         else:
             layer = replace(layer, scale_bits=16 if self.how.stored else 32)
         layer = replace(layer, ordered=regrouped)
-        return Stored(values, layer, parts | kept_values(values, layer.keep, self.how.kept_dtype), notes=notes)
+        kept = kept_values(values, layer.keep, self.how.kept_dtype, self.how.float8)
+        return Stored(values, layer, parts | kept, notes=notes)
 
 
 def fit(columns: torch.Tensor, keep: torch.Tensor | None, bits: int, how: Solver) -> Grid:
@@ -145,8 +152,7 @@ def fit(columns: torch.Tensor, keep: torch.Tensor | None, bits: int, how: Solver
     columns = without_kept(columns, keep)
     low, high = ends(columns)
     if how.symmetric:
-        high = torch.maximum(-low, high)
-        low = torch.where(low < 0, -high, low)
+        low, high = around_zero(low, high)
     return best_range(columns, low, high, top=2**bits - 1, factors=how.shrinks, power=how.norm, stored=how.stored,
                       symmetric=how.symmetric, logs=how.logs)
 
@@ -158,7 +164,6 @@ SEARCH = Setting("search", str, "coarse", "ranges tried for the least error of a
                  "the published one", choices=tuple(SEARCHES), flag=False)
 ACT_ORDER = Setting("act_order", bool, False, "columns by falling diagonal of the Hessian", flag=False)
 STATIC_GROUPS = Setting("static_groups", bool, False, "scales from the weights before any update", flag=False)
-SYMMETRIC = Setting("symmetric", bool, False, "ranges around zero", flag=False)
 
 
 @quantizer("gptq", needs=("hessian",), options=(SEARCH, ACT_ORDER, STATIC_GROUPS, SYMMETRIC, PERCDAMP))

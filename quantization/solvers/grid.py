@@ -163,6 +163,17 @@ def ends(columns: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, torch.Tenso
     return torch.where(zeros, -1.0, low), torch.where(zeros, 1.0, high)
 
 
+def around_zero(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The range [−h, h] that holds [low, high]; one without negative weights stays."""
+    high = torch.maximum(-low, high)
+    return torch.where(low < 0, -high, low), high
+
+
+def middle(bits):
+    """The zero point of grids that store none: the codes' middle, the upper of the two."""
+    return 2**(bits - 1)
+
+
 def without_kept(columns: torch.Tensor, keep: torch.Tensor | None, dim: int = 0) -> torch.Tensor:
     """``columns`` with the mean of the others along ``dim`` in the place of kept weights, which then stretch no range.
 
@@ -184,7 +195,7 @@ def integer_grid(low: torch.Tensor, high: torch.Tensor, top: int | torch.Tensor,
     scale = (high - low) / top
     if stored:
         scale = fp16_up(scale) if logs is None else logs.up(scale)
-    zero = torch.full_like(scale, (top + 1) / 2) if symmetric else (-low / nonzero(scale)).round_()
+    zero = torch.zeros_like(scale) + (top + 1) / 2 if symmetric else (-low / nonzero(scale)).round_()
     return Grid(scale, clip(zero, top) if stored else zero, top)
 
 
@@ -237,29 +248,3 @@ def best_range(columns: torch.Tensor, low: torch.Tensor, high: torch.Tensor, top
 def spread_groups(values: torch.Tensor, group_size: int, width: int) -> torch.Tensor:
     """Repeat per-group values [out, G] over their columns: [out, width]."""
     return values.repeat_interleave(group_size, dim=1)[:, :width]
-
-
-def sixteen_bit(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a model of ``dtype`` stores weights at 16 bits: its own, or bf16 if that has more."""
-    return dtype if dtype.itemsize == 2 else torch.bfloat16
-
-
-def through(weight: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """``weight`` in its own dtype, rounded to what ``dtype`` can hold; None = bf16."""
-    return weight.to(torch.bfloat16 if dtype is None else dtype).to(weight.dtype)
-
-
-def kept_values(values: torch.Tensor, keep, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """What is stored of the kept weights of ``values`` [out, in]: {"kept": 16-bit [nnz]}, or nothing if none is kept.
-
-    keep: bool [out, in] or None; dtype: their 16-bit dtype, None = bf16.
-    """
-    if keep is None or not keep.any():
-        return {}
-    kept = values[torch.as_tensor(keep, device=values.device)]
-    return {"kept": kept.to(torch.bfloat16 if dtype is None else dtype)}
-
-
-def sixteen(weight: torch.Tensor) -> torch.Tensor:
-    """Return the weights as 16 bits store them: unchanged if already 16-bit, through bf16 otherwise."""
-    return through(weight, sixteen_bit(weight.dtype))

@@ -16,12 +16,13 @@ from quantization.solvers.grid import (
     Grid,
     LogScale,
     MinimumGrid,
+    around_zero,
     integer_grid,
     log_scale,
-    sixteen,
     spread_groups,
     without_kept,
 )
+from quantization.solvers.kept import Float8, sixteen
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,23 @@ def encode(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False, z
         grid = MinimumGrid((high - low) / top, low, top)
     else:
         logs = log_scale(weight, plan) if plan.form == "log" else None
-        grid = integer_grid(low.clamp(max=0), high.clamp(min=0), top, logs=logs)
+        low, high, symmetric = low.clamp(max=0), high.clamp(min=0), plan.zero_bits == 0
+        low, high = around_zero(low, high) if symmetric else (low, high)
+        grid = integer_grid(low, high, top, logs=logs, symmetric=symmetric)
     codes = grid.codes(groups).to(torch.uint8).reshape(weight.shape[0], -1)[:, : weight.shape[1]]
     return Encoded(codes, grid.scale[..., 0], grid.zero[..., 0], group_size=plan.group_size, logs=logs,
                    float_zero=float_zero)
 
 
 def dequantized(weight: torch.Tensor, plan: LayerPlan, **grid) -> torch.Tensor:
-    """Return ŵ in the dtype of ``weight``, kept weights and 16-bit linears at 16 bits."""
+    """Return ŵ in the dtype of ``weight``, kept weights as the plan has them and 16-bit linears at 16 bits."""
     if plan.bits == 16 and plan.group_bits is None:
         return sixteen(weight)
     values = encode(weight.float(), plan, **grid).decode().to(weight.dtype)
     if plan.keep is not None:
-        values = torch.where(torch.as_tensor(plan.keep, device=weight.device), sixteen(weight), values)
+        float8 = Float8.of(weight, plan)
+        kept = sixteen(weight) if float8 is None else float8.through(weight)
+        values = torch.where(torch.as_tensor(plan.keep, device=weight.device), kept, values)
     return values
 
 

@@ -13,7 +13,7 @@ from core.lazy import torch
 from core.registry import quantizer
 from core.types import LayerPlan
 from quantization.solvers.bnb import BLOCK, four_bit
-from quantization.solvers.grid import sixteen
+from quantization.solvers.kept import sixteen
 
 KIND = "nf4"
 

@@ -27,7 +27,7 @@ from core.settings import Setting
 from core.types import Aid, LayerPlan, Stored
 from quantization.bits import layer_bits
 from quantization.solvers.columns import column_major
-from quantization.solvers.grid import kept_values
+from quantization.solvers.kept import kept_values
 from quantization.solvers.rtn import dequantized
 from quantization.solvers.spqr_fit import Settings, Solved, solve_columns
 from streams.hessians import PERCDAMP, Factor, factorise, relative_error

@@ -26,7 +26,8 @@ from core.lazy import torch
 from core.types import LayerPlan
 from quantization.bits import BILEVEL_ROWS
 from quantization.solvers.columns import BLOCK, feed_back, slices
-from quantization.solvers.grid import FloatGrid, Grid, float_grid, through
+from quantization.solvers.grid import FloatGrid, Grid, float_grid
+from quantization.solvers.kept import through
 
 REACH = 4096  # largest |zero point| of a grid we fit; beyond it fp16 could not hold the grid's position
 

@@ -13,7 +13,7 @@ from harness.api import quantize as quantize_row
 from harness.circuit import CircuitSettings, read_settings
 from harness.cli.main import main as grid
 from quantization.inference import CircuitAwareLinear
-from quantization.packing.checkpoint import load_split
+from quantization.packing.split import load_split
 from scripts import calibrate, quantize
 from scripts import evaluate as asking
 from tests.tiny import save_tiny

@@ -13,13 +13,14 @@ from tests.harness.test_all_methods import flags, where_of
 @pytest.mark.parametrize("quantizer", ("gptq", "rtn"))
 def test_rows_of_one_table_with_groups_and_scales_of_their_own(quantizer, tiny_folder, tmp_path):
     names = ("uniform[groups=16]", "uniform[groups=16,scales=log]", "TaCQ[groups=16,scales=log]",
-             "fisher-price[scales=log]")
+             "TaCQ[kept=8,scales=log]", "fisher-price[scales=log]")
     where = where_of(tiny_folder, tmp_path) | {"quantizer": quantizer, "tolerance": 0.05}
     assert main(flags(**where, methods=names, avg_bits=(4.9,))) == 0
     found = {r.name: r for r in load_results(tmp_path / "results")}
     assert {name: found[name].bits.group_size for name in ("uniform", *names[:3])} == {
         "uniform": 32, "uniform[groups=16]": 16, "uniform[groups=16,scales=log]": 16, "TaCQ[groups=16,scales=log]": 16}
     assert all(4.85 < found[name].bits.average <= 4.9 for name in ("uniform", *names))
+    assert found["TaCQ[kept=8,scales=log]"].bits.notes["kept"] > 0
     # 4 bits in groups of 16: fp16 scales leave nothing at 4.9, logarithmic ones (4 + 10 / 16) leave linears at 5
     assert max(found["uniform[groups=16,scales=log]"].bits.per_linear.values()) >= 4
     assert min(found["uniform[groups=16]"].bits.per_linear.values()) < 4

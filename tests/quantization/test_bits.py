@@ -35,9 +35,12 @@ def planned(draw):
         keep = np.repeat(keep[:, :1], cols, axis=1) if kind == "rows" else keep
     dtype = draw(st.sampled_from((torch.bfloat16, torch.float32)))
     widths = {"scale_bits": 32, "zero_bits": 32} if float_zero else {}
+    if not float_zero and draw(st.booleans()):
+        widths = {"zero_bits": 0}
     if not float_zero and bits < 16 and draw(st.booleans()):
-        widths = {"form": "log", "scale_bits": draw(st.sampled_from((4, 6)))}
-    plan = LayerPlan(bits=bits, group_size=size, **widths, group_bits=group_bits, keep=keep)
+        widths |= {"form": "log", "scale_bits": draw(st.sampled_from((4, 6)))}
+    plan = LayerPlan(bits=bits, group_size=size, **widths, group_bits=group_bits, keep=keep,
+                     kept_bits=draw(st.sampled_from((8, 16))))
     return weight.to(dtype), plan, float_zero
 
 

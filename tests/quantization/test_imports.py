@@ -11,7 +11,8 @@ assert "gptq" in QUANTIZERS and "topk_keep" in ALLOCATORS
 for module in pkgutil.walk_packages(quantization.__path__, "quantization."):
     # modules of torch, imported where a model runs
     if module.name not in ("quantization.inference", "quantization.dynamic", "quantization.activations",
-                           "quantization.packing.checkpoint") and "transforms." not in module.name:
+                           "quantization.packing.split", "quantization.packing.decode") and (
+            "transforms." not in module.name and "packing.formats" not in module.name):
         importlib.import_module(module.name)
 import streams.hessians
 print(sorted({"torch", "transformers", "bitsandbytes", "scipy"} & set(sys.modules)))

@@ -11,9 +11,9 @@ from core.architecture import find_blocks, find_linears
 from core.registry import QUANTIZERS
 from core.types import Aid, LayerPlan
 from quantization.apply import Originals
-from quantization.bits import layer_bits
+from quantization.bits import index_bits, layer_bits
 from quantization.packing.forms import pack_nearest, packed, unpack_nearest, unpacked
-from quantization.solvers.grid import sixteen_bit
+from quantization.solvers.kept import Float8, sixteen_bit
 from quantization.solvers.rtn import dequantized
 from tests.tiny import calib_set, tiny_model
 
@@ -51,6 +51,40 @@ def test_kept_weights_take_the_dtype_that_is_named(name):
         assert 8 * sum(a.nbytes for a in arrays.values()) == layer_bits(stored.layer, tuple(weight.shape))
         assert torch.equal(unpacked(arrays, stored.layer, tuple(weight.shape), kept_dtype=kept_dtype), stored.values)
     assert torch.equal(solved(name, None)[1].values, stored.values)  # bf16 where nothing is said, as ever
+
+
+def test_eight_bit_floats_are_nearest_and_hold_three_times_the_largest():
+    weight = torch.tensor([0.0, 1e-9, 0.011, -0.3, 0.7, 2.0])
+    eight = Float8.over(0.7)
+    near = eight.through(weight)
+    assert near[5] == 2.0 and torch.equal(eight.through(near), near)
+    assert ((near - weight).abs() <= weight.abs() / 16 + 2.0**(eight.exponent - 9)).all()
+    assert eight.through(torch.tensor([1e9])) == 448 * 2.0**eight.exponent
+    assert Float8.over(0.0).through(torch.zeros(2)).tolist() == [0, 0]
+
+
+def test_solved_with_kept_weights_in_eight_bits():
+    rng = torch.Generator().manual_seed(1)
+    weight, x = torch.randn(ROWS, COLS, generator=rng), torch.randn(200, COLS, generator=rng)
+    losses = {}
+    for bits in (8, 16):
+        layer = replace(PLANS["gptq"], kept_bits=bits, form="log", scale_bits=6)
+        stored = QUANTIZERS.get("gptq").fn(weight.clone(), layer, Aid("a", hessian=x.T @ x))
+        arrays = packed(stored)
+        assert 8 * sum(a.nbytes for a in arrays.values()) == layer_bits(stored.layer, (ROWS, COLS))
+        assert torch.equal(unpacked(arrays, stored.layer, (ROWS, COLS)), stored.values)
+        losses[bits] = stored.notes["loss"], layer_bits(layer, (ROWS, COLS))
+    assert losses[8][0] < 1.1 * losses[16][0]
+    assert losses[16][1] - losses[8][1] > 7 * int(layer.keep.sum())
+
+
+def test_coded_places_cost_two_bits_more_than_the_mean_gap_has():
+    rng = np.random.default_rng(0)
+    for share in (0.0005, 0.01, 0.2):
+        keep = rng.random((200, 300)) < share
+        bits, kind = index_bits(keep, coded=True)
+        assert bits <= keep.sum() * (2 + np.log2(keep.size / keep.sum())) + 24 and bits < index_bits(keep)[0]
+        assert kind == "places"
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32))

@@ -1,0 +1,23 @@
+"""hf: plain safetensors that hold ŵ in the model's dtype.  Loads anywhere, saves no memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quantization.packing.checkpoint import Contents, Rules, Sizes
+
+RULES = Rules(keeps=True, mixes_groups=True)
+WORDS = "plain safetensors of the dequantized weights: loads wherever the model did, and takes as much memory"
+LOAD = 'AutoModelForCausalLM.from_pretrained("DIR")'
+
+
+def write(folder: Path, contents: Contents) -> Sizes:
+    """Config and weights, by transformers."""
+    module = contents.module
+    module.save_pretrained(folder)
+    state = {fqn: module.get_submodule(fqn).weight for fqn in contents.linears}
+    linears = sum(weight.nbytes for weight in state.values())
+    whole = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    counted = sum(array.nbytes for packed in contents.linears.values() for array in packed.arrays.values())
+    return Sizes(linears=linears, others=whole - linears,
+                 extra={f"weights written out in {str(module.dtype).removeprefix('torch.')}": linears - counted})
