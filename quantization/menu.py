@@ -1,7 +1,8 @@
 """The forms in which a linear may be stored, of which an allocator buys one for each: bits, groups, kept weights.
 
-Every form has logarithmic scales (quantization/solvers/grid.py, LogScale): 8 bits less a group than fp16 and a 2-bit
-zero point, so that finer groups cost little.  Which weights a form keeps is one ranking a linear and number of bits.
+Every form has logarithmic scales (quantization/solvers/grid.py, LogScale), 8 bits less a group than fp16 and a 2-bit
+zero point, so that finer groups cost little; and kept weights in 8 bits beside a coded index (quantization/bits.py), so
+that one costs about 16 bits and not 29.  Which weights a form keeps is one ranking a linear and number of bits.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ class Form:
 
     bits: int
     group: int  # input columns that share a scale; 0 = the whole row
-    share: float = 0.0  # of the linear's weights that is kept at 16 bits
+    share: float = 0.0  # of the linear's weights that is kept at 8 bits
 
     def layer(self, width: int, keep: np.ndarray | None) -> LayerPlan:
         """The plan of a linear with ``width`` inputs that keeps ``keep``."""
-        return replace(stored_grid(self.bits, self.group or width, LOG_BITS), keep=keep)
+        return replace(stored_grid(self.bits, self.group or width, LOG_BITS), keep=keep, kept_bits=KEPT_BITS)
 
     @property
     def words(self) -> str:
@@ -35,6 +36,7 @@ class Form:
         return f"{self.bits} bits {f'g{self.group}' if self.group else 'row'}{kept}"
 
 
+KEPT_BITS = 8
 LEVELS = (2, 3, 4, 5, 6, 8)
 
 
@@ -49,10 +51,10 @@ def forms(group_size: int, bits: int) -> tuple[Form, ...]:
     """
     half = group_size // 2 if group_size % 2 == 0 else group_size
     least = next((group_size // part for part in (3, 4, 2) if group_size % part == 0), group_size)
-    shares = [(bits, 0, (0, .004)), (bits, group_size, (0, .002, .004, .008)), (bits, half, (0, .002, .004)),
-              (bits, least, (0, .002, .004, .016))]
+    many = (0, .004, .008, .016)
+    shares = [(bits, 0, many), (bits, group_size, many), (bits, half, many[:3]), (bits, least, (0, .004, .016))]
     if bits > LEVELS[0]:
-        shares.append((LEVELS[LEVELS.index(bits) - 1], least, (0, .004)))
+        shares.append((LEVELS[LEVELS.index(bits) - 1], least, (.004,)))
     above = LEVELS[LEVELS.index(bits) + 1:]
     shares += [(above[0], group_size, (0, .004)), (above[0], half, (.004,))]
     shares += [(level, group_size, (0,)) for level in dict.fromkeys((*above[1:2], LEVELS[-1]))]

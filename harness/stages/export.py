@@ -60,7 +60,7 @@ def export(case: Case, folder: Path, name: str, command: str = "") -> dict:
     try:
         sizes = format_of(name).write(partial, contents)
         case.model.tokenizer.save_pretrained(partial)
-        facts = facts_of(case, true, sizes, name=name, command=command)
+        facts = facts_of(case, true, contents, sizes, name=name, command=command)
         atomic_write(partial / CARD, card(case, facts))
         seal(partial, facts)
         partial.chmod(0o755)
@@ -160,12 +160,12 @@ def _solved(case: Case, planned, linears: dict[str, Packed]) -> Plan:
     return true
 
 
-def facts_of(case: Case, true: Plan, sizes: Sizes, *, name: str, command: str) -> dict:
+def facts_of(case: Case, true: Plan, contents: Contents, sizes: Sizes, *, name: str, command: str) -> dict:
     """What export.json says of a model: provenance, bits, bytes, and its measured row if there is one."""
-    counted = -(-true.stored_bits // 8) if case.method.allocator != "none" else sizes.linears
     told = {"format": name, "command": command, "made_of": provenance(case, true),
             "bits": {"average": true.avg_bits, "whole_model": true.model_avg_bits, "stored": true.stored_bits},
-            "bytes": {"counted": counted, "linears": sizes.linears, "others": sizes.others, "more": sizes.extra}}
+            "bytes": {"counted": contents.counted, "linears": sizes.linears, "others": sizes.others,
+                      "more": sizes.extra}}
     result = measured(case)
     if result is not None:
         told["row"] = {"file": result.file.name, "n": result.n, "metrics": {

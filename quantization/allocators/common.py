@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 MAPPING = Setting("mapping", str, "scores", "how scores weigh a linear's errors: scores (exp of standardised ones), "
                   "ranks (exp of the normal score of their rank), relative (as scores, errors as shares of the "
                   "weights' own size)", choices=("scores", "ranks", "relative"), flag=False)
+TIE = Setting("tie", str, "none", "linears that get the same bits: none, or fused (q, k and v of a block, and gate and "
+              "up), as engines that fuse them want it", choices=("none", "fused"), flag=False)
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what vLLM makes one linear of
 FLOOR = 1e-3  # a score below this share of the largest counts as it: a zero must not make a linear free to ruin
 
 
@@ -78,14 +81,28 @@ def require_achievable(ctx: AllocContext) -> None:
                           f"groups of {ctx.budget.group_size}; achievable here: {low:.4f} to {high:.4f} (--avg_bits)")
 
 
-@allocator("uniform")
+@allocator("uniform", options=(TIE,))
 def uniform(ctx: AllocContext):
     """The score-blind control at the shared budget."""
     require_achievable(ctx)
-    levels = sorted(ctx.budget.levels)
-    at = raised(ctx.shapes, [{n: layer_bits(grid_plan(b, ctx.budget), shape) for n, shape in ctx.shapes.items()}
-                             for b in levels], ctx.total_bits, draw=ctx.draw)
-    return {n: grid_plan(levels[at[n]], ctx.budget) for n in ctx.shapes}, {}
+    levels, together = sorted(ctx.budget.levels), tied(ctx.shapes, TIE.of(ctx.options))
+    cost = [{names[0]: sum(layer_bits(grid_plan(b, ctx.budget), ctx.shapes[n]) for n in names) for names in together}
+            for b in levels]
+    at = raised([names[0] for names in together], cost, ctx.total_bits, draw=ctx.draw)
+    of = {n: at[names[0]] for names in together for n in names}
+    return {n: grid_plan(levels[of[n]], ctx.budget) for n in ctx.shapes}, {}
+
+
+def tied(shapes, how: str) -> list[list[str]]:
+    """The linears, those that get the same bits together, in order of the first of each."""
+    if how == "none":
+        return [[name] for name in shapes]
+    kinds = {last: kind for kind in FUSED for last in kind}
+    together: dict[tuple, list[str]] = {}
+    for name in shapes:
+        parent, _, last = name.rpartition(".")
+        together.setdefault((parent, kinds.get(last, last)), []).append(name)
+    return list(together.values())
 
 
 def raised(names, cost: list[dict[str, int]], total: int, draw: int = 0) -> dict[str, int]:
@@ -107,7 +124,7 @@ def raised(names, cost: list[dict[str, int]], total: int, draw: int = 0) -> dict
     return at
 
 
-@allocator("knapsack", options=(MAPPING,))
+@allocator("knapsack", options=(MAPPING, TIE))
 def knapsack(ctx: AllocContext):
     """Multiple-choice knapsack over levels; exact or with a proven gap (see quantization/allocators/knapsack.py)."""
     require_achievable(ctx)
@@ -126,8 +143,12 @@ def knapsack(ctx: AllocContext):
             sizes = ctx.energy()
             loss = loss / np.maximum([sizes[n] for n in names], 1e-30)[:, None]
     slack = int(budget.tolerance * weights_of(ctx.shapes))
-    choice, gap = solve(loss, cost, ctx.total_bits, slack=slack)
-    return {n: grid_plan(levels[c], budget) for n, c in zip(names, choice)}, {"optimality_gap": gap}
+    together = tied(ctx.shapes, TIE.of(ctx.options))
+    row = {name: index for index, name in enumerate(names)}
+    joint = [np.stack([of[[row[name] for name in one]].sum(0) for one in together]) for of in (loss, cost)]
+    choice, gap = solve(*joint, ctx.total_bits, slack=slack)
+    level = {name: levels[c] for one, c in zip(together, choice, strict=True) for name in one}
+    return {n: grid_plan(level[n], budget) for n in names}, {"optimality_gap": gap}
 
 
 def _total(value: torch.Tensor, levels: int) -> np.ndarray:

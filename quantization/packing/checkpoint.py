@@ -101,6 +101,11 @@ class Contents:
     activations: Activations = field(default_factory=Activations)
     kept_channels: dict[str, torch.Tensor] = field(default_factory=dict)  # bool [in] by linear
 
+    @property
+    def counted(self) -> int:
+        """Bytes of the quantized linears by the accountant."""
+        return sum(array.nbytes for packed in self.linears.values() for array in packed.arrays.values())
+
 
 @dataclass
 class Sizes:

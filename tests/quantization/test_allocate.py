@@ -331,3 +331,22 @@ def test_no_search_stores_more_than_is_counted_for_a_slim_plan(width, bits):
                 own[list(up)] += 1
                 own[list(down)] -= 1
                 assert layer_bits(replace(layer, group_bits=own), (8, width)) <= most
+
+
+@pytest.mark.parametrize("name", ("uniform", "knapsack"))
+def test_tied_linears_get_the_same_bits_at_the_same_budget(name):
+    ctx = problem(3.4, 3, tolerance=0.05)
+    renamed = {f: f"{f}_proj" for f in ctx.shapes}
+    of = {renamed[f]: value for f, value in ctx.scores.values.items()}
+    table = {renamed[f]: errors for f, errors in ctx.distortion().items()}
+    ctx = replace(ctx, shapes={renamed[f]: s for f, s in ctx.shapes.items()}, scores=Scores("layer", of, "nats"),
+                  block_of={renamed[f]: b for f, b in ctx.block_of.items()}, distortion=lambda: table,
+                  options={"tie": "fused"})
+    layers, _ = ALLOCATORS.get(name).fn(ctx)
+    free, _ = ALLOCATORS.get(name).fn(replace(ctx, options={}))
+    for b in range(12):
+        for kind in ("qkv", ("gate", "up")):
+            assert len({layers[f"m.{b}.{part}_proj"].bits for part in kind}) == 1
+    assert any(len({free[f"m.{b}.{part}_proj"].bits for part in "qkv"}) > 1 for b in range(12))
+    for plan in (layers, free):
+        check_budget(make_plan(plan, ctx.shapes, (0, 0), {}), ctx.budget, name)

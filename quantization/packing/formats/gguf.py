@@ -23,7 +23,7 @@ import torch
 
 from core.errors import UserError
 from quantization.packing.checkpoint import Contents, Packed, Rules, Sizes
-from quantization.packing.formats.common import counted_bytes, grid_parts, other_weights, repeated
+from quantization.packing.formats.common import grid_parts, other_weights, repeated
 from quantization.solvers.grid import middle
 
 BLOCK = 32
@@ -59,8 +59,7 @@ def write(folder: Path, contents: Contents) -> Sizes:
         writer.add_tensor(names.get_name(f"{fqn}.weight", (".weight",)), blocks,
                           raw_dtype=gguf.GGMLQuantizationType[kind])
         sizes.linears += blocks.nbytes
-    counted = sum(counted_bytes(packed) for packed in contents.linears.values())
-    sizes.extra = {"codes in types of 4, 5 and 8 bits, numbers for every 32 columns": sizes.linears - counted}
+    sizes.extra = {"codes in types of 4, 5 and 8 bits, numbers for every 32 columns": sizes.linears - contents.counted}
     for name, value in other_weights(contents).items():
         wanted = names.get_name(name, (".weight", ".bias"))
         if wanted is None:

@@ -18,6 +18,5 @@ def write(folder: Path, contents: Contents) -> Sizes:
     state = {fqn: module.get_submodule(fqn).weight for fqn in contents.linears}
     linears = sum(weight.nbytes for weight in state.values())
     whole = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    counted = sum(array.nbytes for packed in contents.linears.values() for array in packed.arrays.values())
-    return Sizes(linears=linears, others=whole - linears,
-                 extra={f"weights written out in {str(module.dtype).removeprefix('torch.')}": linears - counted})
+    reason = f"weights written out in {str(module.dtype).removeprefix('torch.')}"
+    return Sizes(linears=linears, others=whole - linears, extra={reason: linears - contents.counted})
