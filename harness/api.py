@@ -83,7 +83,7 @@ def quantize(model: str, method: str, dataset: str, avg_bits: float = 4.25, **gr
     """
     case = one_case(model, method, dataset, grid | {"avg_bits": (avg_bits,)})
     planned = plan(case)
-    true = _put(case, planned)
+    true = put_weights(case, planned)
     bits = Bits(average=true.avg_bits, whole_model=true.model_avg_bits, stored=true.stored_bits,
                 group_size=case.group_size if case.method.budgeted else None,
                 per_linear={fqn: layer.bits for fqn, layer in true.layers.items()}, notes=true.notes)
@@ -130,7 +130,7 @@ def one_case(model: str, method: str, dataset: str, grid: dict) -> Case:
     return cases[0]
 
 
-def _put(case: Case, planned: Planned) -> Plan:
+def put_weights(case: Case, planned: Planned) -> Plan:
     """Make the model hold the row's weights; returns the plan as it is really stored."""
     if any(layer.dynamic_heads for layer in planned.plan.layers.values()):
         raise UserError(f"{case.method.name} chooses heads for every token, so no weights hold it; run it in a grid")

@@ -4,6 +4,7 @@ Weights that a solver made are made again, for the store keeps what came out of 
 must be what the store says of it.  A library's forms and round-to-nearest need no solving.
 """
 
+import math
 import shutil
 import tempfile
 from dataclasses import replace
@@ -101,7 +102,8 @@ def traits_of(case: Case) -> Traits:
         bits = tuple(bits for bits in case.budget.levels if bits < 16)
     else:
         bits = tuple(sorted({int(method.options[key]) for key in ("bits", "high", "low") if key in method.options}))
-    group = case.group_size if common else method.options.get("group") or 0
+    widths = [columns for _, columns in case.model.shapes.values()]
+    group = case.group_size if common else method.options.get("group") or math.gcd(*widths)  # of rows: what all divide
     return Traits(method.name, forms=frozenset(forms), keeps=keeps,
                   mixes_groups=method.allocator == "balanced", bits=bits, group=group,
                   symmetric=bool(method.options.get("symmetric") or (common and case.value("symmetric"))),

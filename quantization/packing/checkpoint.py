@@ -37,7 +37,7 @@ class Traits:
     mixes_groups: bool = False  # groups of one linear have bits of their own
     symmetric: bool = False  # ranges around zero
     bits: tuple[int, ...] = ()  # that a linear may get
-    group: int = 0  # input columns that share a scale; 0 = a row
+    group: int = 0  # input columns that share a scale; of whole rows what all their widths are multiples of
     activations: bool = False  # quantized while the model runs
     quantized: bool = True  # fp16 rows are not
     family: str = ""  # config.json's model_type
@@ -76,7 +76,7 @@ class Rules:
         if held is not None and (odd := sorted(set(row.bits) - held)):
             return f"may store linears at {odd[0]} bits (--levels {' '.join(map(str, sorted(held)))} would not)"
         if not self.group(row.group):
-            return f"has groups of {row.group or 'whole rows'} ({self.groups})"
+            return f"has groups of {row.group} ({self.groups})"
         if not self.asymmetric and not row.symmetric:
             return f"has zero points ({row.method}[symmetric=true] has none)"
         return None

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import harness.stages.documents
 import harness.stages.model
 import harness.stages.samples
 import harness.store.store
-from core.model import pick_device
+from core.model import pick_device, pick_dtype
 from core.registry import SCORERS, method, scorer
 from core.settings import SETTINGS
 from core.types import ModelRef
@@ -297,6 +298,7 @@ def keys(tiny: Path, root: Path, method_name="TAQoS", **changes) -> dict[str, st
 
 
 SCORED, PLANNED, ASKED = {"cell", "scores", "plan"}, {"cell", "plan"}, {"cell", "samples"}
+AUTO = pick_dtype("auto", torch.device("cpu"))  # bf16 where the machine computes in it
 CHANGES = {  # field of the grid -> another value, and exactly which digests of the TAQoS cell it moves
     "seeds": ((1,), SCORED), "kl_docs": (3, SCORED), "published": (True, SCORED), "levels": ((2, 4, 8), PLANNED),
     "group_size": (16, PLANNED),
@@ -304,7 +306,8 @@ CHANGES = {  # field of the grid -> another value, and exactly which digests of 
     "num_fewshot": (1, ASKED), "batch_size": (2, ASKED),
     "batch_tokens": (500, SCORED | ASKED), "max_length": (40, SCORED | ASKED), "calib_size": (5, SCORED | ASKED),
     "split_seed": (1, SCORED | ASKED),
-    "eval_size": (10, ASKED), "part": ("dev", ASKED), "threads": (2, SCORED | ASKED), "dtype": ("fp32", SCORED | ASKED),
+    "eval_size": (10, ASKED), "part": ("dev", ASKED), "threads": (2, SCORED | ASKED),
+    "dtype": ("bf16" if AUTO == torch.float32 else "fp32", SCORED | ASKED),
     "score_docs": (3, set()), "oracle_docs": (3, set()), "oracle_metric": ("loglik", set()),
     "max_new_tokens": (9, set()), "eval_only": (True, set()),
     "results_dir": ("elsewhere", set()), "run_type": (None, None), "device": ("auto", set()),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from core.errors import UserError
+from core.model import pick_dtype
 from harness.linear import concentration, examples, histogram, measure, one_linear
 from harness.question import ask
 from report.measured import Asked, Linear, asked_of, path_of, read_record, records, write_record
@@ -100,7 +101,7 @@ def test_a_question_is_answered_by_both_models(tiny_folder, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=pick_dtype("auto", torch.device("cpu"))).eval()
     ids = torch.tensor([tokenizer(told.prompt)["input_ids"]])
     made = model.generate(ids, max_new_tokens=told.longest, do_sample=False)[0, ids.shape[1]:]
     assert told.loaded == tokenizer.decode(made, skip_special_tokens=True).strip()

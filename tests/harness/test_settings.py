@@ -98,7 +98,8 @@ def test_a_bracket_means_what_the_flag_means(tiny_folder, tmp_path, bracket, fla
 def test_a_setting_that_the_grids_quantizer_does_not_read_is_told(tiny_folder, capsys):
     assert main(["--model", str(tiny_folder), "--method", "uniform[calib=c4]", "--quantizer", "rtn"]) == 2
     said = capsys.readouterr().err
-    assert "uniform[calib=c4] reads no setting 'calib' with --quantizer rtn; it reads: groups, scales, shuffle" in said
+    assert ("uniform[calib=c4] reads no setting 'calib' with --quantizer rtn; it reads: groups, scales, kept, "
+            "symmetric, shuffle") in said
 
 
 def test_the_dry_run_shows_rows_with_their_settings(tiny_folder, tmp_path, capsys, monkeypatch):

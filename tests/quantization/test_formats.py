@@ -122,7 +122,9 @@ def test_mlx_holds_the_same_weights(tmp_path_factory, made, symmetric):
     what, folder = contents(model, plan), tmp_path_factory.mktemp("mlx")
     sizes = written("mlx", folder, what)
     stored = mx.load(str(folder / "model.safetensors"))
-    told = json.loads((folder / "config.json").read_text())["quantization"]
+    config = json.loads((folder / "config.json").read_text())
+    told, rope = config["quantization"], config.get("rope_parameters")
+    assert not rope or config["rope_theta"] == rope["rope_theta"]  # mlx-lm would take 10,000 without it
     for fqn in what.linears:
         values = mx.dequantize(stored[f"{fqn}.weight"], stored[f"{fqn}.scales"], stored[f"{fqn}.biases"],
                                group_size=told[fqn]["group_size"], bits=told[fqn]["bits"])

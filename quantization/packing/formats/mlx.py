@@ -59,6 +59,15 @@ def write(folder: Path, contents: Contents) -> Sizes:
     module.config.save_pretrained(folder)
     usual = {"group_size": GROUPS[0], "bits": 4, "mode": "affine"}  # of what is not named; all quantized linears are
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization": usual | told,
-                                                                "quantization_config": usual | told}, indent=1))
+    config = with_rope(json.loads(path.read_text()))
+    path.write_text(json.dumps(config | {"quantization": usual | told, "quantization_config": usual | told}, indent=1))
     return sizes
+
+
+def with_rope(config: dict) -> dict:
+    """A config.json with its rotary positions under the names that mlx-lm reads, which transformers 5 gave up."""
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" not in rope:
+        return config
+    scaled = {} if rope.get("rope_type", "default") == "default" else {"rope_scaling": rope}
+    return {"rope_theta": rope["rope_theta"]} | scaled | config
