@@ -203,8 +203,7 @@ def card(case: Case, facts: dict) -> str:
 def _row(case: Case, facts: dict) -> list[str]:
     """The row of the table that the model has, with its intervals."""
     if "row" not in facts:
-        return [f"Not measured yet: `python run_taq_icml.py --model DIR --dataset {case.cell.dataset}` asks it the "
-                "questions."]
+        return [f"Not measured yet on {case.cell.dataset}: the same command without --export asks it the questions."]
     named = {key: value for key, value in facts["row"]["metrics"].items() if value is not None}
     head = "| method | bits | " + " | ".join(named) + " |"
     cells = [f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" for value in named.values()]

@@ -123,6 +123,9 @@ class LazyModel:
                 p.data = p.data.to(getattr(torch, self.ref.dtype))
         else:
             module = load_model(self.where, self.ref, self.device, self.token)
+            if not all(hasattr(linear, "weight") for linear in find_linears(module)[0].values()):
+                with torch.no_grad():  # compressed-tensors unpacks weights when they are first used
+                    module(torch.zeros(1, 1, dtype=torch.long, device=self.device))
         return module
 
     def release(self) -> None:
