@@ -107,7 +107,7 @@ def export_models(grid, token: str | None, asked: tuple[str, ...], *, where: lis
     from harness.exports import export_grid
     from harness.progress import Progress
 
-    command = shlex.join(["python", "run_taq_icml.py", *sys.argv[1:]])
+    command = shlex.join(["python", "run_taq_icml.py", *without_token(sys.argv[1:])])
     with Progress(1) as progress:
         for folder, facts in export_grid(grid, token, asked, where=where, kind=kind, command=command,
                                          progress=progress):
@@ -115,6 +115,13 @@ def export_models(grid, token: str | None, asked: tuple[str, ...], *, where: lis
             print(f"{folder}: {facts['bits']['average']:.3f} stored bits a weight; linears {size['linears'] / 1e6:.1f} "
                   f"MB in the folder, {size['counted'] / 1e6:.1f} MB counted; all else {size['others'] / 1e6:.1f} MB")
     return 0
+
+
+def without_token(words: list[str]) -> list[str]:
+    """The command line without the hub token, which is never written down."""
+    named = [number for number, word in enumerate(words) if word == "--hf_token"]
+    return [word for number, word in enumerate(words) if number not in named and number - 1 not in named
+            and not word.startswith("--hf_token=")]
 
 
 def run_jobs(grid, token: str | None, options, plugins: list[str]) -> int:

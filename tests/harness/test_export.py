@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from core.errors import UserError
 from core.registry import METHODS
-from harness.cli.main import main
+from harness.cli.main import main, without_token
 from harness.exports import folder_name
 from harness.stages.activations import activations, kept
 from harness.stages.export import contents_of, export
@@ -145,6 +145,20 @@ def test_what_a_format_cannot_hold_is_refused_before_any_work(cases, row, kind, 
         export(of_row(cases, row), tmp_path / "out", kind)
     assert said in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_hub_token_is_in_no_command():
+    words = ["--export", "out", "--hf_token", "hf_secret", "--method", "TAQ", "--hf_token=hf_secret"]
+    assert without_token(words) == ["--export", "out", "--method", "TAQ"]
+
+
+@pytest.mark.parametrize("kind", ("packed", "compressed-tensors", "gguf"))
+def test_full_precision_exports_too(cases, kind, tmp_path):
+    facts = export(of_row(cases, "fp16"), tmp_path / "out", kind)
+    assert facts["bytes"]["linears"] == facts["bytes"]["counted"] == 0
+    if kind == "compressed-tensors":
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        assert torch.equal(logits(model), logits(of_row(cases, "fp16").model.module))
 
 
 def test_a_folder_that_is_there_is_not_written_into(cases, tmp_path):

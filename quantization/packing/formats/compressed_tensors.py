@@ -69,4 +69,5 @@ def _write_config(folder: Path, contents: Contents, schemes: dict[tuple[int, int
             "config_groups": groups, "kv_cache_scheme": None,
             "ignore": [name for name in linears if name not in contents.linears]}
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": told}, indent=1))
+    if groups:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": told}, indent=1))

@@ -60,7 +60,8 @@ def write(folder: Path, contents: Contents) -> Sizes:
     usual = {"group_size": GROUPS[0], "bits": 4, "mode": "affine"}  # of what is not named; all quantized linears are
     path = folder / "config.json"
     config = with_rope(json.loads(path.read_text()))
-    path.write_text(json.dumps(config | {"quantization": usual | told, "quantization_config": usual | told}, indent=1))
+    how = {"quantization": usual | told, "quantization_config": usual | told} if told else {}
+    path.write_text(json.dumps(config | how, indent=1))
     return sizes
 
 
