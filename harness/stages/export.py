@@ -10,25 +10,20 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from core.activations import activations_of
 from core.digest import atomic_write
 from core.errors import UserError
-from core.registry import ALLOCATORS, QUANTIZERS
+from core.registry import ALLOCATORS
 from core.transforms import transform_of
 from core.types import Plan
 from harness.stages.activations import activations, kept
 from harness.stages.case import Case
 from harness.stages.cell import cell_key
-from harness.stages.gradients import gradients
-from harness.stages.library import bought
 from harness.stages.model import check_plain
-from harness.stages.options import published_quantizer, quantizer_options, reads_data, stitched
+from harness.stages.options import published_quantizer, reads_data
 from harness.stages.plan import plan, provenance
 from harness.stages.result import file_stem
-from harness.stages.weights import true_plan, weights_key
-from quantization.bits import make_plan
+from harness.stages.weights import solve, true_plan, weights_key
 from quantization.packing.checkpoint import (
     CARD,
     Contents,
@@ -140,20 +135,10 @@ def contents_of(case: Case, planned) -> tuple[Contents, Plan]:
 
 def _solved(case: Case, planned, linears: dict[str, Packed]) -> Plan:
     """Make the model hold what the row's quantizer gives, and fill ``linears``; the plan as it is truly stored."""
-    model, name = case.model, case.method.quantizer
-    fisher = gradients(case, "square") if "fisher" in QUANTIZERS.get(name).needs else None
-    library = bought(case, planned.plan.notes["forms"]) if stitched(case.method) else None
-
     def see(fqn: str, stored) -> None:
-        linears[fqn] = Packed(stored.layer, packed(stored, model.originals.weights[fqn]))
+        linears[fqn] = Packed(stored.layer, packed(stored, case.model.originals.weights[fqn]))
 
-    with case.memory(f"{name} solves {case.method.name}"), torch.no_grad():
-        solved = model.originals.solve(
-            planned.plan.layers, name, model=model.module, blocks=model.blocks, block_of=model.block_of,
-            calib=case.solver_calib, fisher=fisher, library=library, options=quantizer_options(case, name), see=see,
-            step=case.progress.stage(f"{case.method.name}: {name}, for the export"))
-    true = make_plan({fqn: stored.layer for fqn, stored in solved.items()}, model.shapes, model.other,
-                     planned.plan.notes)
+    true = solve(case, planned, see=see)[1]
     if case.store.has(weights_key(case, planned.id)[0]):
         known = true_plan(case, planned)[0]
         if known.stored_bits != true.stored_bits:

@@ -53,7 +53,10 @@ def hold_weights(case: Case, planned: Planned) -> None:
         originals.holds = key
 
 
-def _solve(case: Case, planned: Planned, partial: Partial) -> Content:
+def solve(case: Case, planned: Planned, **more) -> tuple[dict[str, Stored], Plan]:
+    """Make the model hold what the row's quantizer makes of a plan: what came out of each linear, without the weights,
+    and the plan as it is truly stored.  ``more``: ``see`` and ``keeper`` of quantization/apply.py, Originals.solve.
+    """
     spec, model = QUANTIZERS.get(case.method.quantizer), case.model
     fisher = gradients(case, "square") if "fisher" in spec.needs else None
     solved_before = bought(case, planned.plan.notes["forms"]) if stitched(case.method) else None
@@ -62,9 +65,13 @@ def _solve(case: Case, planned: Planned, partial: Partial) -> Content:
             planned.plan.layers, spec.name, model=model.module, blocks=model.blocks, block_of=model.block_of,
             calib=case.solver_calib,
             fisher=fisher, library=solved_before, options=quantizer_options(case, spec.name),
-            step=case.progress.stage(f"{case.method.name}: {spec.name}"), keeper=SolvedBlocks(partial))
-    true = make_plan({fqn: stored.layer for fqn, stored in solved.items()}, model.shapes, model.other,
-                     planned.plan.notes)
+            step=case.progress.stage(f"{case.method.name}: {spec.name}"), **more)
+    return solved, make_plan({fqn: stored.layer for fqn, stored in solved.items()}, model.shapes, model.other,
+                             planned.plan.notes)
+
+
+def _solve(case: Case, planned: Planned, partial: Partial) -> Content:
+    solved, true = solve(case, planned, keeper=SolvedBlocks(partial))
     if case.method.budgeted:
         check_budget(true, case.budget, case.method.name)
     notes = {fqn: stored.notes for fqn, stored in solved.items()}
