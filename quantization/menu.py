@@ -52,9 +52,9 @@ def forms(group_size: int, bits: int) -> tuple[Form, ...]:
     half = group_size // 2 if group_size % 2 == 0 else group_size
     least = next((group_size // part for part in (3, 4, 2) if group_size % part == 0), group_size)
     many = (0, .004, .008, .016)
-    shares = [(bits, 0, many), (bits, group_size, many), (bits, half, many[:3]), (bits, least, (0, .004, .016))]
+    shares = [(bits, 0, many), (bits, group_size, many), (bits, half, many[:3]), (bits, least, many[:2])]
     if bits > LEVELS[0]:
-        shares.append((LEVELS[LEVELS.index(bits) - 1], least, (.004,)))
+        shares.append((LEVELS[LEVELS.index(bits) - 1], least, many[:2]))
     above = LEVELS[LEVELS.index(bits) + 1:]
     shares += [(above[0], group_size, (0, .004)), (above[0], half, (.004,))]
     shares += [(level, group_size, (0,)) for level in dict.fromkeys((*above[1:2], LEVELS[-1]))]
