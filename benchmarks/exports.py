@@ -71,7 +71,7 @@ def measure(kind: str, folder: Path, tokens: int, threads: int) -> dict:
 
 
 def _timed(before: int, begun: float, write) -> dict:
-    """``write(batch)`` returns the seconds of its tokens."""
+    """Seconds of loading, resident bytes, and what ``write(batch)`` says: tokens a second."""
     load, told = time.perf_counter() - begun, []
     write(1)  # what an engine does once
     for batch in BATCHES:
@@ -87,7 +87,7 @@ def _torch(kind: str, folder: Path, tokens: int, threads: int) -> dict:
 
     torch.set_num_threads(threads)
     if kind == "bnb-nf4":
-        import bitsandbytes  # noqa: F401
+        import bitsandbytes  # noqa: F401  (its own bytes are not the model's)
     before, begun = resident(), time.perf_counter()
     if kind.startswith("packed"):
         model = load_packed(folder, dense="dense" in kind)

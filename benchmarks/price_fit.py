@@ -8,13 +8,11 @@ put together from the library.  Predicted: Σ over linears of each price (additi
 a_dl)², which has the interactions of linears (streams/dots.py).
 """
 
-import argparse
-
 import numpy as np
 from scipy.stats import bootstrap, spearmanr
 from tabulate import tabulate
 
-from core.commandline import Parser
+from benchmarks.rows import grid_of, row_parser
 from harness.api import one_case
 from harness.stages.library import library
 from harness.stages.prices import DRAWS, dots, fisher, quadratic
@@ -40,21 +38,10 @@ def with_interactions(along: np.ndarray, choice: np.ndarray, tokens: int) -> flo
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--dataset", default="mmlu_pro")
-    parser.add_argument("--data_dir", help="data sets in the hub's layout (default: the embedded ones)")
-    parser.add_argument("--avg_bits", type=float, default=2.25)
-    parser.add_argument("--calib_tokens", type=int, default=4096)
-    parser.add_argument("--calib_size", type=int, default=512)
+    parser = row_parser(__doc__)
     parser.add_argument("--plans", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--cache_dir", default="saved_models")
     args = parser.parse_args()
-    case = one_case(args.model, "TALK", args.dataset, dict(
-        data_dir=args.data_dir, avg_bits=args.avg_bits, calib_tokens=args.calib_tokens, calib_size=args.calib_size,
-        seeds=(args.seed,), quantizer="gptq", threads=args.threads, cache_dir=args.cache_dir))
+    case = one_case(args.model, "TALK", args.dataset, grid_of(args))
     offered = library(case)
     along, tokens = dots(case, offered), sum(map(len, case.solver_calib.tokens))
     capacity = int(args.avg_bits * case.model.weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from harness.grid import Grid, with_methods
 from harness.progress import Progress
 from harness.stages.case import Case, open_cases
 from harness.stages.export import check_export_of, export, measured
+from harness.stages.result import plain_name
 
 BEST = "best"
 
@@ -41,8 +41,7 @@ def folder_name(case: Case) -> str:
     """A readable name for one row's folder."""
     cell = case.cell
     bits = f"-{cell.avg_bits:g}b" if cell.avg_bits is not None else ""
-    text = f"{case.model.ref.name}-{cell.dataset}-{cell.method.name}{bits}-s{cell.seed}"
-    return re.sub(r"[^A-Za-z0-9_.+@-]", "-", text)
+    return plain_name(f"{case.model.ref.name}-{cell.dataset}-{cell.method.name}{bits}-s{cell.seed}")
 
 
 def best_of(cases: list[Case]) -> list[Case]:

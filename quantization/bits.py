@@ -70,16 +70,20 @@ def index_bits(keep: np.ndarray, coded: bool = False) -> tuple[int, str]:
     fit.  "places", only if ``coded``: the code of Elias and Fano for the rising numbers of the kept weights.
     """
     rows, cols = keep.shape
-    counts = keep.sum(1)
-    options = {"bitmap": whole_bytes(rows * cols), "csr": csr_bits(counts, cols)}
+    options = single_index_bits(keep.sum(1), cols, coded)
     if (keep == keep[0]).all():
         options["columns"] = whole_bytes(cols)
     if (keep == keep[:, :1]).all():
         options["rows"] = whole_bytes(rows)
-    if coded:
-        options["places"] = places_bits(int(counts.sum()), rows * cols)
     name = min(sorted(options), key=options.get)
     return options[name], name
+
+
+def single_index_bits(counts: np.ndarray, cols: int, coded: bool) -> dict[str, int]:
+    """Bits of each index of single weights, by name; counts: kept weights of each row."""
+    weights = len(counts) * cols
+    options = {"bitmap": whole_bytes(weights), "csr": csr_bits(counts, cols)}
+    return options | ({"places": places_bits(int(counts.sum()), weights)} if coded else {})
 
 
 def csr_widths(counts: np.ndarray, cols: int) -> tuple[int, int]:

@@ -27,7 +27,7 @@ class Form:
 
     def layer(self, width: int, keep: np.ndarray | None) -> LayerPlan:
         """The plan of a linear with ``width`` inputs that keeps ``keep``."""
-        return replace(stored_grid(self.bits, self.group or width, LOG_BITS), keep=keep, kept_bits=KEPT_BITS)
+        return replace(stored_grid(self.bits, self.group or width, LOG_BITS), keep=keep, kept_bits=KEPT)
 
     @property
     def words(self) -> str:
@@ -36,7 +36,7 @@ class Form:
         return f"{self.bits} bits {f'g{self.group}' if self.group else 'row'}{kept}"
 
 
-KEPT_BITS = 8
+KEPT = 8  # bits of a kept weight
 LEVELS = (2, 3, 4, 5, 6, 8)
 
 

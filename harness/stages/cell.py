@@ -84,12 +84,17 @@ def _queued_again(error: SystemExit) -> bool:
     return bool(frames) and "submitit" in Path(frames[-1].filename).parts
 
 
+def result_path(case: Case, folder: Path) -> Path:
+    """Where the cell's result lies, or would."""
+    return folder / f"{file_stem(case, cell_key(case))}.json"
+
+
 def stored_result(case: Case, folder: Path) -> Result | None:
     """The cell's result if it is there, whole, and its samples are in the store: a run then only reads.
 
     What it was made of (scores, plans, weights) is not read again, since nothing of it is used.
     """
-    path = folder / f"{file_stem(case, cell_key(case))}.json"
+    path = result_path(case, folder)
     if not path.is_file():
         return None
     try:

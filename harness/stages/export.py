@@ -18,11 +18,10 @@ from core.transforms import transform_of
 from core.types import Plan
 from harness.stages.activations import activations, kept
 from harness.stages.case import Case
-from harness.stages.cell import cell_key
+from harness.stages.cell import result_path
 from harness.stages.model import check_plain
 from harness.stages.options import published_quantizer, reads_data
 from harness.stages.plan import plan, provenance
-from harness.stages.result import file_stem
 from harness.stages.weights import solve, true_plan, weights_key
 from quantization.packing.checkpoint import (
     CARD,
@@ -163,7 +162,7 @@ def facts_of(case: Case, true: Plan, contents: Contents, sizes: Sizes, *, name: 
 
 def measured(case: Case) -> Result | None:
     """The cell's result, if it was run."""
-    path = Path(case.grid.results_dir) / f"{file_stem(case, cell_key(case))}.json"
+    path = result_path(case, Path(case.grid.results_dir))
     try:
         result = read_result(path) if path.is_file() else None
     except UserError:

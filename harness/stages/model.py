@@ -33,7 +33,7 @@ from core.types import ModelRef
 from harness.presets import BRIEF_MODELS, DEMO_MODEL
 from quantization.apply import Originals
 from quantization.packing.checkpoint import CARD, check_export, is_export
-from quantization.packing.formats.packed import is_packed, load_packed
+from quantization.packing.formats.packed import is_packed, load_checked
 from quantization.packing.split import is_split, load_split
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class LazyModel:
         self.make_room()
         self.say(f"Loading {self.ref.name} ({self.ref.dtype}, {self.device})")
         if is_split(self.where) or is_packed(self.where):
-            load = load_split if is_split(self.where) else load_packed
+            load = load_split if is_split(self.where) else load_checked  # checked when it was named
             module = ready(load(Path(self.where), dense=True).to(self.device))
             for p in module.parameters():  # buffers keep their own type: rotary frequencies are float32
                 p.data = p.data.to(getattr(torch, self.ref.dtype))

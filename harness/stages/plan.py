@@ -11,7 +11,7 @@ from core.architecture import find_heads, find_mlps
 from core.digest import array_digest, digest, write_json
 from core.environment import versions
 from core.registry import ALLOCATORS, QUANTIZERS
-from core.types import LayerPlan, Plan, Scores
+from core.types import Budget, LayerPlan, Plan, Scores
 from harness.grid import table_settings
 from harness.stages.base_quantized import own_grid
 from harness.stages.case import Case
@@ -25,6 +25,7 @@ from quantization.allocators.ranking import shuffled
 from quantization.apply import distortion_table
 from quantization.bits import check_budget, full_precision_plan, make_plan
 
+GAINED = ("zero_bits", "kept_bits")
 PROBE = 64  # positions of a score tensor or mask that a result carries
 
 
@@ -51,7 +52,7 @@ def _plan_key(case: Case) -> tuple[str, dict]:
         budget = {name: budget[name] for name in ("group_size", "scale_bits")}
     else:  # what a budget gained later is in the key where it is not at its default
         budget = {name: value for name, value in budget.items()
-                  if (name, value) not in (("kept_bits", 16), ("zero_bits", None))}
+                  if name not in GAINED or value != getattr(Budget, name)}
     return stage_key("plan", VERSIONS["plan"], model=case.model.ref.key,
                      scores=scores_key(case)[0] if spec.scorer else None, allocator=ALLOCATORS.identity(allocator.name),
                      options={k: v for k, v in plan_options(case).items() if k in allocator.options}, budget=budget,

@@ -23,7 +23,12 @@ def file_stem(case: Case, key: str) -> str:
     cell = case.cell
     bits = f"{cell.avg_bits:g}b" if cell.avg_bits is not None else "own"
     text = f"{case.model.ref.name}__{cell.dataset}__{cell.method.name}__{bits}__s{cell.seed}"
-    return f"{re.sub(r'[^A-Za-z0-9_.+@-]', '-', text)}__{digest(table_settings(case.grid))[:6]}__{key}"
+    return f"{plain_name(text)}__{digest(table_settings(case.grid))[:6]}__{key}"
+
+
+def plain_name(text: str) -> str:
+    """``text`` with what no file name should hold as dashes."""
+    return re.sub(r"[^A-Za-z0-9_.+@-]", "-", text)
 
 
 def finished(case: Case, key: str, *, planned: Planned, true: Plan, stages: dict, seconds: dict,

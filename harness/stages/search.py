@@ -58,11 +58,8 @@ class Measured:
         self.model.originals.restore()
         self.held = np.full(len(offered.names), -1)
         with torch.no_grad():
-            self.full = {id(ids): self._logp(ids).bfloat16() for ids in (*self.training, *self.judging)}
-
-    def _logp(self, ids: np.ndarray) -> torch.Tensor:
-        tokens, mask = pad([ids], device_of(self.model.module))
-        return call(self.model.module, tokens, mask, last_only=False).logits[0].float().log_softmax(-1)
+            self.full = {id(ids): log_chances(self.model.module, ids).bfloat16()
+                         for ids in (*self.training, *self.judging)}
 
     def put(self, choice: np.ndarray) -> None:
         """Make the model hold a choice."""
@@ -73,8 +70,7 @@ class Measured:
         self.held = choice.copy()
 
     def _divergence(self, ids: np.ndarray) -> torch.Tensor:
-        full = self.full[id(ids)].float()
-        return (full.exp() * (full - self._logp(ids))).sum()
+        return divergence(self.full[id(ids)], log_chances(self.model.module, ids))
 
     @torch.no_grad()
     def kl(self, choice: np.ndarray) -> float:
@@ -117,6 +113,17 @@ class Measured:
             if measured < least:
                 best, least = (proposed, measured), measured
         return best
+
+
+def log_chances(module: torch.nn.Module, ids: np.ndarray) -> torch.Tensor:
+    """Log-probabilities of every next token of a document, float32 [T, vocabulary]."""
+    return call(module, *pad([ids], device_of(module)), last_only=False).logits[0].float().log_softmax(-1)
+
+
+def divergence(full: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+    """Σ over tokens of KL(full ‖ now), nats; both are log-probabilities [T, vocabulary]."""
+    full = full.float()
+    return (full.exp() * (full - now)).sum()
 
 
 def unseen(case: Case) -> CalibSet:

@@ -27,15 +27,13 @@ from quantization.bits import (
     KEPT_BITS,
     achievable,
     bits_within,
-    csr_bits,
     grid_plan,
     kept_bits,
     layer_bits,
-    places_bits,
+    single_index_bits,
     uniform_bits,
     values_bits,
     weights_of,
-    whole_bytes,
 )
 
 if TYPE_CHECKING:
@@ -244,9 +242,6 @@ class _KeepCost:
                 keep[inside] = True
                 total += kept_bits(np.broadcast_to(keep[:, None] if row else keep, (rows, cols)), self.bits)
             else:
-                counts = np.bincount(inside // cols, minlength=rows)
-                index = min(whole_bytes(rows * cols), csr_bits(counts, cols))
-                if self.bits < KEPT_BITS:
-                    index = min(index, places_bits(len(inside), rows * cols))
-                total += values_bits(len(inside), self.bits) + index
+                index = single_index_bits(np.bincount(inside // cols, minlength=rows), cols, self.bits < KEPT_BITS)
+                total += values_bits(len(inside), self.bits) + min(index.values())
         return total

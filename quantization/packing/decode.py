@@ -116,6 +116,6 @@ class PackedLinear(nn.Linear):
         return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.layer.bits}"
 
 
-def bits_of_groups(arrays: dict[str, np.ndarray], groups: int) -> np.ndarray:
-    """Bits of each column group of a linear that stores a map, uint8 [G]."""
-    return (unpack_bits(arrays["map"], MAP_BITS, groups) + 1).astype(np.uint8)
+def bits_of_groups(stored: torch.Tensor, groups: int) -> np.ndarray:
+    """Bits of each column group, uint8 [G], of a linear's stored map."""
+    return (unpack_bits(stored.numpy(), MAP_BITS, groups) + 1).astype(np.uint8)

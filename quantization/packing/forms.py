@@ -38,9 +38,7 @@ def packed(stored: Stored, weight: torch.Tensor | None = None) -> dict[str, np.n
     arrays = pack[stored.layer.form](stored.layer, parts)
     if stored.layer.dynamic_heads:
         arrays["whole"] = raw16(weight)
-    if "kept" not in parts:
-        return arrays
-    return arrays | pack_kept(parts["kept"], stored.layer.keep, parts.get("kept_exponent"))
+    return arrays | _pack_kept(parts, stored.layer)
 
 
 def unpacked(arrays: dict[str, np.ndarray], layer: LayerPlan, shape: tuple[int, int],
@@ -80,6 +78,11 @@ def pack_split(weight: torch.Tensor, layer: LayerPlan) -> dict[str, np.ndarray]:
     if layer.keep is None or not layer.keep.any():
         return arrays
     return arrays | pack_kept(weight[torch.as_tensor(layer.keep)], layer.keep)
+
+
+def _pack_kept(parts: dict[str, torch.Tensor], layer: LayerPlan) -> dict[str, np.ndarray]:
+    """The kept weights among a linear's parts, if it has any."""
+    return pack_kept(parts["kept"], layer.keep, parts.get("kept_exponent")) if "kept" in parts else {}
 
 
 def _with_kept(values: torch.Tensor, arrays: dict[str, np.ndarray], kept_dtype: torch.dtype) -> torch.Tensor:
@@ -128,13 +131,7 @@ def pack_nearest(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = Fa
     arrays = pack_grid(plan, parts)
     if plan.dynamic_heads:
         arrays["whole"] = raw16(weight)
-    float8 = Float8.of(weight, plan)
-    if float8 is not None:
-        kept = kept_values(weight, plan.keep, None, float8)
-        return arrays | pack_kept(kept["kept"], plan.keep, kept["kept_exponent"])
-    if plan.keep is None or not plan.keep.any():
-        return arrays
-    return arrays | pack_kept(weight[torch.as_tensor(plan.keep)], plan.keep)
+    return arrays | _pack_kept(kept_values(weight, plan.keep, sixteen_bit(weight.dtype), Float8.of(weight, plan)), plan)
 
 
 def unpack_nearest(arrays: dict[str, np.ndarray], plan: LayerPlan, shape: tuple[int, int], *, dtype: torch.dtype,

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -91,10 +90,6 @@ def test_a_plain_export_loads_in_transformers(cases, row, tmp_path):
     told = json.loads((tmp_path / "out" / "export.json").read_text())
     assert told["bits"]["stored"] == facts["bits"]["stored"] and "model.safetensors" in told["files"]
     assert not list((tmp_path / "out").glob("*.bin")) + list((tmp_path / "out").glob("*.pt"))
-
-
-def asked(folder: Path) -> list:
-    return [sample.as_plain() for result in load_results(folder) for sample in load_samples(result)]
 
 
 @pytest.mark.parametrize("kind", ("hf", "packed"))

@@ -107,6 +107,7 @@ def test_compressed_tensors_come_back_to_the_bit(tmp_path_factory, made):
     what, folder = contents(*made), tmp_path_factory.mktemp("ct")
     wanted = logits(what.module)
     sizes = written("compressed-tensors", folder, what)
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"  # whatever the first weight's is
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), wanted)
     counted = what.counted
     assert sizes.linears == counted + sum(sizes.extra.values())

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from quantization.packing.checkpoint import Contents, Packed
 from quantization.packing.decode import grid_of
 from quantization.packing.split import tied_names
+
+WEIGHTS = "model.safetensors"
+
+
+def save_weights(folder: Path, tensors: dict[str, torch.Tensor], kind: str = "pt") -> int:
+    """Write one file of weights; returns its bytes."""
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / WEIGHTS, {"format": kind})
+    return (folder / WEIGHTS).stat().st_size
+
+
+def save_config(folder: Path, module: nn.Module, change=lambda config: config) -> None:
+    """config.json, ``change``d, and generation_config.json where the model has one.
+
+    It names the dtype of the arithmetic: without it a loader takes that of some stored weight, which may be narrower.
+    """
+    module.config.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {"dtype": str(module.dtype).removeprefix("torch.")}
+    path.write_text(json.dumps(change(config), indent=1))
+    if module.generation_config is not None:
+        module.generation_config.save_pretrained(folder)
 
 
 def other_weights(contents: Contents) -> dict[str, torch.Tensor]:

@@ -6,15 +6,21 @@ Of the paths of transformers 5.23 this is the one that loads linears of several 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from core.errors import UserError
 from quantization.packing.checkpoint import Contents, Rules, Sizes
-from quantization.packing.formats.common import counted_bytes, grid_parts, narrowest, other_weights, row_words
+from quantization.packing.formats.common import (
+    counted_bytes,
+    grid_parts,
+    narrowest,
+    other_weights,
+    row_words,
+    save_config,
+    save_weights,
+)
 from quantization.solvers.grid import middle
 
 RULES = Rules(forms=frozenset({"grid"}), asymmetric=False, bits=frozenset({2, 3, 4, 5, 6, 7, 8}))
@@ -47,18 +53,13 @@ def write(folder: Path, contents: Contents) -> Sizes:
     sizes.extra = {"the shape of each linear": SHAPE_BYTES * len(contents.linears), "rows end on 32 bits": padding,
                    "zero points, all alike, are not written": -zeros}
     tensors |= {name: narrowest(value) for name, value in other_weights(contents).items()}
-    path = folder / "model.safetensors"
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path, {"format": "pt"})
-    sizes.others = path.stat().st_size - sizes.linears
+    sizes.others = save_weights(folder, tensors) - sizes.linears
     _write_config(folder, contents, schemes)
     return sizes
 
 
 def _write_config(folder: Path, contents: Contents, schemes: dict[tuple[int, int], list[str]]) -> None:
     module = contents.module
-    module.config.save_pretrained(folder)
-    if module.generation_config is not None:
-        module.generation_config.save_pretrained(folder)
     linears = [name for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)]
     groups = {f"group_{number}": {
         "targets": names, "input_activations": None, "output_activations": None, "format": "pack-quantized",
@@ -68,6 +69,4 @@ def _write_config(folder: Path, contents: Contents, schemes: dict[tuple[int, int
     told = {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
             "config_groups": groups, "kv_cache_scheme": None,
             "ignore": [name for name in linears if name not in contents.linears]}
-    path = folder / "config.json"
-    if groups:
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": told}, indent=1))
+    save_config(folder, module, lambda config: config | ({"quantization_config": told} if groups else {}))

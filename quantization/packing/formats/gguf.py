@@ -23,7 +23,7 @@ import torch
 
 from core.errors import UserError
 from quantization.packing.checkpoint import Contents, Packed, Rules, Sizes
-from quantization.packing.formats.common import grid_parts, other_weights, repeated
+from quantization.packing.formats.common import grid_parts, other_weights, repeated, save_config
 from quantization.solvers.grid import middle
 
 BLOCK = 32
@@ -74,7 +74,7 @@ def write(folder: Path, contents: Contents) -> Sizes:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    config.save_pretrained(folder)
+    save_config(folder, module)
     sizes.others = path.stat().st_size - sizes.linears
     return sizes
 

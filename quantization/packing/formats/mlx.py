@@ -9,12 +9,10 @@ MLX has groups of 32, 64 and 128 columns.  Larger groups are written as several 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from quantization.packing.checkpoint import Contents, Rules, Sizes
 from quantization.packing.formats.common import (
@@ -23,6 +21,8 @@ from quantization.packing.formats.common import (
     other_weights,
     repeated,
     row_words,
+    save_config,
+    save_weights,
 )
 
 GROUPS = (128, 64, 32)
@@ -53,15 +53,10 @@ def write(folder: Path, contents: Contents) -> Sizes:
     name = str(dtype).removeprefix("torch.")
     sizes.extra = {f"scales and biases in {name}, groups of 128, 64 or 32": numbers - counted}
     tensors |= other_weights(contents)  # in the dtype of the arithmetic, which MLX takes from them
-    path = folder / "model.safetensors"
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path, {"format": "mlx"})
-    sizes.others = path.stat().st_size - sizes.linears
-    module.config.save_pretrained(folder)
+    sizes.others = save_weights(folder, tensors, "mlx") - sizes.linears
     usual = {"group_size": GROUPS[0], "bits": 4, "mode": "affine"}  # of what is not named; all quantized linears are
-    path = folder / "config.json"
-    config = with_rope(json.loads(path.read_text()))
     how = {"quantization": usual | told, "quantization_config": usual | told} if told else {}
-    path.write_text(json.dumps(config | how, indent=1))
+    save_config(folder, module, lambda config: with_rope(config) | how)
     return sizes
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from core.activations import Activations
@@ -25,14 +25,14 @@ from core.types import LayerPlan
 from quantization.activations import quantizing
 from quantization.packing.checkpoint import Contents, Rules, Sizes, check_export, is_export
 from quantization.packing.decode import PackedLinear, bits_of_groups
-from quantization.packing.formats.common import narrowest, other_weights
+from quantization.packing.formats.common import WEIGHTS, narrowest, other_weights, save_config, save_weights
 from quantization.packing.split import tied_names
 from quantization.solvers.kept import sixteen_bit
 
 RULES = Rules(keeps=True, mixes_groups=True, activations=True)
 WORDS = "the stored bits themselves: linears hold packed codes and decode them when they are used"
 LOAD = 'from quantization.packing.formats.packed import load_packed; load_packed("DIR")'
-PLAN, WEIGHTS = "packed.json", "model.safetensors"
+PLAN = "packed.json"
 OF_PLAN = [f.name for f in fields(LayerPlan) if f.name not in ("keep", "group_bits", "dynamic_heads")]
 
 
@@ -44,16 +44,14 @@ def write(folder: Path, contents: Contents) -> Sizes:
     linears = sum(tensor.nbytes for tensor in tensors.values())
     tensors |= {name: narrowest(value) for name, value in other_weights(contents).items()}
     tensors |= {f"{fqn}.kept_channels": mask for fqn, mask in contents.kept_channels.items()}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    size = save_weights(folder, tensors)
     layers = {fqn: {name: getattr(packed.layer, name) for name in OF_PLAN} | {
         "shape": list(module.get_submodule(fqn).weight.shape), "arrays": sorted(packed.arrays)}
         for fqn, packed in contents.linears.items()}
     write_json(folder / PLAN, {"dtype": str(dtype).removeprefix("torch."), "quantizer": contents.quantizer,
                                "activations": asdict(contents.activations), "linears": layers})
-    module.config.save_pretrained(folder)
-    if module.generation_config is not None:
-        module.generation_config.save_pretrained(folder)
-    return Sizes(linears=linears, others=(folder / WEIGHTS).stat().st_size - linears)
+    save_config(folder, module)
+    return Sizes(linears=linears, others=size - linears)
 
 
 def is_packed(folder: str | Path) -> bool:
@@ -73,6 +71,11 @@ def load_packed(folder: str | Path, device: str | torch.device = "cpu", *, dense
         raise UserError(f"{str(folder)!r} is no packed export; make one with run_taq_icml.py --export DIR "
                         "--format packed")
     check_export(folder)
+    return load_checked(folder, device, dense=dense)
+
+
+def load_checked(folder: Path, device: str | torch.device = "cpu", *, dense: bool = False) -> nn.Module:
+    """The same of a folder whose files were checked already."""
     try:
         told = json.loads((folder / PLAN).read_text())
         model = _filled(folder, told, load_file(folder / WEIGHTS), torch.device(device), dense=dense)
@@ -95,8 +98,7 @@ def _filled(folder: Path, told: dict, tensors: dict[str, torch.Tensor], device: 
         arrays = {name: tensors.pop(f"{fqn}.{name}") for name in facts["arrays"]}
         shape, layer = tuple(facts["shape"]), LayerPlan(**{name: facts[name] for name in OF_PLAN})
         if "map" in arrays:
-            bits = bits_of_groups({"map": arrays["map"].numpy()}, -(-shape[1] // layer.group_size))
-            layer = LayerPlan(**{name: facts[name] for name in OF_PLAN}, group_bits=bits)
+            layer = replace(layer, group_bits=bits_of_groups(arrays["map"], -(-shape[1] // layer.group_size)))
         bias = tensors.pop(f"{fqn}.bias", None)
         module = PackedLinear(layer, shape, {name: array.to(device) for name, array in arrays.items()}, dtype=dtype,
                               kept_dtype=sixteen_bit(dtype), quantizer=told["quantizer"],
