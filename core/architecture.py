@@ -1,9 +1,12 @@
 """The parts of any causal LM, found by walking its module tree; no file for each family.
 
-The decoder blocks are the longest ``nn.ModuleList`` below the model whose members share one class, and every
-``nn.Linear`` inside them is quantizable.  lm_head, embeddings and norms lie outside and count only in whole-model bits.
+The decoder blocks are the largest outermost ``nn.ModuleList`` of the model with linears in it, and every ``nn.Linear``
+inside them is quantizable, but for routers of experts (core/plain.py makes linears of what holds matrices otherwise).
+Everything else keeps its dtype: inside the blocks it is counted and shown (``rest_of_blocks``), and lm_head, embeddings
+and norms count in whole-model bits.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -11,40 +14,82 @@ from torch import nn
 
 from core.errors import UserError
 
+OTHER_SENSES = re.compile("vision|visual|image|audio|speech|encoder")  # parts of a model that reads more than text
+NARROWEST = 8
+EXPERT = re.compile(r"\.(?:experts?|input_linear|output_linear)\.(\d+)\.")  # its number, in the name of a linear
+ROUTER = re.compile(r"(?:^|[._])(?:gate|router|wg)(?:[._]|$)")
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # in a config.json
+
 
 def find_blocks(model: nn.Module) -> tuple[str, list[nn.Module]]:
-    """Return the path of the decoder-block list and the blocks in order."""
-    best: tuple[str, nn.ModuleList] | None = None
+    """Return the path of the decoder-block list and the blocks in order.
+
+    Raises UserError for a model without one, and for one whose layers lie in several lists.
+    """
+    lists: list[tuple[str, nn.ModuleList]] = []
     for path, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len({type(m) for m in module}) != 1:
-            continue
-        if not any(isinstance(m, nn.Linear) for m in module[0].modules()):
-            continue
-        if best is None or len(module) > len(best[1]):
-            best = (path, module)
-    if best is None:
+        inside = any(path.startswith(f"{outer}.") for outer, _ in lists)
+        if isinstance(module, nn.ModuleList) and not inside and any(isinstance(m, nn.Linear) for m in module.modules()):
+            lists.append((path, module))
+    if not lists:
         raise UserError(f"{type(model).__name__} has no list of decoder blocks with nn.Linear in them; only such "
                         "causal LMs can be quantized here")
+    sizes = {path: (not OTHER_SENSES.search(path), sum(p.numel() for p in module.parameters()))
+             for path, module in lists}
+    best = max(lists, key=lambda one: sizes[one[0]])
+    for path, other in lists:
+        if path != best[0] and len(other) == len(best[1]) and not OTHER_SENSES.search(path):
+            raise UserError(f"{type(model).__name__} keeps its layers in several lists ({best[0]}, {path}), so it has "
+                            "no blocks that run one after another; use a causal LM with one list of decoder blocks")
     return best[0], list(best[1])
 
 
 def find_linears(model: nn.Module) -> tuple[dict[str, nn.Linear], dict[str, int]]:
-    """Return every nn.Linear in the decoder blocks by full name, and the block index of each."""
+    """Return every nn.Linear in the decoder blocks by full name, and the block index of each.
+
+    Routers are left out, and linears of fewer than NARROWEST inputs (Gemma 3n mixes its four streams by such), whose
+    scales would weigh more than they do.  A linear that several blocks share stands once, in the first.
+    """
     path, blocks = find_blocks(model)
-    linears, block_of = {}, {}
+    linears, block_of, seen = {}, {}, set()
+    experts = _expert_counts(model)
     for index, block in enumerate(blocks):
         for name, module in block.named_modules():
-            if isinstance(module, nn.Linear):
+            if not isinstance(module, nn.Linear) or id(module) in seen or module.in_features < NARROWEST:
+                continue
+            if not _is_router(name, module, experts):
                 fqn = f"{path}.{index}.{name}"
                 linears[fqn], block_of[fqn] = module, index
+                seen.add(id(module))
     return linears, block_of
 
 
-def uncovered(linears: dict[str, nn.Linear], blocks: list[nn.Module]) -> list[str]:
-    """Names of weight matrices in the blocks that no nn.Linear holds: they would stay unquantized in silence."""
+def _expert_counts(model: nn.Module) -> set[int]:
+    config = getattr(model, "config", None)
+    configs = [] if config is None else [config.get_text_config(), getattr(config, "ffn_config", None)]
+    counts = {getattr(one, name, None) for one in configs for name in EXPERT_COUNTS}
+    return {count for count in counts if isinstance(count, int) and count > 1}
+
+
+def _is_router(name: str, linear: nn.Linear, experts: set[int]) -> bool:
+    """Whether a linear chooses experts, or how much a shared one counts; it stays at full precision."""
+    return bool(experts) and linear.out_features in experts | {1} and bool(ROUTER.search(name))
+
+
+def expert_of(fqn: str) -> int | None:
+    """The number of the expert that a linear belongs to."""
+    match = EXPERT.search(fqn)
+    return int(match[1]) if match else None
+
+
+def rest_of_blocks(linears: dict[str, nn.Linear], blocks: list[nn.Module]) -> tuple[float, list[str]]:
+    """What of the blocks is not quantized: its share of their values, 0 to 1, and its matrices by name without numbers.
+    """
     inside = {id(lin.weight) for lin in linears.values()}
-    return [f"block {i} {name}" for i, block in enumerate(blocks) for name, p in block.named_parameters()
-            if p.ndim >= 2 and id(p) not in inside]
+    values = {id(p): (name, p) for block in blocks for name, p in block.named_parameters()}
+    rest = [(name, p) for key, (name, p) in values.items() if key not in inside]
+    names = dict.fromkeys(re.sub(r"\.\d+\.", ".", name) for name, p in rest if p.ndim >= 2)
+    return sum(p.numel() for _, p in rest) / sum(p.numel() for _, p in values.values()), list(names)
 
 
 def other_bits(model: nn.Module, linears: dict[str, nn.Linear]) -> tuple[int, int]:
@@ -106,9 +151,10 @@ def _attention(model: nn.Module, path: str, block: nn.Module) -> Attention:
         raise UserError(f"{type(model).__name__} has no keys and values of its own in {path}, so single heads cannot "
                         "be kept; use LIG or another score of blocks")
     rows = inside["q_proj"].out_features
-    config = model.config.get_text_config()
-    width = (getattr(module, "head_dim", None) or getattr(config, "head_dim", None)
-             or config.hidden_size // config.num_attention_heads)
+    width = getattr(module, "head_dim", None)  # the module's own: a config may have another for each layer
+    if width is None:
+        config = model.config.get_text_config()
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     out = [child for child, lin in inside.items() if child not in ("q_proj", "k_proj", "v_proj")
            and lin.in_features == rows]
     if len(out) != 1 or rows % width or inside["k_proj"].out_features % width:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from core.errors import UserError
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """CUDA has a class of its own; the CPU allocator raises a plain RuntimeError."""
@@ -58,6 +60,46 @@ def call(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, positions: tor
     return model(input_ids=ids, attention_mask=mask, **extra)
 
 
+PROBE = 8  # tokens that ``behaviour`` runs
+# relative change of logits that is rounding: of runs of the same shapes (experts may be grouped otherwise), of others
+NOISE, NOISE_16 = (1e-5, 1e-4), (0.1, 0.1)  # in float32, in 16 bits
+
+
+@torch.no_grad()
+def behaviour(model: nn.Module) -> tuple[bool, bool]:
+    """(causal: a token changes no logits before it; alone: each row must run alone), from a few short runs.
+
+    Rows run alone where the model returns no key-value cache, where padding changes a row's logits though the mask
+    hides it, and where several tokens after a cached beginning, with padding between, get other logits than at once:
+    recurrent families read the padding, or go on from a state one token at a time only.
+    """
+    device, top = device_of(model), model.get_input_embeddings().weight.shape[0] - 1
+    ids = torch.arange(3, 3 + PROBE, device=device)[None].clamp(max=top)
+    ones = torch.ones_like(ids)
+    plain = call(model, ids, ones, last_only=False, use_cache=True)
+    other, logits = ids.clone(), plain.logits.float()
+    other[0, -1] = ids[0, 0]
+    if not torch.isfinite(logits).all():  # broken weights, which who loads them names
+        return True, False
+    same, near = NOISE if plain.logits.dtype == torch.float32 else NOISE_16
+
+    def differ(theirs: torch.Tensor, ours: torch.Tensor, noise: float = near) -> bool:
+        return not float((theirs.float() - ours).abs().max()) <= noise * (float(logits.abs().max()) or 1.0)
+
+    causal = not differ(call(model, other, ones, last_only=False).logits[:, :-1], logits[:, :-1], same)
+    if not causal or getattr(plain, "past_key_values", None) is None:
+        return causal, True
+    hole, half = ids.new_zeros(1, 3), PROBE // 2
+    padded = call(model, torch.cat([hole, ids], 1), torch.cat([hole, ones], 1), last_only=False).logits
+    if differ(padded[:, 3:], logits):
+        return causal, True
+    begun = call(model, ids[:, :half], ones[:, :half], use_cache=True).past_key_values
+    positions = torch.arange(half - len(hole[0]), PROBE, device=device)[None].clamp(min=half)
+    after = call(model, torch.cat([hole, ids[:, half:]], 1), torch.cat([ones[:, :half], hole, ones[:, half:]], 1),
+                 positions, last_only=False, past_key_values=begun, use_cache=True).logits
+    return causal, differ(after[:, 3:], logits[:, half:])
+
+
 def length_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Indices in batches of at most ``max_tokens`` padded tokens, longest first; a pure function of its arguments."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
@@ -84,7 +126,10 @@ def watch(blocks: Sequence[nn.Module], see: Callable[[int, torch.Tensor], None])
     widths: dict[int, int] = {}
 
     def hook(at: int):
-        def note(_module, _inputs, out):
+        def note(module, _inputs, out):
+            if not torch.is_tensor(out) and type(out) not in (tuple, list):
+                raise UserError(f"blocks of class {type(module).__name__} hand over more than hidden states, so they "
+                                "cannot be run one by one; use another family")
             widths[at] = 0 if torch.is_tensor(out) else len(out)
             see(at, hidden_of(out))
         return note

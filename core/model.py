@@ -1,9 +1,4 @@
-"""Load any causal LM that ``transformers`` knows and find what can be quantized, by walking its module tree.
-
-No per-family file: the decoder blocks are the longest ``nn.ModuleList`` below the model whose members
-share one class, and every ``nn.Linear`` inside them is quantizable.  lm_head, embeddings and norms
-lie outside and count only in whole-model bits.
-"""
+"""Load any causal LM that ``transformers`` knows, on one device; core/architecture.py finds what can be quantized."""
 
 import hashlib
 import os
@@ -15,6 +10,7 @@ from torch import nn
 from core.checkpoint import check_causal, check_files, check_loaded, check_sizes, check_vocabulary, unloadable
 from core.digest import file_sha256
 from core.errors import UserError, did_you_mean, one_line
+from core.plain import make_plain
 from core.types import ModelRef
 
 # what reading a user's model raises: families check their own fields, libraries have errors of their own, some bare
@@ -133,7 +129,10 @@ def load_model(name: str, ref: ModelRef, device: torch.device, token: str | None
 
 
 def ready(model: nn.Module) -> nn.Module:
-    """A loaded model as everything here expects it: in eval mode, without gradients, its head given whole inputs."""
+    """A loaded model as everything here expects it: in eval mode, without gradients, its matrices in linears, its head
+    given whole inputs.
+    """
+    make_plain(model)
     model.eval().requires_grad_(False)
     head = model.get_output_embeddings()
     if isinstance(head, nn.Linear):
@@ -156,7 +155,7 @@ def empty_model(name: str, ref: ModelRef, token: str | None = None) -> nn.Module
                          "use a causal LM with the config.json that belongs to it") from None
     check_causal(name, model)
     check_sizes(name, model)
-    return model
+    return make_plain(model)
 
 
 def _revision(name: str, ref: ModelRef, token: str | None) -> dict:

@@ -114,6 +114,7 @@ class Aid:
     library: Callable[[str], Any] | None = None  # fqn -> Stored: the linear in the form that the plan bought
     options: dict = field(default_factory=dict)  # what the method fixes, and "published"
     kept_dtype: torch.dtype | None = None  # 16-bit dtype of kept weights: the model's own if it has one; None = bf16
+    tokens: int | None = None  # how many entered the Hessian
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ class Originals:
         before, already quantized, give.  Blocks that ``keeper`` has are taken from it (``see`` hears nothing of them),
         all others are handed to it.  Raises UserError where a quantizer gives weights that are not finite.
         """
+        from core.architecture import expert_of
+
         spec, solved = QUANTIZERS.get(quantizer), {}
         self.restore()
         for fqn, layer in layers.items():
@@ -93,7 +95,8 @@ class Originals:
             checked(quantizer, fqn, stored.values, self.weights[fqn].shape)
             self.changed.add(fqn)
             see(fqn, stored)
-            solved[fqn] = replace(stored, values=torch.empty(0), parts={})
+            seen = {} if expert_of(fqn) is None and aid.tokens != 0 else {"tokens": aid.tokens}
+            solved[fqn] = replace(stored, values=torch.empty(0), parts={}, notes=stored.notes | seen)
             return stored.values.to(self.linears[fqn].weight.dtype)
 
         in_blocks = _Blocks(self, todo, block_of=block_of, keeper=keeper or Keeper(), solved=solved)

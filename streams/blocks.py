@@ -7,7 +7,8 @@ quantizers that ask for it, nothing more: inputs are replayed by running the blo
 
 Short sequences of like length run together, padded on the right, where no real token of a causal model sees the
 padding; padded positions enter no Hessian.  Long sequences weigh more than short ones, as published.  Linears that
-are handed the very same tensor share one Hessian (q, k, v; gate, up).
+are handed the very same tensor share one Hessian (q, k, v; gate, up).  An expert's Hessian is of the tokens that are
+routed to it; the same linears of all experts of a block are one wave: their Hessians come from one run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from core.architecture import EXPERT, expert_of
 from core.errors import UserError
 from core.forward import call, device_of, hidden_of, length_batches, pad, watch
 from core.types import Aid
 
 BATCH_TOKENS = 1024  # padded tokens that run together; a longer sequence runs alone
+WAVE_BYTES = 2**30  # of the Hessians that are collected in one run
 
 
 class _Enough(Exception):
@@ -41,6 +44,7 @@ class BlockStream:
         # per block and batch: (other positional arguments, keywords)
         self.calls: list[list[tuple]] = [[] for _ in blocks]
         self.hidden: list[torch.Tensor] = []
+        self.tokens: dict[str, int] = {}  # read by each linear in the last run for Hessians
         self._record(tokens)
 
     @torch.no_grad()
@@ -48,7 +52,7 @@ class BlockStream:
         """Run the model around its blocks, which only note how they are called; keeps what enters the first block."""
         lengths = [len(row) for row in tokens]
         # experts see loose tokens, which could not be told from padding
-        routed = any("expert" in name for name, _ in self.blocks[0].named_modules())
+        routed = any("expert" in name for block in self.blocks for name, _ in block.named_modules())
         batches = length_batches(lengths, 1 if routed else BATCH_TOKENS)
         self.lengths = [[lengths[i] for i in batch] for batch in batches]
         self.sequences = len(tokens)
@@ -101,6 +105,8 @@ class BlockStream:
         seen: list[tuple[torch.Tensor, list[str]]] = []
 
         def note(fqn, x):
+            if any(fqn in names for _, names in seen):
+                return  # called twice
             for tensor, names in seen:
                 if tensor is x:
                     names.append(fqn)
@@ -150,10 +156,13 @@ class BlockStream:
         sums = {f: torch.zeros(lin.in_features, lin.in_features, dtype=torch.float32, device=lin.weight.device)
                 for f, lin in watched.items()}
         left: set[str] = set()
+        self.tokens.update(dict.fromkeys(watched, 0))
 
         for batch in range(len(self.hidden)):
             def see(fqn, x, batch=batch):
                 rows = torch.cat(self._real(x, batch)).float()
+                # a batched expert is handed rows of zeros for the tokens of others
+                self.tokens[fqn] += len(rows) if expert_of(fqn) is None else int(rows.any(1).sum())
                 sums[fqn].addmm_(rows.t(), rows, alpha=2.0 / self.sequences)
                 left.discard(fqn)
                 if not left:
@@ -193,29 +202,45 @@ def walk(stream: BlockStream, linears: dict[str, nn.Linear], block_of: dict[str,
 def _solve_block(stream: BlockStream, index: int, inside: dict[str, nn.Linear], solve_one, *, sequential: bool,
                  hessian: bool, progress) -> None:
     groups = stream.groups(index, inside)
-    first = {names[0]: inside[names[0]] for names in groups}
-    ready = stream.hessians(index, first) if hessian and not sequential else {}
     results: dict[str, torch.Tensor] = {}
     done = 0
-    for names in groups:
-        matrix = ready.pop(names[0], None)
-        if hessian and matrix is None:
-            matrix = stream.hessians(index, {names[0]: inside[names[0]]})[names[0]]
-        # e.g. an expert that no token reached: nothing is known, so nothing is repaired
-        if hessian and not matrix.diagonal().any():
-            matrix.fill_diagonal_(1.0)
-        shared: dict = {}
-        for fqn in names:
-            aid = Aid(fqn, hessian=matrix, shared=shared,
-                      replay=lambda lead=names[0]: stream.inputs(index, lead, inside[lead]))
-            value = solve_one(fqn, aid)
-            if value is not None:
-                results[fqn] = value
-            done += 1
-            progress(done)
+    for wave in _waves(groups, inside, together=not sequential):
+        leads = {names[0]: inside[names[0]] for names in wave}
+        matrices = stream.hessians(index, leads) if hessian else {}
+        for names in wave:
+            matrix, tokens = matrices.pop(names[0], None), stream.tokens.get(names[0]) if hessian else None
+            # e.g. an expert that no token reached: nothing is known, so nothing is repaired
+            if hessian and not matrix.diagonal().any():
+                matrix.fill_diagonal_(1.0)
+            shared: dict = {}
+            for fqn in names:
+                aid = Aid(fqn, hessian=matrix, shared=shared, tokens=tokens,
+                          replay=lambda lead=names[0]: stream.inputs(index, lead, inside[lead]))
+                value = solve_one(fqn, aid)
+                if value is not None:
+                    results[fqn] = value
+                done += 1
+                progress(done)
         if sequential:
             _write(inside, results)
     _write(inside, results)
+
+
+def _waves(groups: list[list[str]], inside: dict[str, nn.Linear], together: bool) -> list[list[list[str]]]:
+    """Groups whose Hessians come from one run, in running order: all of a block, or the same linears of its experts.
+
+    A wave holds Hessians of at most WAVE_BYTES, or one; a block's of ``together`` are never cut.
+    """
+    if together:
+        return [groups]
+    waves: dict[str, list[list[str]]] = {}
+    for names in groups:
+        waves.setdefault(EXPERT.sub(lambda at: at[0].replace(at[1], "*"), names[0]), []).append(names)
+    cut = []
+    for wave in waves.values():
+        count = max(1, WAVE_BYTES // (4 * inside[wave[0][0]].in_features ** 2))
+        cut += [wave[start:start + count] for start in range(0, len(wave), count)]
+    return cut
 
 
 @torch.no_grad()

@@ -8,16 +8,19 @@ right.  Hence real tokens of a row are contiguous and positions are counted with
 With a shared prefix the columns are [prefix | padding | rest]; attention masks the hole and positions
 skip it.  A sliding window counts columns, so there the prefix is used only while everything fits in
 the window (:func:`prefix_fits`).
+
+Families that return no such cache (state spaces, GPT, MPT), or that read padding in spite of the mask, are run again
+from the first token, every row alone and without padding (``rows_alone``, core/forward.py): slow, and right.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 
 from core import forward
-from core.errors import UserError
 from core.forward import device_of, pad
 
 MIN_SAVED = 256  # padded tokens a further forward must save; about what one launch costs
@@ -49,13 +52,37 @@ class Prefix:
     cache: object
 
 
+@dataclass(frozen=True)
+class Again:
+    """In a cache's place: the tokens of each row, to be run again."""
+
+    rows: tuple[tuple[int, ...], ...]
+    layers: list = field(default_factory=list)
+
+    def select(self, indices: list[int]) -> "Again":
+        return Again(tuple(self.rows[i] for i in indices))
+
+
 def call(model, ids, mask, positions, cache=None, last_only: bool = False):
-    """Run the model on new tokens with a cache; a family that returns none cannot be evaluated here."""
-    out = forward.call(model, ids, mask, positions, last_only=last_only, past_key_values=cache, use_cache=True)
-    if getattr(out, "past_key_values", None) is None:
-        raise UserError(f"{type(model).__name__} returns no key-value cache; "
-                        "only causal LMs with one can be evaluated here")
-    return out
+    """Run the model on new tokens with a cache, or, where rows run alone, on all tokens again."""
+    if not isinstance(cache, Again) and not getattr(model, "rows_alone", False):
+        out = forward.call(model, ids, mask, positions, last_only=last_only, past_key_values=cache, use_cache=True)
+        if getattr(out, "past_key_values", None) is not None:
+            return out
+    return _again(model, ids, mask[:, -ids.shape[1]:].bool(), Again(((),) * len(ids)) if cache is None else cache)
+
+
+def _again(model, ids, new: torch.Tensor, before: Again):
+    """The logits [B, T, V] of the new tokens; those of padding, where ``new`` is False, are zero."""
+    rows, logits = [], None
+    for at, seen in enumerate(before.rows):
+        own = ids[at, new[at]]
+        rows.append((*seen, *own.tolist()))
+        whole = torch.tensor([rows[-1]], device=ids.device)
+        out = forward.call(model, whole, torch.ones_like(whole), last_only=False).logits[0, len(seen):]
+        logits = out.new_zeros(*ids.shape, out.shape[-1]) if logits is None else logits
+        logits[at, new[at]] = out
+    return SimpleNamespace(logits=logits, past_key_values=Again(tuple(rows)))
 
 
 def expand(cache, indices: torch.Tensor | None):
@@ -64,6 +91,8 @@ def expand(cache, indices: torch.Tensor | None):
     The old cache stays usable: layers are copied shallowly, and a dynamic layer grows by binding new
     tensors, never by writing into old ones.
     """
+    if isinstance(cache, Again):
+        return cache if indices is None else cache.select(indices.tolist())
     new = copy.copy(cache)
     new.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in new.layers:

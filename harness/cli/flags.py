@@ -87,6 +87,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--format", default="hf", metavar="NAME",
         help="of --export: hf (plain safetensors), packed (our own, low memory), compressed-tensors, mlx, gguf "
              "(default: hf)")
+    add("--cache_info", action="store_true", help="show what --cache_dir holds, by model and stage, then stop")
+    add("--cache_prune", nargs="*", metavar="STAGE",
+        help="drop from --cache_dir what finished cells do not need (gradients, scores, quantized models to compare "
+             "with, ...), or these stages of it; with --dry_run only say how much")
     add("--list", action="store_true",
         help="list methods with what they read, allocators, quantizers and data sets, then stop")
     groups[MACHINE].add_argument("--hf_token", metavar="TOKEN",

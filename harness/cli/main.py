@@ -31,14 +31,16 @@ def _main(argv: list[str]) -> int:
     for path in early.parse_known_args(argv)[0].plugin:
         load_plugin(path)
     args = {name: value for name, value in vars(build_parser().parse_args(argv)).items() if value is not None}
-    asked = [name for name in ("status", "collect", "cancel") if name in args]
-    listed = args.pop("list")
-    if len(asked) + listed > 1:
-        both = ["list"] * listed + asked
+    asked = [name for name in ("status", "collect", "cancel", "cache_prune") if name in args]
+    listed, info = args.pop("list"), args.pop("cache_info")
+    if len(asked) + listed + info > 1:
+        both = ["list"] * listed + ["cache_info"] * info + asked
         raise UserError(f"--{both[0]} and --{both[1]} are two things to do; give one of them")
     if listed:
         print(listing())
         return 0
+    if info or "cache_prune" in args:
+        return about_cache(args)
     if asked:
         return about_run(asked[0], args.get("results_dir", "results"), args[asked[0]])
     return run(args)
@@ -52,6 +54,8 @@ def run(args: dict) -> int:
     plugins = [os.path.abspath(path) for path in args.pop("plugin")]
     token = args.pop("hf_token", None) or os.environ.get("HF_TOKEN")
     dry, where, kind = args.pop("dry_run"), args.pop("export", None), args.pop("format")
+    if where and dry:
+        raise UserError("--export writes models and --dry_run nothing; give one of them")
     args = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
     asked = args.get("methods", ())
     options = Options(**{f.name: args.pop(f.name) for f in fields(Options) if f.name in args})
@@ -146,6 +150,28 @@ def run_jobs(grid, token: str | None, options, plugins: list[str]) -> int:
     if not code and options.executor != "slurm":
         board.remove()
     return code
+
+
+def about_cache(args: dict) -> int:
+    """--cache_info and --cache_prune."""
+    from pathlib import Path
+
+    from harness.grid import Grid
+    from harness.progress import plain_console
+    from harness.store.inventory import prune, show_cache
+
+    root = Path(args.get("cache_dir") or Grid.cache_dir)
+    if not root.is_dir():
+        raise UserError(f"--cache_dir {str(root)!r} is no folder; give the one that runs wrote into")
+    if "cache_prune" not in args:
+        show_cache(root, plain_console())
+        return 0
+    dry = args["dry_run"]
+    gone = prune(root, args["cache_prune"], dry=dry)
+    for stage, one in gone.items():
+        print(f"{stage}: {one.entries} entries, {one.bytes / 1e9:.3f} GB {'would go' if dry else 'dropped'}")
+    print(f"{sum(one.bytes for one in gone.values()) / 1e9:.3f} GB in all")
+    return 0
 
 
 def about_run(what: str, results_dir: str, name: str) -> int:

@@ -72,6 +72,11 @@ def _check_grid(cases: list[Case], say) -> None:
     say(f"{case.model.ref.name}: group size {case.group_size}; stored bits a weight can be {low:.4f} to {high:.2f}; "
         "asked: "
         + ", ".join(f"{b:g}" for b in asked))
+    share, names = case.model.rest
+    if names:
+        more = f" and {len(names) - 4} more" if names[4:] else ""
+        say(f"{case.model.ref.name}: {share:.2%} of the blocks' weights are not quantized and count in the whole "
+            f"model's bits: {', '.join(names[:4])}{more}, norms")
     for bits in asked:
         if not low <= bits <= high:
             raise UserError(f"--avg_bits {bits:g} cannot be met on {case.model.ref.name} with levels "

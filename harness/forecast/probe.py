@@ -17,6 +17,7 @@ import torch
 from core import forward
 from core.architecture import find_blocks, find_linears
 from core.model import DTYPES
+from core.plain import make_plain
 from core.registry import QUANTIZERS
 from core.types import Aid, CalibSet, LayerPlan
 from evaluation.engine.kv_cache import call, expand, prefill
@@ -52,7 +53,8 @@ def one_block(source: LazyModel, device: torch.device):
     # a family that checks its own fields against each other; its time is then estimated from the number of its weights
     except Exception:
         return None
-    return model.eval().requires_grad_(False) if len(find_blocks(model)[1]) == 1 else None
+    model = make_plain(model.eval().requires_grad_(False))
+    return model if len(find_blocks(model)[1]) == 1 else None
 
 
 def tokens(*lengths: int) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from core.activations import activations_of
 from core.digest import atomic_write
 from core.errors import UserError
+from core.plain import is_plain
 from core.registry import ALLOCATORS
 from core.transforms import transform_of
 from core.types import Plan
@@ -84,9 +85,10 @@ def check_export_of(case: Case, folder: Path, name: str) -> None:
 
 def traits_of(case: Case) -> Traits:
     """What decides which formats can hold the row."""
-    method, how, family = case.method, activations_of(case.method.settings), case.model.skeleton.config.model_type
+    method, how, skeleton = case.method, activations_of(case.method.settings), case.model.skeleton
+    model = {"family": skeleton.config.model_type, "fused": not is_plain(skeleton)}
     if method.allocator == "none":
-        return Traits(method.name, quantized=False, family=family)
+        return Traits(method.name, quantized=False, **model)
     quantizer = published_quantizer(case)
     keeps = ALLOCATORS.get(method.allocator).keeps or quantizer in ("spqr", "squeezellm")
     common = method.budgeted and not ALLOCATORS.get(method.allocator).exempt
@@ -101,7 +103,7 @@ def traits_of(case: Case) -> Traits:
     return Traits(method.name, forms=frozenset(forms), keeps=keeps,
                   mixes_groups=method.allocator == "balanced", bits=bits, group=group,
                   symmetric=bool(method.options.get("symmetric") or (common and case.value("symmetric"))),
-                  activations=not how.plain, family=family)
+                  activations=not how.plain, **model)
 
 
 def as_planned(row: Traits, plan: Plan) -> Traits:

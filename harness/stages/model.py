@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from core import demo_model
-from core.architecture import find_blocks, find_linears, other_bits, uncovered
-from core.errors import UserError
+from core.architecture import find_blocks, find_linears, other_bits, rest_of_blocks
+from core.errors import UserError, one_line
+from core.forward import behaviour, watch
 from core.model import (
     empty_model,
     load_model,
@@ -38,6 +39,7 @@ from quantization.packing.split import is_split, load_split
 
 log = logging.getLogger(__name__)
 KNOWN = (DEMO_MODEL, *BRIEF_MODELS)
+MOST_REST = 0.05  # of the blocks' values may stay at full precision: convolutions, state spaces, routers, norms
 
 
 def machine(device: torch.device) -> str:
@@ -126,7 +128,21 @@ class LazyModel:
             if not all(hasattr(linear, "weight") for linear in find_linears(module)[0].values()):
                 with torch.no_grad():  # compressed-tensors unpacks weights when they are first used
                     module(torch.zeros(1, 1, dtype=torch.long, device=self.device))
+        with watch(find_blocks(module)[1], lambda _block, _hidden: None):
+            causal, module.rows_alone = self._behaviour(module)
+        if not causal:
+            raise UserError(f"{self.ref.name} reads in both directions (its first logits change with a later token); "
+                            "use a causal LM such as a llama, qwen or gemma")
         return module
+
+    def _behaviour(self, module: nn.Module) -> tuple[bool, bool]:
+        try:
+            return behaviour(module)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a family's own code raises on a short text
+            raise UserError(f"{self.ref.name} does not run on a short text ({type(error).__name__}: {one_line(error)})"
+                            "; see whether its config.json belongs to its weights, or use another family") from None
 
     def release(self) -> None:
         """Free the weights; what is known of the model stays."""
@@ -151,12 +167,18 @@ class LazyModel:
     def skeleton(self) -> nn.Module:
         """The model's modules without weights."""
         skeleton = empty_model(self.where, self.ref, self.token)
-        left_out = uncovered(find_linears(skeleton)[0], find_blocks(skeleton)[1])
-        if left_out:
-            raise UserError(f"{self.ref.name} has {len(left_out)} weight matrices in its blocks that are not nn.Linear "
-                            f"(first: {left_out[0]}); they would stay unquantized, so its bits could not be compared; "
-                            "use a model with plain linears")
+        share, names = rest_of_blocks(find_linears(skeleton)[0], find_blocks(skeleton)[1])
+        if share > MOST_REST:
+            raise UserError(f"{share:.0%} of the weights in the blocks of {self.ref.name} are in no linear (first: "
+                            f"{names[0] if names else 'its norms'}) and would stay at full precision, more than the "
+                            f"{MOST_REST:.0%} beside which bits can be compared; use a model with its matrices in "
+                            "linears")
         return skeleton
+
+    @cached_property
+    def rest(self) -> tuple[float, list[str]]:
+        """Of the blocks' values the share that is not quantized, 0 to 1, and its matrices by name (no norms)."""
+        return rest_of_blocks(find_linears(self.skeleton)[0], find_blocks(self.skeleton)[1])
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -195,6 +217,21 @@ class LazyModel:
         return sum(rows * columns for rows, columns in self.shapes.values())
 
 
+def configs_of(module: nn.Module) -> list:
+    """The configurations that the model's parts hold: those of single layers where layers differ (Gemma 4)."""
+    held = {id(part.config): part.config for part in module.modules() if getattr(part, "config", None) is not None}
+    return list(held.values())
+
+
+def _heads(config) -> int:
+    """Query heads by a configuration; 0 where it has none, or a number for each layer."""
+    try:
+        heads = getattr(config, "num_attention_heads", None)
+    except Exception:  # it says that layers differ; theirs are asked too
+        return 0
+    return heads if isinstance(heads, int) else max(heads) if isinstance(heads, (list, tuple)) and heads else 0
+
+
 class Sizes:
     """The sizes of a model that estimates of memory and time need."""
 
@@ -209,10 +246,11 @@ class Sizes:
         self.blocks = max(model.block_of.values()) + 1
         embedded = (config.vocab_size, config.hidden_size)
         self.vocabulary, self.hidden = embedded if head is None else head.weight.shape
-        heads = config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        # numbers a token and block: key and value
-        self.cache = 2 * (getattr(config, "num_key_value_heads", None) or heads) * width
+        # query heads of a block at most; state spaces have none
+        heads = max([1, *(count for count in map(_heads, configs_of(model.skeleton)) if count)])
+        # numbers a token and block: key and value, by the linears that make them where they have their usual names
+        made = [rows for fqn, (rows, _) in model.shapes.items() if fqn.endswith((".k_proj", ".v_proj"))]
+        self.cache = 2 * max(made, default=self.hidden)
         # heads whose whole [T, T] weights are held
         self.attention = heads if config._attn_implementation == "eager" else 0
 

@@ -38,7 +38,7 @@ def finished(case: Case, key: str, *, planned: Planned, true: Plan, stages: dict
     metrics = summarise(samples)
     bits = Bits(average=true.avg_bits, whole_model=true.model_avg_bits, stored=true.stored_bits,
                 group_size=case.group_size if case.method.budgeted else None,
-                per_linear={fqn: layer.bits for fqn, layer in true.layers.items()}, notes=true.notes)
+                per_linear={fqn: layer.bits for fqn, layer in true.layers.items()}, notes=true.notes | _rest(case))
     calibration = {}
     if case.shows_prompts:
         calibration = {"read": case.reads_prompts, "text": case.prompts.task, "documents": len(case.prompts.doc_ids),
@@ -58,6 +58,12 @@ def finished(case: Case, key: str, *, planned: Planned, true: Plan, stages: dict
 def questions(case: Case) -> list[Question]:
     """What the case's documents ask, for people to read."""
     return [Question(r.doc.doc_id, r.doc.question, tuple(r.doc.options)) for r in case.data.requests]
+
+
+def _rest(case: Case) -> dict:
+    """What of the blocks is not quantized, where that is more than norms."""
+    share, names = case.model.rest
+    return {"rest_of_blocks": {"share": share, "matrices": names}} if names else {}
 
 
 def _solver_facts(case: Case) -> dict | None:

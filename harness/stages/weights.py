@@ -21,6 +21,8 @@ from harness.store.partial import Partial
 from harness.store.solved_blocks import SolvedBlocks
 from quantization.bits import check_budget, make_plan
 
+FEW_TOKENS = 64  # below so many, an expert's Hessian says little of what it reads
+
 
 def weights_key(case: Case, plan_id: str) -> tuple[str, dict]:
     """Digest of the quantized weights of a row whose quantizer reads data."""
@@ -75,6 +77,11 @@ def _solve(case: Case, planned: Planned, partial: Partial) -> Content:
     if case.method.budgeted:
         check_budget(true, case.budget, case.method.name)
     notes = {fqn: stored.notes for fqn, stored in solved.items()}
+    if few := few_tokens(notes):
+        fewest = min(few, key=few.get)
+        case.progress.say(f"{case.method.name}: {len(few)} linears were solved from fewer than {FEW_TOKENS} "
+                          f"tokens (fewest: {fewest}, {few[fewest]}); an expert gets more from a higher "
+                          "--calib_tokens, and a linear that its model multiplies by itself is never seen")
 
     def write(folder: Path) -> None:
         write_plan(folder, true)
@@ -103,4 +110,11 @@ def true_plan(case: Case, planned: Planned) -> tuple[Plan, dict]:
         entry = case.store.path(key)
     notes = json.loads((entry / "linears.json").read_text())
     tried = {fqn: told["tries"] for fqn, told in notes.items() if told.get("tries", 1) > 1}
-    return read_plan(entry), {"more_damping": tried, "linears": len(notes)}
+    few = few_tokens(notes)
+    return read_plan(entry), {"more_damping": tried, "linears": len(notes)} | ({"few_tokens": few} if few else {})
+
+
+def few_tokens(notes: dict[str, dict]) -> dict[str, int]:
+    """The linears (of experts, or never called) that were solved from fewer than FEW_TOKENS tokens, with how many."""
+    return {fqn: told["tokens"] for fqn, told in notes.items()
+            if told.get("tokens") is not None and told["tokens"] < FEW_TOKENS}

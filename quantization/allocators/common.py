@@ -230,18 +230,29 @@ class _KeepCost:
         ends = np.cumsum(self.sizes)
         self.linear = np.searchsorted(ends, order, side="right")
         self.place = order - np.concatenate([[0], ends])[self.linear]
+        if self.whole is None:
+            rows, cols = np.array(self.shapes).T
+            self.row_ends = np.cumsum(rows)
+            self.row = (self.row_ends - rows)[self.linear] + self.place // cols[self.linear]  # of all linears' rows
 
     def of_first(self, count: int) -> int:
         """Bits of the first ``count`` of the ranking; per linear the cheapest index, or whole columns."""
+        if self.whole is None:
+            return self._of_weights(count)
         linear, place, total = self.linear[:count], self.place[:count], 0
         for index in np.unique(linear):
             (rows, cols), inside = self.shapes[index], place[linear == index]
-            if self.whole is not None:
-                row = self.whole[index] == "row"
-                keep = np.zeros(rows if row else cols, dtype=bool)
-                keep[inside] = True
-                total += kept_bits(np.broadcast_to(keep[:, None] if row else keep, (rows, cols)), self.bits)
-            else:
-                index = single_index_bits(np.bincount(inside // cols, minlength=rows), cols, self.bits < KEPT_BITS)
-                total += values_bits(len(inside), self.bits) + min(index.values())
+            row = self.whole[index] == "row"
+            keep = np.zeros(rows if row else cols, dtype=bool)
+            keep[inside] = True
+            total += kept_bits(np.broadcast_to(keep[:, None] if row else keep, (rows, cols)), self.bits)
+        return total
+
+    def _of_weights(self, count: int) -> int:
+        """The same of single weights: one pass counts them in every row of the model, whatever linears it has."""
+        counts, total = np.bincount(self.row[:count], minlength=self.row_ends[-1]), 0
+        for (_, cols), own in zip(self.shapes, np.split(counts, self.row_ends[:-1])):
+            if kept := int(own.sum()):
+                index = single_index_bits(own, cols, self.bits < KEPT_BITS)
+                total += values_bits(kept, self.bits) + min(index.values())
         return total

@@ -41,6 +41,7 @@ class Traits:
     activations: bool = False  # quantized while the model runs
     quantized: bool = True  # fp16 rows are not
     family: str = ""  # config.json's model_type
+    fused: bool = False  # linears were made of what the checkpoint keeps in one parameter (core/plain.py)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Rules:
     bits: frozenset[int] | None = None
     around_zero: frozenset[int] = frozenset()  # more bits, of linears without zero points
     families: tuple[str, ...] = ()  # none: all
+    fused: bool = False
     group: Callable[[int], bool] = lambda size: True
     groups: str = ""  # which groups, in words
     activations: bool = False
@@ -62,6 +64,8 @@ class Rules:
         """Why the row cannot be held, or None."""
         if self.families and row.family not in self.families:
             return f"is of a {row.family} model (only {' and '.join(self.families)})"
+        if row.fused and not self.fused:
+            return f"is of a {row.family} model, whose checkpoint keeps experts or transposed matrices in one parameter"
         if not row.quantized:
             return None
         if self.forms is not None and row.forms - self.forms:

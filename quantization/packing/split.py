@@ -20,6 +20,7 @@ from torch import nn
 
 from core.architecture import find_linears
 from core.errors import UserError, one_line
+from core.plain import make_plain
 from core.types import LayerPlan
 from quantization.inference import CircuitAwareLinear
 
@@ -74,7 +75,7 @@ def load_split(folder: Path, dense: bool = False) -> nn.Module:
     try:
         tensors = load_file(folder / WEIGHTS)
         dtype = getattr(torch, next(iter(told.values()))["dtype"])
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+        model = make_plain(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype))
         for fqn, own_facts in told.items():
             own = {name.removeprefix(f"{fqn}."): tensors.pop(name) for name in list(tensors)
                    if name.rpartition(".")[0] == fqn}

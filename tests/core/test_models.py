@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from core.architecture import find_blocks, find_linears, other_bits, uncovered
+from benchmarks.tiny_families import tiny_model as tiny_family
+from core.architecture import find_blocks, find_linears, other_bits, rest_of_blocks
 from core.errors import UserError
-from core.forward import call, length_batches, pad, skip_to, watch
+from core.forward import behaviour, call, length_batches, pad, skip_to, watch
 from core.model import load_model, load_tokenizer, model_ref, resolve_model
 from tests.tiny import COMMON, CONFIGS, tiny_model
 
@@ -22,7 +23,7 @@ def test_every_linear_of_every_block(family):
     everywhere = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     outside = set(everywhere) - set(linears)
     assert len(find_blocks(model)[1]) == 3 and sorted(set(block_of.values())) == [0, 1, 2]
-    assert not uncovered(linears, find_blocks(model)[1])
+    assert not rest_of_blocks(linears, find_blocks(model)[1])[1]
     assert outside <= {"lm_head", "model.decoder.project_in", "model.decoder.project_out"}, outside
     assert all(everywhere[name] is linears[name] for name in linears)
     assert len(linears) == {"phi3": 12, "opt": 18, "phi": 18, "falcon": 12}.get(family, 21)
@@ -46,13 +47,22 @@ def test_padding_and_skipping_change_nothing(family):
 
 
 def test_matrices_outside_nn_linear_are_seen():
-    """Fused experts would otherwise stay unquantized without a word."""
+    """Matrices that nothing makes linears of would otherwise stay unquantized without a word."""
     from transformers import AutoModelForCausalLM, MixtralConfig
 
     config = MixtralConfig(**COMMON, num_local_experts=4)
     model = AutoModelForCausalLM.from_config(config)
-    missing = uncovered(find_linears(model)[0], find_blocks(model)[1])
-    assert missing and all("block" in name for name in missing)
+    share, names = rest_of_blocks(find_linears(model)[0], find_blocks(model)[1])
+    assert share > 0.5 and "mlp.experts.gate_up_proj" in names
+
+
+def test_what_tokens_do_to_each_other_is_seen():
+    """An encoder that loads as a causal LM, a state space that reads padding, families without a cache, and one that
+    goes on from its state one token at a time only.
+    """
+    seen = {family: behaviour(tiny_family(family)) for family in ("llama", "bert", "mamba", "openai-gpt", "jamba")}
+    assert seen == {"llama": (True, False), "bert": (False, True), "mamba": (True, True), "openai-gpt": (True, True),
+                    "jamba": (True, True)}
 
 
 def test_tied_head_counts_once():

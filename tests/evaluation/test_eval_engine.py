@@ -1,6 +1,7 @@
-"""The engine against plain forwards and model.generate, on tiny random models of six families, float32."""
+"""The engine against plain forwards and model.generate, on tiny random models of nine families, float32."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from benchmarks.tiny_families import tiny_model as tiny_family
+from core.forward import behaviour
+from core.model import ready
 from core.sample import Sample
 from evaluation.data.documents import Doc
 from evaluation.engine import ask as engine
@@ -38,6 +42,7 @@ BASE = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hi
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048, "bos_token_id": 0,
         "eos_token_id": 1, "pad_token_id": 1,
         "initializer_range": 0.3}
+ALONE = ("jamba", "qwen3_next", "mamba")  # states beside or in place of the cache
 FAMILIES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**BASE)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**BASE)),
@@ -48,6 +53,8 @@ FAMILIES = {
                                             num_attention_heads=4, word_embed_proj_dim=32, bos_token_id=0,
                                             eos_token_id=1, pad_token_id=1, init_std=0.3)),
     "phi": lambda: PhiForCausalLM(PhiConfig(**{**BASE, "num_key_value_heads": 4})),
+    **{family: partial(tiny_family, family, vocab_size=VOCAB, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+       for family in ALONE},
 }
 TRIVIA, CHOICE = get_task("trivia_qa"), get_task("mmlu_pro")
 QUESTIONS = ["q", "what is the name of the thing", "a much longer question " * 6, "Who?",
@@ -64,7 +71,10 @@ SHOTS = [Doc(f"e{i}", f"exemplar number {i}", options=("p", "q"), gold="A", gold
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def model(request):
     torch.manual_seed(0)
-    return FAMILIES[request.param]().eval()
+    model = ready(FAMILIES[request.param]())
+    model.rows_alone = behaviour(model)[1]
+    assert model.rows_alone == (request.param in ALONE)
+    return model
 
 
 @pytest.fixture(scope="module")

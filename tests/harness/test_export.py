@@ -142,6 +142,11 @@ def test_what_a_format_cannot_hold_is_refused_before_any_work(cases, row, kind, 
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_is_no_dry_run(tmp_path, capsys):
+    assert main(["--run_type", "demo", "--export", str(tmp_path / "out"), "--dry_run"]) == 2
+    assert "give one of them" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_the_hub_token_is_in_no_command():
     words = ["--export", "out", "--hf_token", "hf_secret", "--method", "TAQ", "--hf_token=hf_secret"]
     assert without_token(words) == ["--export", "out", "--method", "TAQ"]

@@ -184,3 +184,29 @@ def test_what_a_rule_forbids_is_said(changes, said):
     row = {"method": "x", "group": 32, "bits": (2,), "symmetric": True, "family": "llama"}
     assert rules.against(Traits(**row)) is None
     assert said in rules.against(Traits(**row | changes))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "gpt_oss"])
+def test_what_a_checkpoint_fuses_is_written_as_it_was(tmp_path, family):
+    """hf by the checkpoint's own names, for plain transformers; packed by the linears'; other engines' refuse."""
+    from transformers import AutoModelForCausalLM
+
+    from benchmarks.tiny_families import tiny_model as tiny_family
+    from core.model import ready
+
+    model = ready(tiny_family(family))
+    rng, plan = np.random.default_rng(0), {}
+    for fqn, linear in find_linears(model)[0].items():
+        plan[fqn] = LayerPlan(4, 16, keep=rng.random(tuple(linear.weight.shape)) < 0.03)
+    what = contents(model, plan)
+    expected = logits(model)
+    for name in ("hf", "packed"):
+        (tmp_path / name).mkdir()
+        written(name, tmp_path / name, what)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    assert torch.allclose(logits(loaded), expected, atol=1e-6)
+    assert torch.equal(logits(ready(loaded)), expected)
+    assert torch.equal(logits(load_packed(tmp_path / "packed")), expected)
+    row = Traits("TaCQ", fused=True, family=family, symmetric=True, bits=(4,), group=32)
+    assert "one parameter" in format_of("mlx").RULES.against(row)
+    assert format_of("hf").RULES.against(row) is None

@@ -21,6 +21,7 @@ from core.activations import Activations
 from core.digest import write_json
 from core.errors import UserError, one_line
 from core.model import ready
+from core.plain import make_plain
 from core.types import LayerPlan
 from quantization.activations import quantizing
 from quantization.packing.checkpoint import Contents, Rules, Sizes, check_export, is_export
@@ -29,7 +30,7 @@ from quantization.packing.formats.common import WEIGHTS, narrowest, other_weight
 from quantization.packing.split import tied_names
 from quantization.solvers.kept import sixteen_bit
 
-RULES = Rules(keeps=True, mixes_groups=True, activations=True)
+RULES = Rules(keeps=True, mixes_groups=True, activations=True, fused=True)
 WORDS = "the stored bits themselves: linears hold packed codes and decode them when they are used"
 LOAD = 'from quantization.packing.formats.packed import load_packed; load_packed("DIR")'
 PLAN = "packed.json"
@@ -92,6 +93,7 @@ def _filled(folder: Path, told: dict, tensors: dict[str, torch.Tensor], device: 
     dtype = getattr(torch, told["dtype"])
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    make_plain(model)
     kept = {name.removesuffix(".kept_channels"): tensors.pop(name) for name in list(tensors)
             if name.endswith(".kept_channels")}
     for fqn, facts in told["linears"].items():
