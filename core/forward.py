@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.errors import UserError
+from core.errors import UserError, one_line
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -65,14 +65,25 @@ PROBE = 8  # tokens that ``behaviour`` runs
 NOISE, NOISE_16 = (1e-5, 1e-4), (0.1, 0.1)  # in float32, in 16 bits
 
 
-@torch.no_grad()
-def behaviour(model: nn.Module) -> tuple[bool, bool]:
+def behaviour(model: nn.Module, name: str = "the model") -> tuple[bool, bool]:
     """(causal: a token changes no logits before it; alone: each row must run alone), from a few short runs.
 
     Rows run alone where the model returns no key-value cache, where padding changes a row's logits though the mask
     hides it, and where several tokens after a cached beginning, with padding between, get other logits than at once:
-    recurrent families read the padding, or go on from a state one token at a time only.
+    recurrent families read the padding, or go on from a state one token at a time only.  Raises UserError for a model
+    whose own code fails on so short a text.
     """
+    try:
+        return _behaviour(model)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a family's own code raises
+        raise UserError(f"{name} does not run on a short text ({type(error).__name__}: {one_line(error)}); see whether "
+                        "its config.json belongs to its weights, or use another family") from None
+
+
+@torch.no_grad()
+def _behaviour(model: nn.Module) -> tuple[bool, bool]:
     device, top = device_of(model), model.get_input_embeddings().weight.shape[0] - 1
     ids = torch.arange(3, 3 + PROBE, device=device)[None].clamp(max=top)
     ones = torch.ones_like(ids)

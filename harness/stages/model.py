@@ -17,7 +17,7 @@ from torch import nn
 
 from core import demo_model
 from core.architecture import find_blocks, find_linears, other_bits, rest_of_blocks
-from core.errors import UserError, one_line
+from core.errors import UserError
 from core.forward import behaviour, watch
 from core.model import (
     empty_model,
@@ -129,20 +129,11 @@ class LazyModel:
                 with torch.no_grad():  # compressed-tensors unpacks weights when they are first used
                     module(torch.zeros(1, 1, dtype=torch.long, device=self.device))
         with watch(find_blocks(module)[1], lambda _block, _hidden: None):
-            causal, module.rows_alone = self._behaviour(module)
+            causal, module.rows_alone = behaviour(module, self.ref.name)
         if not causal:
             raise UserError(f"{self.ref.name} reads in both directions (its first logits change with a later token); "
                             "use a causal LM such as a llama, qwen or gemma")
         return module
-
-    def _behaviour(self, module: nn.Module) -> tuple[bool, bool]:
-        try:
-            return behaviour(module)
-        except (UserError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # whatever a family's own code raises on a short text
-            raise UserError(f"{self.ref.name} does not run on a short text ({type(error).__name__}: {one_line(error)})"
-                            "; see whether its config.json belongs to its weights, or use another family") from None
 
     def release(self) -> None:
         """Free the weights; what is known of the model stays."""
