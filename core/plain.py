@@ -113,17 +113,25 @@ def _is_fused(module: nn.Module) -> bool:
     return isinstance(down, nn.Parameter) and down.ndim == 3 and hasattr(module, "has_gate")
 
 
-def _change_fused(model: nn.Module, path: str, module: nn.Module) -> list[Fused]:
+def _take(path: str, module: nn.Module, names: tuple[str, str], *, transposed: bool, bias: bool
+          ) -> tuple[list[Fused], dict[str, list[nn.Linear]]]:
+    """Take experts' parameters [E, ...] off a module: how they were made up, and the linears of each name."""
     fused, linears = [], {}
-    for name in ("gate_up_proj" if module.has_gate else "up_proj", "down_proj"):
+    for name in names:
         count = len(getattr(module, name))
-        weights, how = _split(path, module, name, f"{{}}.{name}", count, module.is_transposed)
+        weights, how = _split(path, module, name, f"{{}}.{name}", count, transposed)
         fused.append(how)
         biases: list = [None] * count
-        if module.has_bias:
+        if bias:
             biases, how = _split(path, module, f"{name}_bias", f"{{}}.{name}", count, False, "bias")
             fused.append(how)
         linears[name] = list(map(_linear, weights, biases))
+    return fused, linears
+
+
+def _change_fused(model: nn.Module, path: str, module: nn.Module) -> list[Fused]:
+    up = "gate_up_proj" if module.has_gate else "up_proj"
+    fused, linears = _take(path, module, (up, "down_proj"), transposed=module.is_transposed, bias=module.has_bias)
     _set_experts(module, linears, _routed)
     return fused
 
@@ -176,11 +184,7 @@ def _is_batched(module: nn.Module) -> bool:
 
 
 def _change_batched(model: nn.Module, path: str, module: nn.Module) -> list[Fused]:
-    fused, linears = [], {}
-    for name in ("gate_up_proj", "down_proj"):
-        weights, how = _split(path, module, name, f"{{}}.{name}", module.num_experts, True)
-        fused.append(how)
-        linears[name] = list(map(_linear, weights))
+    fused, linears = _take(path, module, ("gate_up_proj", "down_proj"), transposed=True, bias=False)
     _set_experts(module, linears, _every)
     return fused
 

@@ -57,7 +57,7 @@ class Again:
     """In a cache's place: the tokens of each row, to be run again."""
 
     rows: tuple[tuple[int, ...], ...]
-    layers: list = field(default_factory=list)
+    layers: list = field(default_factory=list)  # none, so none has a window
 
     def select(self, indices: list[int]) -> "Again":
         return Again(tuple(self.rows[i] for i in indices))
@@ -69,19 +69,22 @@ def call(model, ids, mask, positions, cache=None, last_only: bool = False):
         out = forward.call(model, ids, mask, positions, last_only=last_only, past_key_values=cache, use_cache=True)
         if getattr(out, "past_key_values", None) is not None:
             return out
-    return _again(model, ids, mask[:, -ids.shape[1]:].bool(), Again(((),) * len(ids)) if cache is None else cache)
+    before = Again(((),) * len(ids)) if cache is None else cache
+    return _again(model, ids, mask[:, -ids.shape[1]:].bool(), before, last_only=last_only)
 
 
-def _again(model, ids, new: torch.Tensor, before: Again):
-    """The logits [B, T, V] of the new tokens; those of padding, where ``new`` is False, are zero."""
+def _again(model, ids, new: torch.Tensor, before: Again, last_only: bool):
+    """The logits [B, T, V] of the new tokens, or [B, 1, V] of the last; those of padding, where ``new`` is False, are
+    zero.
+    """
     rows, logits = [], None
+    where = new[:, -1:] if last_only else new
     for at, seen in enumerate(before.rows):
-        own = ids[at, new[at]]
-        rows.append((*seen, *own.tolist()))
+        rows.append((*seen, *ids[at, new[at]].tolist()))
         whole = torch.tensor([rows[-1]], device=ids.device)
-        out = forward.call(model, whole, torch.ones_like(whole), last_only=False).logits[0, len(seen):]
-        logits = out.new_zeros(*ids.shape, out.shape[-1]) if logits is None else logits
-        logits[at, new[at]] = out
+        out = forward.call(model, whole, torch.ones_like(whole), last_only=last_only).logits[0]
+        logits = out.new_zeros(*where.shape, out.shape[-1]) if logits is None else logits
+        logits[at, where[at]] = out[-1:] if last_only else out[len(seen):]
     return SimpleNamespace(logits=logits, past_key_values=Again(tuple(rows)))
 
 

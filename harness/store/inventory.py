@@ -12,7 +12,7 @@ import secrets
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -40,7 +40,7 @@ class Holding:
     entries: int = 0
     bytes: int = 0
     seconds: float = 0.0  # that making them took
-    folders: list[Path] | None = None
+    folders: list[Path] = field(default_factory=list)
 
 
 def holdings(root: Path) -> dict[tuple[str, str], Holding]:
@@ -48,7 +48,7 @@ def holdings(root: Path) -> dict[tuple[str, str], Holding]:
     found: dict[tuple[str, str], Holding] = defaultdict(Holding)
     for folder, model, stage, seconds in _folders(root):
         one = found[model, stage]
-        one.folders = [*(one.folders or ()), folder]
+        one.folders.append(folder)
         one.entries, one.seconds = one.entries + 1, one.seconds + seconds
         one.bytes += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return dict(sorted(found.items()))

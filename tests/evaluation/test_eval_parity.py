@@ -2,7 +2,7 @@
 
 Prompts must match by sha256.  float32 log-probabilities must match to 1e-3.  bf16 at batch 1 must match
 to 1e-3 as well, but bf16 matmuls round differently on other hardware: the goldens come from a CPU with
-AMX, so that check runs only on one; everywhere the engine must equal a plain bf16 forward here.
+AMX, so that check runs only on one; on every CPU that computes in bf16 the engine must equal a plain forward.
 """
 
 import json

@@ -34,7 +34,7 @@ def test_no_family_crashes_before_its_first_cell():
             behaviour(model)
             known += 1
         except UserError as error:
-            assert "\n" not in str(error) and family
+            assert "\n" not in str(error), family
     assert known > 150
 
 
