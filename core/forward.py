@@ -111,18 +111,6 @@ def _behaviour(model: nn.Module) -> tuple[bool, bool]:
     return causal, differ(after[:, 3:], logits[:, half:])
 
 
-def length_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices in batches of at most ``max_tokens`` padded tokens, longest first; a pure function of its arguments."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    batches: list[list[int]] = []
-    for i in order:
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
-
-
 def hidden_of(output) -> torch.Tensor:
     """The hidden states [B, T, d] of a block's output, whether it returns a tensor or a tuple."""
     return output if torch.is_tensor(output) else output[0]

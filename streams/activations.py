@@ -9,8 +9,9 @@ from collections.abc import Callable
 import torch
 
 from core.architecture import expert_of
+from core.batching import length_batches
 from core.errors import UserError
-from core.forward import call, device_of, inputs_of, length_batches, pad, watch
+from core.forward import call, device_of, inputs_of, pad, watch
 from core.types import ScoreContext
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from core.batching import length_batches
 from core.errors import UserError
-from core.forward import call, device_of, length_batches, pad
+from core.forward import call, device_of, pad
 from core.model import DTYPES
 from core.settings import Setting
 from core.types import CalibSet, ScoreContext

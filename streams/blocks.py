@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from core.architecture import EXPERT, expert_of
+from core.batching import length_batches
 from core.errors import UserError
-from core.forward import call, device_of, hidden_of, length_batches, pad, watch
+from core.forward import call, device_of, hidden_of, pad, watch
 from core.types import Aid
 
 BATCH_TOKENS = 1024  # padded tokens that run together; a longer sequence runs alone

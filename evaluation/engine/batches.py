@@ -4,6 +4,7 @@ bf16 log-probabilities move by up to 0.6 nats with the shape of the batch, so th
 samples.
 """
 
+from core.batching import Rows, partition
 from evaluation.engine.prompts import EvalConfig, Request
 
 MIN_PREFIX = 32  # tokens; below it the expanded cache costs more than it saves
@@ -19,22 +20,17 @@ def request_cost(request: Request, cfg: EvalConfig) -> tuple[int, int, int]:
 
 def batch_plan(requests, cfg: EvalConfig) -> tuple[tuple[int, ...], ...]:
     """Return the batches as indices into ``requests``: longest first, stable, each within the token budget."""
-    costs = [request_cost(r, cfg) for r in requests]
-    order = sorted(range(len(requests)), key=lambda i: -costs[i][0])
     if cfg.batch_size is not None:
+        order = sorted(range(len(requests)), key=lambda i: -request_cost(requests[i], cfg)[0])
         return tuple(tuple(order[i:i + cfg.batch_size]) for i in range(0, len(order), cfg.batch_size))
-    batches: list[tuple[int, ...]] = []
-    batch: list[int] = []
-    heads = width = rows = tail = 0
-    for i in order:
-        own = len(requests[i].contexts)
-        h, w, r, t = heads + own, max(width, costs[i][0]), rows + costs[i][1], max(tail, costs[i][2])
-        if batch and h * w + r * t > cfg.batch_tokens:
-            batches.append(tuple(batch))
-            batch, h, (w, r, t) = [], own, costs[i]
-        batch.append(i)
-        heads, width, rows, tail = h, w, r, t
-    return (*batches, tuple(batch)) if batch else tuple(batches)
+    return tuple(map(tuple, partition([_rows(r, cfg) for r in requests], cfg.batch_tokens)))
+
+
+def _rows(request: Request, cfg: EvalConfig) -> Rows:
+    length, tails, tail = request_cost(request, cfg)
+    real = sum(len(c) - 1 for c in request.continuations) or tail
+    return Rows(length, len(request.contexts), tails, tail, real,
+                steps=0 if request.continuations else cfg.max_new_tokens)
 
 
 def shared_prefix(requests, cfg: EvalConfig | None = None) -> int:

@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 
 from core import forward
+from core.batching import LAUNCH
 from core.forward import device_of, pad
 
-MIN_SAVED = 256  # padded tokens a further forward must save; about what one launch costs
 LOGIT_ROWS = 4096  # logits rows turned to float32 at once; bounds memory at 4 bytes x rows x vocabulary
 
 
@@ -163,11 +163,11 @@ def score_continuations(model, state: State, jobs) -> list[Scored]:
 
 
 def _groups(members: list[int], lengths: list[int]) -> list[list[int]]:
-    """Split jobs by length while the best cut saves more than MIN_SAVED padded tokens; groups keep the given order."""
+    """Split jobs by length while the best cut saves more than LAUNCH padded tokens; groups keep the given order."""
     ranked = sorted(members, key=lambda i: lengths[i])
     n, widest = len(ranked), lengths[ranked[-1]] if ranked else 0
     saved, cut = max(((widest - lengths[ranked[k - 1]]) * k, k) for k in range(1, n)) if n > 1 else (0, 0)
-    if saved <= MIN_SAVED:
+    if saved <= LAUNCH:
         return [sorted(members)] if members else []
     return _groups(ranked[:cut], lengths) + _groups(ranked[cut:], lengths)
 

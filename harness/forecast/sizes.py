@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from core.forward import length_batches
+from core.batching import length_batches, tails_padded
 from core.registry import ScorerSpec
 from evaluation.engine.batches import request_cost, shared_prefix
-from evaluation.engine.kv_cache import MIN_SAVED
 from harness.stages.case import Case
 from harness.stages.cell import cell_key, served
 from harness.stages.documents import TaskData
@@ -29,7 +28,7 @@ class Asked:
     @cached_property
     def padded(self) -> int:
         """Tokens of the tails as they are run: those of like length together, so that little padding is left."""
-        return min(self.tails * self.tail, self.real + 2 * MIN_SAVED)
+        return tails_padded(self.tails, self.tail, self.real)
 
 
 def asked(data: TaskData) -> list[Asked]:

@@ -38,7 +38,7 @@ from quantization.solvers.rtn import dequantized
 from streams.blocks import BlockStream, walk
 from streams.hessians import factorise, layer_error
 
-VERSION = 2
+VERSION = 3
 GRADIENT = "square"
 HELD = 8 * 10**9  # bytes of what the forms of all linears move
 

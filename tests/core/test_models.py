@@ -10,8 +10,9 @@ from torch import nn
 
 from benchmarks.tiny_families import tiny_model as tiny_family
 from core.architecture import find_blocks, find_linears, other_bits, rest_of_blocks
+from core.batching import length_batches
 from core.errors import UserError
-from core.forward import behaviour, call, length_batches, pad, skip_to, watch
+from core.forward import behaviour, call, pad, skip_to, watch
 from core.model import load_model, load_tokenizer, model_ref, resolve_model
 from tests.tiny import COMMON, CONFIGS, tiny_model
 

@@ -223,7 +223,7 @@ def test_long_and_short_options_run_apart(llama, tok, monkeypatch):
     lengths = [3, 200, 5, 2, 190, 4, 3]
     assert forward._groups(list(range(7)), lengths) == [[0, 2, 3, 5, 6], [1, 4]]
     assert forward._groups([0, 1, 2], [3, 4, 5]) == [[0, 1, 2]]
-    monkeypatch.setattr(forward, "MIN_SAVED", 0)
+    monkeypatch.setattr(forward, "LAUNCH", 0)
     cfg = EvalConfig("cloze")
     requests = build_requests(CHOICE, CHOICES, [], tok, cfg=cfg)
     for r, s in zip(requests, run_batch(llama, tok, CHOICE, requests, cfg=cfg), strict=True):

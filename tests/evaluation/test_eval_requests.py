@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from core.batching import tails_padded
 from core.errors import DataError, UserError
 from evaluation.calibration.documents import build_calib
 from evaluation.data.documents import Doc
@@ -170,7 +171,9 @@ def test_batch_plan_properties(lengths, budget, size):
     assert flat == sorted(range(len(requests)), key=lambda i: (-len(requests[i].context), i))  # longest first, stable
     for batch in plan:
         costs = [request_cost(requests[i], cfg) for i in batch]
-        padded = len(batch) * max(c[0] for c in costs) + sum(c[1] for c in costs) * max(c[2] for c in costs)
+        real = sum(sum(len(c) - 1 for c in requests[i].continuations) or cost[2] for i, cost in zip(batch, costs))
+        padded = (len(batch) * max(c[0] for c in costs)
+                  + tails_padded(sum(c[1] for c in costs), max(c[2] for c in costs), real))
         assert len(batch) == 1 or size is not None or padded <= budget
         assert size is None or len(batch) == size or batch == plan[-1]
 
