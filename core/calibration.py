@@ -72,6 +72,7 @@ SCORE_PROMPTS = Setting("score_prompts", str, "published", "prompts that scorers
                         choices=("published", "asked"))
 READ_BY = {  # need of a scorer or quantizer -> the settings that it implies
     "calib": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW, SCORE_PROMPTS),
+    "outputs": (),  # the prompts' own
     "labels": (CALIB_DATASET,),
     "answers": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW),
     "hessian": (CALIB, CALIB_DATASET, CALIB_TOKENS, CALIB_WINDOW),

@@ -162,7 +162,7 @@ ALLOCATORS, QUANTIZERS, DATASETS = Registry("allocator"), Registry("quantizer"),
 REGISTRIES = (SCORERS, METHODS, ALLOCATORS, QUANTIZERS, DATASETS)
 CONTROLS = ("fp16", "uniform", "random")  # every table carries them
 GRANULARITIES = ("layer", "linear", "channel", "line", "group", "element")
-NEEDS = ("calib", "labels", "answers", "gradients", "hessian")  # of a scorer
+NEEDS = ("calib", "outputs", "labels", "answers", "gradients", "hessian")  # of a scorer
 QUANTIZER_NEEDS = ("hessian", "inputs", "fisher", "library")
 FACTS = {  # what a scorer may read of its cell, besides settings
     "seed": "the row's seed", "batch_tokens": "padded tokens a batch", "group_size": "of the common grid",

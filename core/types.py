@@ -158,6 +158,8 @@ class ScoreContext:
     answers: CalibSet | None = None  # needs "answers": documents, loss_mask True at the tokens of the answer
     # "abs" | "square" | "sum" -> Σ over sequences, float32 [out, in]
     gradients: Callable[[str], dict[str, torch.Tensor]] | None = None
+    # needs "outputs": indices of prompts, from the first on -> streams.outputs.BlockOutputs
+    outputs: Callable[[list[int]], Any] | None = None
     # ŵ of every linear at the base level, in the model's dtype
     corrupted: Callable[[], dict[str, torch.Tensor]] | None = None
     base: Callable[[tuple[int, int]], LayerPlan] | None = None  # how a linear of that shape is stored at the base level

@@ -14,11 +14,7 @@ most 128 candidates a batch into a reservoir, so its sample depends on the batch
 
 from __future__ import annotations
 
-from itertools import pairwise
-
-import numpy as np
-
-from core.lazy import Lazy, torch
+from core.lazy import Lazy
 from core.registry import method, scorer
 from core.settings import Setting
 from core.types import ScoreContext, Scores
@@ -27,74 +23,24 @@ SCORE_DOCS = Setting("score_docs", int, 256, "calibration documents of TAQ, TAQO
                      documents=True)
 PARAMS = (SCORE_DOCS, "batch_tokens", "seed", "published")
 activations = Lazy("streams.activations")
-RESERVOIR = 256  # token vectors a block
-
-
-def spectral_entropy(vectors: torch.Tensor) -> float:
-    """Entropy in nats of the normalised eigenvalues of the covariance of ``vectors`` [r, d].
-
-    Z Zᵀ/r and Zᵀ Z/r share their non-zero spectrum, so the smaller one is decomposed, in float64.
-    """
-    z = vectors.double()
-    z = z - z.mean(0)
-    gram = z @ z.T if z.shape[0] <= z.shape[1] else z.T @ z
-    values = torch.linalg.eigvalsh(gram / len(z)).clamp(min=0)
-    p = values / values.sum().clamp(min=torch.finfo(torch.float64).tiny)
-    p = p[p > 0]
-    return float(-(p * p.log()).sum())
-
-
-def sample_positions(lengths: list[int], seed: int) -> list[np.ndarray]:
-    """Per prompt, the token positions (from its start) among RESERVOIR drawn uniformly from all tokens."""
-    total = sum(lengths)
-    chosen = np.arange(total)
-    if total > RESERVOIR:
-        chosen = np.sort(np.random.default_rng(seed).choice(total, RESERVOIR, replace=False))
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    return [chosen[(chosen >= a) & (chosen < b)] - a for a, b in pairwise(starts)]
-
-
-def block_statistics(ctx: ScoreContext) -> dict[str, torch.Tensor]:
-    """Per block, float64 [blocks]: entropy (nats), variance, mean absolute value."""
-    chosen = activations.prompts(ctx, "score_docs")
-    lengths = [len(ctx.calib.tokens[i]) for i in chosen]
-    positions = dict(zip(chosen, sample_positions(lengths, ctx.param("seed"))))
-    count = len(ctx.blocks)
-    moments = torch.zeros(count, 4, dtype=torch.float64)  # sums of h, h², |h| and the number of elements
-    kept: list[dict[int, torch.Tensor]] = [{} for _ in range(count)]
-
-    def see(block, h, mask, batch):
-        real = h[mask].float()
-        parts = (real.sum(dtype=torch.float64), real.square().sum(dtype=torch.float64),
-                 real.abs().sum(dtype=torch.float64))
-        moments[block] += torch.tensor([float(p) for p in parts] + [real.numel()], dtype=torch.float64)
-        for row, doc in enumerate(batch):
-            start = h.shape[1] - len(ctx.calib.tokens[doc])
-            kept[block][doc] = h[row, start + torch.as_tensor(positions[doc], device=h.device)].float().cpu()
-
-    activations.each_block_output(ctx, chosen, see, "block statistics")
-    entropy = [spectral_entropy(torch.cat([kept[b][doc] for doc in chosen])) for b in range(count)]
-    mean, square, magnitude = (moments[:, k] / moments[:, 3] for k in range(3))
-    return {"entropy": torch.tensor(entropy, dtype=torch.float64), "variance": square - mean.square(),
-            "magnitude": magnitude}
 
 
 def _scores(ctx: ScoreContext, normalised: bool) -> Scores:
-    stats = block_statistics(ctx)
-    stability = -stats["variance"] / (stats["magnitude"] + 1e-8).square() if normalised else -stats["variance"]
-    combined = 0.5 * activations.standardise(stats["entropy"]) + 0.5 * activations.standardise(stability)
+    stats = ctx.outputs(activations.prompts(ctx, "score_docs"))
+    stability = -stats.variance / (stats.magnitude + 1e-8).square() if normalised else -stats.variance
+    combined = 0.5 * activations.standardise(stats.entropy) + 0.5 * activations.standardise(stability)
     return Scores("layer", ctx.spread(combined.tolist()), "z",
-                  notes={"entropy": stats["entropy"].tolist(), "stability": stability.tolist(),
+                  notes={"entropy": stats.entropy.tolist(), "stability": stability.tolist(),
                          "combined": combined.tolist()})
 
 
-@scorer("TAQ", granularity="layer", params=PARAMS)
+@scorer("TAQ", granularity="layer", needs=("calib", "outputs"), params=PARAMS)
 def taq(ctx: ScoreContext) -> Scores:
     """Entropy + normalised variance."""
     return _scores(ctx, normalised=True)
 
 
-@scorer("TAQ-raw", granularity="layer", params=PARAMS)
+@scorer("TAQ-raw", granularity="layer", needs=("calib", "outputs"), params=PARAMS)
 def taq_raw(ctx: ScoreContext) -> Scores:
     """Entropy + raw variance."""
     return _scores(ctx, normalised=False)

@@ -17,7 +17,7 @@ treating a drop that 32 documents cannot show as none at all.
 from __future__ import annotations
 
 from core.errors import UserError
-from core.lazy import Lazy, torch
+from core.lazy import Lazy
 from core.registry import method, scorer
 from core.settings import Setting
 from core.types import LayerPlan, ScoreContext, Scores
@@ -32,17 +32,10 @@ ORACLE_METRIC = Setting("oracle_metric", str, "task",
 PROBE = LayerPlan(4, 128, 32, 32)  # the script's base quantizer: groups of 128, float scale and zero
 
 
-@scorer("TAQO", granularity="layer", params=(SCORE_DOCS, "batch_tokens", "published"))
+@scorer("TAQO", granularity="layer", needs=("calib", "outputs"), params=(SCORE_DOCS, "batch_tokens", "published"))
 def taqo(ctx: ScoreContext) -> Scores:
     """Mean L2 norm of each block's output at the prompt's last token."""
-    chosen = activations.prompts(ctx, "score_docs")
-    total = torch.zeros(len(ctx.blocks), dtype=torch.float64)
-
-    def see(block, h, mask, batch):
-        total[block] += h[:, -1].float().norm(dim=-1).sum(dtype=torch.float64).cpu()
-
-    activations.each_block_output(ctx, chosen, see, "activation norms")
-    norms = (total / len(chosen)).tolist()
+    norms = ctx.outputs(activations.prompts(ctx, "score_docs")).norm.mean(0).tolist()
     return Scores("layer", ctx.spread(norms), "norm", notes={"activation_norm": norms})
 
 

@@ -5,8 +5,10 @@
     score_l = mean over prompts of KL(softmax(z/T) ‖ softmax(z'/T)) at the last position, T = 1, in nats
 
 Higher = protect.  Paper: arXiv 2511.06516 (TAQ-KL).  Native: best ceil(25 %) of the blocks at 8 bits, rest 4.
-Deviation: the noise of a prompt comes from a generator seeded by (seed, document, block) alone, so that
-batching does not change it.  Blocks before l are not run again: their output is the clean one.
+Deviation: the noise of a prompt comes from a generator seeded by (seed, document, block) alone.
+
+All disturbed copies of a prompt go through the model together, block by block: block l runs on the clean row and on one
+row for every block before it, so a prompt takes one call a block and no padding.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from core.registry import method, scorer
 from core.settings import Setting
 from core.types import ScoreContext, Scores
 
-activations, forward = Lazy("streams.activations"), Lazy("core.forward")
+activations, stacked = Lazy("streams.activations"), Lazy("streams.copies")
 KL_DOCS = Setting("kl_docs", int, 64, "calibration documents that TAQoS reads", low=1, documents=True)
 LEVELS = 2**4 - 1
 
@@ -28,45 +30,21 @@ def noise(shape: tuple[int, ...], seed: int, doc: str, block: int) -> torch.Tens
     return torch.rand(shape, generator=generator) - 0.5
 
 
-def steps(ctx: ScoreContext, chosen: list[int]) -> torch.Tensor:
-    """Phase 1: Δ_l per block, float64 [blocks]."""
-    total = torch.zeros(len(ctx.blocks), dtype=torch.float64)
-
-    def see(block, h, mask, batch):
-        last = h[:, -1].float()
-        total[block] += (last.amax(-1) - last.amin(-1)).sum(dtype=torch.float64).cpu()
-
-    activations.each_block_output(ctx, chosen, see, "activation ranges")
-    return total / len(chosen) / LEVELS
-
-
-def noisy(ctx: ScoreContext, h: torch.Tensor, batch: list[int], block: int, step: float) -> torch.Tensor:
-    """h [B, T, d] plus Δ·U(−½, ½) at the real positions of each row (left-padded)."""
-    added = torch.zeros_like(h, dtype=torch.float32)
-    for row, doc in enumerate(batch):
-        length = len(ctx.calib.tokens[doc])
-        draw = noise((length, h.shape[2]), ctx.param("seed"), ctx.calib.doc_ids[doc], block)
-        added[row, h.shape[1] - length:] = draw.to(h.device) * step
-    return (h.float() + added).to(h.dtype)
+def prompt_kl(ctx: ScoreContext, doc: int, step: list[float]) -> list[float]:
+    """Phase 2 on one prompt: the KL in nats under noise at each block, float64."""
+    copies, hidden = stacked.Copies(ctx.model, ctx.blocks, ctx.calib.tokens[doc], ctx.param("batch_tokens")), None
+    for block, size in enumerate(step):
+        out = copies.block(block, hidden)  # the clean row, then the row disturbed at each block before
+        clean = out.narrow(copies.axis, 0, 1)
+        draw = noise(tuple(clean.shape), ctx.param("seed"), ctx.calib.doc_ids[doc], block).to(clean.device)
+        hidden = torch.cat([out, (clean.float() + draw * size).to(clean.dtype)], copies.axis)
+    clean, moved = copies.logits(hidden).float().log_softmax(-1).split([1, len(step)])
+    return (clean.exp() * (clean - moved)).sum(-1, dtype=torch.float64).tolist()
 
 
-def batch_kl(ctx: ScoreContext, batch: list[int], step: torch.Tensor) -> torch.Tensor:
-    """Phase 2 on one batch: Σ over its prompts of the KL in nats, float64 [blocks]."""
-    ids, mask = activations.padded(ctx, batch)
-    clean_h: dict[int, torch.Tensor] = {}
-    with forward.watch(ctx.blocks, clean_h.__setitem__) as widths:
-        clean = forward.call(ctx.model, ids, mask).logits[:, -1].float().log_softmax(-1)
-    out = torch.zeros(len(ctx.blocks), dtype=torch.float64)
-    for block in range(len(ctx.blocks)):
-        h = noisy(ctx, clean_h.pop(block), batch, block=block, step=float(step[block]))
-        with forward.skip_to(ctx.blocks, block, h, widths[block]):
-            moved = forward.call(ctx.model, ids, mask).logits[:, -1].float().log_softmax(-1)
-        out[block] = (clean.exp() * (clean - moved)).sum(dtype=torch.float64).cpu()
-    return out
-
-
-@scorer("TAQoS", granularity="layer", params=(KL_DOCS, "batch_tokens", "seed", "published"), every_block=True,
-        # the ranges, the clean run, and for every block a run that skips the blocks before it: half a pass
+@scorer("TAQoS", granularity="layer", needs=("calib", "outputs"), every_block=True,
+        params=(KL_DOCS, "batch_tokens", "seed", "published"),
+        # the ranges, the clean row, and for every block a row through the blocks after it: half a pass
         forwards=lambda blocks: 2 + (blocks - 1) / 2)
 def taqos(ctx: ScoreContext) -> Scores:
     """Mean KL in nats under a 4-bit step of uniform noise at one block."""
@@ -77,14 +55,14 @@ def taqos(ctx: ScoreContext) -> Scores:
 
 
 def mean_kl(ctx: ScoreContext) -> tuple[list[float], list[float]]:
-    """Mean KL in nats and step Δ of each block; batch by batch, so that a kill costs one."""
+    """Mean KL in nats and step Δ of each block; prompt by prompt, so that a kill costs one."""
     chosen = activations.prompts(ctx, "kl_docs")
-    step = torch.tensor(ctx.once("step", lambda: steps(ctx, chosen).tolist()), dtype=torch.float64)
-    total, todo = torch.zeros(len(ctx.blocks), dtype=torch.float64), activations.batches(ctx, chosen)
-    for done, batch in enumerate(todo):
-        ctx.progress("KL under noise", done, len(todo))
-        total += torch.tensor(ctx.once(f"kl-{done}", lambda: batch_kl(ctx, batch, step).tolist()), dtype=torch.float64)
-    return (total / len(chosen)).tolist(), step.tolist()
+    step = (ctx.outputs(chosen).range.mean(0) / LEVELS).tolist()  # phase 1
+    total = torch.zeros(len(step), dtype=torch.float64)
+    for done, doc in enumerate(chosen):
+        ctx.progress("KL under noise", done, len(chosen))
+        total += torch.tensor(ctx.once(f"kl-{done}", lambda: prompt_kl(ctx, doc, step)), dtype=torch.float64)
+    return (total / len(chosen)).tolist(), step
 
 
 method("TAQoS", scorer="TAQoS", paper="arXiv:2511.06516")

@@ -1,5 +1,6 @@
 """Tiny random models of several families and a tokenizer, for tests that need the real thing in small."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from core.settings import SETTINGS
 from core.types import CalibSet, LayerPlan, ScoreContext
 from quantization.apply import Originals
 from streams.gradients import gradient_sums
+from streams.outputs import PARAMS as OUTPUT_PARAMS
+from streams.outputs import block_outputs
 
 VOCAB = 320
 COMMON = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -96,9 +99,13 @@ def context(model, spec, calib: CalibSet | None = None, tokenizer=None, metric=N
         originals.restore()
         return out
 
-    return ScoreContext(
+    def outputs(chosen):
+        return block_outputs(replace(ctx, allowed=OUTPUT_PARAMS, params={"published": False} | ctx.params), chosen)
+
+    ctx = ScoreContext(
         model=model, tokenizer=tokenizer or byte_tokenizer(), linears=linears, blocks=blocks, block_of=block_of,
         calib=calib, params=defaults | PARAMS | params, allowed=spec.params, task_metric=metric, solver_calib=calib,
         answers=calib,
         gradients=lambda kind: gradient_sums(model, linears, calib, (kind,)).sums[kind],
-        corrupted=corrupted, base=lambda shape: LayerPlan(3, 8))
+        outputs=outputs, corrupted=corrupted, base=lambda shape: LayerPlan(3, 8))
+    return ctx

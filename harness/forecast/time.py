@@ -29,6 +29,7 @@ from harness.stages.gradients import gradients_key, wanted_kinds
 from harness.stages.library import GRADIENT, library_key, menu_of
 from harness.stages.model import LazyModel
 from harness.stages.options import buys_forms, quantizer_options, stitched
+from harness.stages.outputs import outputs_key
 from harness.stages.plan import distortion_key, plan_key
 from harness.stages.prices import DRAWS, dots_key, reads_dots
 from harness.stages.scores import scores_key
@@ -115,8 +116,11 @@ class Costs:
             total += steps * spec.forwards(blocks) * blocks * token * sum(lengths)
         elif "calib" in spec.needs:
             batches = sorted(prompt_batches(case, spec))
-            token = self.probe.token(*batches[len(batches) // 2])
-            total += spec.forwards(blocks) * blocks * token * sum(rows * width for rows, width in batches)
+            token, passes = self.probe.token(*batches[len(batches) // 2]), spec.forwards(blocks)
+            read = sum(rows for rows, _ in batches)
+            if "outputs" in spec.needs and not self._first(case, outputs_key(case, read)[0]):
+                passes -= 1  # another row's pass gives its statistics too
+            total += passes * blocks * token * sum(rows * width for rows, width in batches)
         total += self.gradients(case) if spec.gradients else 0.0
         total += self.stream(case, sequential=False) if "hessian" in spec.needs else 0.0
         if spec.compares and self._first(case, base_quantized_key(case)[0]):

@@ -16,6 +16,7 @@ from harness.stages.base_quantized import base, base_layer, base_quantized, corr
 from harness.stages.case import Case
 from harness.stages.gradients import gradients, gradients_key
 from harness.stages.options import VERSIONS
+from harness.stages.outputs import outputs
 from harness.stages.untouched import untouched
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
@@ -42,6 +43,8 @@ def _scores_key(case: Case) -> tuple[str, dict]:
                 "params": score_params(case, spec.params)}
     if set(spec.needs) & {"calib", "labels"}:
         upstream |= {"calib": case.prompts_digest, "machine": model.machine}
+    if "outputs" in spec.needs:
+        upstream |= {"outputs": VERSIONS["outputs"]}
     if "answers" in spec.needs:
         upstream |= {"answers": case.answers_digest,
                      "machine": model.grad_machine if takes_gradients(spec) else model.machine}
@@ -101,6 +104,8 @@ def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
         corrupted=(lambda: base_quantized(case)) if "base" in spec.params else None,
         base=(lambda shape: base_layer(params["base"], shape)) if "base" in spec.params else None,
         once=partial.once)
+    if "outputs" in reads:
+        context.outputs = lambda chosen: outputs(case, context, chosen)
     mend = "lower --batch_tokens, --score_docs or --calib_tokens, or use --device cpu or --grad_dtype bf16"
     try:
         apart = takes_gradients(spec)

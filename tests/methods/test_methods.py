@@ -5,13 +5,16 @@ import pytest
 import torch
 
 import methods  # noqa: F401  (registers)
+from benchmarks.tiny_families import tiny_model as tiny_family
 from core.digest import array_digest
+from core.forward import hidden_of
+from core.model import ready
 from core.registry import METHODS, SCORERS
 from core.types import CalibSet
 from harness.stages.scores import check_scores
-from methods.taq import RESERVOIR, sample_positions, spectral_entropy
 from methods.taqos import noise
 from streams.activations import standardise
+from streams.outputs import RESERVOIR, sample_positions, spectral_entropy
 from tests.tiny import CONFIGS, byte_tokenizer, calib_set, context, tiny_model
 
 
@@ -134,6 +137,31 @@ def test_kl_is_the_closed_form_of_the_noisy_forward():
         moved = model.lm_head(model.model.norm(noisy))[0, -1].log_softmax(-1)
     assert found["step"][last] == pytest.approx(step, rel=1e-5)
     assert found["kl"][last] == pytest.approx(float((clean.exp() * (clean - moved)).sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("batch_tokens", [4096, 60])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "falcon", "opt", "bloom", "qwen3_moe", "jamba"])
+def test_the_kl_of_every_block_is_that_of_a_run_with_noise_there(family, batch_tokens):
+    """The stack of disturbed copies against one whole forward pass a block, whose output a hook disturbs."""
+    torch.manual_seed(0)
+    model = tiny_model(family) if family in CONFIGS else ready(tiny_family(family))
+    spec, calib = SCORERS.get("TAQoS"), calib_set(2)
+    ctx = context(model, spec, calib, batch_tokens=batch_tokens)
+    notes, total = spec.fn(ctx).notes, np.zeros(len(ctx.blocks))
+    for doc, tokens in zip(calib.doc_ids, calib.tokens, strict=True):
+        ids = torch.tensor(tokens)[None]
+        with torch.no_grad():
+            clean = model(ids, use_cache=False).logits[0, -1].log_softmax(-1)
+            for at, block in enumerate(ctx.blocks):
+                def disturb(_module, _inputs, out, at=at, doc=doc):
+                    h = hidden_of(out) + notes["step"][at] * noise(tuple(hidden_of(out).shape), 0, doc, at)
+                    return h if torch.is_tensor(out) else (h, *out[1:])
+
+                hook = block.register_forward_hook(disturb)
+                moved = model(ids, use_cache=False).logits[0, -1].log_softmax(-1)
+                hook.remove()
+                total[at] += float((clean.exp() * (clean - moved)).sum())
+    assert notes["kl"] == pytest.approx(list(total / 2), rel=1e-2, abs=1e-6)
 
 
 def test_oracle_reports_zero_and_tied_drops_and_restores_weights():
