@@ -160,6 +160,8 @@ class ScoreContext:
     gradients: Callable[[str], dict[str, torch.Tensor]] | None = None
     # needs "outputs": indices of prompts, from the first on -> streams.outputs.BlockOutputs
     outputs: Callable[[list[int]], Any] | None = None
+    # needs "hessian" -> fqn -> pivots of its input's Hessian, float32 [in] (streams.hessians.pivots_of)
+    pivots: Callable[[], dict[str, torch.Tensor]] | None = None
     # ŵ of every linear at the base level, in the model's dtype
     corrupted: Callable[[], dict[str, torch.Tensor]] | None = None
     base: Callable[[tuple[int, int]], LayerPlan] | None = None  # how a linear of that shape is stored at the base level

@@ -25,11 +25,10 @@ hessians, search = Lazy("streams.hessians"), Lazy("quantization.solvers.slim_sea
 @scorer("SliM-LLM", granularity="group", needs=("hessian",), params=("group_size",))
 def slim_llm(ctx: ScoreContext) -> Scores:
     """Salience summed over each group, float32 [1, in/g]."""
-    def score(weight, factor):
-        weight = torch.where(factor.dead, 0.0, weight)  # a dead input's weight has no salience
-        return search.group_salience(weight, factor.diagonal, ctx.param("group_size")).float()[None]
+    def score(weight, pivots):  # a dead input's weight, whose pivot is infinite, has no salience
+        return search.group_salience(weight, pivots, ctx.param("group_size")).float()[None]
 
-    return Scores("group", hessians.score_each(ctx, score, "saliences"), "salience")
+    return Scores("group", hessians.score_each(ctx, score), "salience")
 
 
 @scorer("SliM-LLM-loss", granularity="linear", needs=("hessian",), params=("group_size", "levels"))
@@ -37,13 +36,13 @@ def slim_llm_loss(ctx: ScoreContext) -> Scores:
     """The share of a linear's salience that each level loses, float32 [levels]; a linear without salience loses 0."""
     levels = tuple(sorted(ctx.param("levels")))
 
-    def score(weight, factor):
-        squared = torch.where(factor.dead, torch.inf, factor.diagonal).square().cpu()
+    def score(weight, pivots):
+        squared = pivots.square().cpu()
         whole = (weight.cpu().square() / squared).sum(dtype=torch.float64).clamp_min(1e-30)
         lost = [(error / squared).sum(dtype=torch.float64) for error in errors(weight, levels, ctx.param("group_size"))]
         return (torch.stack(lost) / whole).float()
 
-    return Scores("linear", hessians.score_each(ctx, score, "saliences"), "share", levels=levels)
+    return Scores("linear", hessians.score_each(ctx, score), "share", levels=levels)
 
 
 method("SliM-LLM", scorer="SliM-LLM-loss", paper="arXiv:2405.14917")

@@ -8,13 +8,13 @@ U = upper Cholesky factor of (H + 1 % damping)⁻¹ of the full-precision model'
 level of the budget.  Unit: share of the linear's spread.  Paper: arXiv 2306.03078.
 "SPQR-native"         N bits, groups of 16, 3-bit scales and zeros over 16 rows, outliers above 0.2, activation order,
                       damping 1.0 (the repository's recipe)
-"SPQR-budget-native"  the same on N−1 bits, each linear's threshold bisected until it stores the budget (as the TaCQ
+"SPQR-budget-native"  the same on N−1 bits, each linear's threshold searched until it stores the budget (as the TaCQ
 paper runs it)
 """
 
 from __future__ import annotations
 
-from core.lazy import Lazy, torch
+from core.lazy import Lazy
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
 
@@ -25,13 +25,11 @@ BILEVEL = {"group": 16, "scale_bits": 3, "zero_bits": 3, "form": "bilevel", "ord
 @scorer("SPQR", granularity="element", needs=("hessian",), params=("base",), version=2)
 def spqr(ctx: ScoreContext) -> Scores:
     """Squared rounding error over the squared pivot in units of the linear's threshold, float32 [out, in]."""
-    def score(weight, factor):
-        # a weight that never meets an input cannot cost anything
-        pivots = torch.where(factor.dead, torch.inf, factor.diagonal)
-        unit = solver.unit_of(torch.where(factor.dead, 0.0, weight).t(), factor.diagonal)
+    def score(weight, pivots):  # a weight that never meets an input, whose pivot is infinite, cannot cost anything
+        unit = solver.unit_of(weight.t(), pivots)
         return solver.sensitivity(weight, pivots, ctx.base(tuple(weight.shape))) / (unit or 1.0)
 
-    return Scores("element", hessians.score_each(ctx, score, "sensitivities"), "threshold")
+    return Scores("element", hessians.score_each(ctx, score), "threshold")
 
 
 method("SPQR", scorer="SPQR", paper="arXiv:2306.03078")

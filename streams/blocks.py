@@ -1,7 +1,8 @@
 """Block by block over a model: collect the inputs of its linears, quantize them, go on with what they now give.
 
-Only the hidden states that enter the current block are alive, besides the model, one block's Hessian and, for
-quantizers that ask for it, nothing more: inputs are replayed by running the block again.
+Only the hidden states that enter the current block are alive, besides the model, one block's Hessian and the outputs of
+the block's solved parts (streams/settled.py); for quantizers that ask for inputs, these are replayed by running the
+block again.
 
     H = (2 / sequences) Σ over sequences and tokens of x xᵀ      float32 [in, in], x = what the linear reads
 
@@ -12,7 +13,7 @@ routed to it; the same linears of all experts of a block are one wave: their Hes
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from core.batching import length_batches
 from core.errors import UserError
 from core.forward import call, device_of, hidden_of, pad, watch
 from core.types import Aid
+from streams.hessians import add_gram, mirror
+from streams.settled import Settled
 
 BATCH_TOKENS = 1024  # padded tokens that run together; a longer sequence runs alone
 WAVE_BYTES = 2**30  # of the Hessians that are collected in one run
@@ -46,6 +49,7 @@ class BlockStream:
         self.calls: list[list[tuple]] = [[] for _ in blocks]
         self.hidden: list[torch.Tensor] = []
         self.tokens: dict[str, int] = {}  # read by each linear in the last run for Hessians
+        self.settled: Settled | None = None  # of the block at work
         self._record(tokens)
 
     @torch.no_grad()
@@ -84,7 +88,8 @@ class BlockStream:
 
     def _run(self, index: int, batch: int):
         rest, kwargs = self.calls[index][batch]
-        return self.blocks[index](self.hidden[batch], *rest, **kwargs)
+        with nullcontext() if self.settled is None else self.settled.remembered(batch):
+            return self.blocks[index](self.hidden[batch], *rest, **kwargs)
 
     def _real(self, x: torch.Tensor, batch: int) -> list[torch.Tensor]:
         """The unpadded rows [T, in] of what a linear read, a tensor [B, T, in] or flattened over B and T."""
@@ -99,6 +104,7 @@ class BlockStream:
         for batch in range(len(self.hidden)):
             self.hidden[batch] = hidden_of(self._run(index, batch))
         self.calls[index].clear()
+        self.settled = None
 
     @torch.no_grad()
     def groups(self, index: int, linears: dict[str, nn.Linear]) -> list[list[str]]:
@@ -164,14 +170,14 @@ class BlockStream:
                 rows = torch.cat(self._real(x, batch)).float()
                 # a batched expert is handed rows of zeros for the tokens of others
                 self.tokens[fqn] += len(rows) if expert_of(fqn) is None else int(rows.any(1).sum())
-                sums[fqn].addmm_(rows.t(), rows, alpha=2.0 / self.sequences)
+                add_gram(sums[fqn], rows, alpha=2.0 / self.sequences)
                 left.discard(fqn)
                 if not left:
                     raise _Enough
 
             left.update(watched)
             self._watched(index, batch, watched, see)
-        return sums
+        return {fqn: mirror(total) for fqn, total in sums.items()}
 
 
 def walk(stream: BlockStream, linears: dict[str, nn.Linear], block_of: dict[str, int],
@@ -205,6 +211,7 @@ def _solve_block(stream: BlockStream, index: int, inside: dict[str, nn.Linear], 
     groups = stream.groups(index, inside)
     results: dict[str, torch.Tensor] = {}
     done = 0
+    stream.settled = Settled(stream.blocks[index], inside) if sequential else None
     for wave in _waves(groups, inside, together=not sequential):
         leads = {names[0]: inside[names[0]] for names in wave}
         matrices = stream.hessians(index, leads) if hessian else {}
@@ -224,6 +231,8 @@ def _solve_block(stream: BlockStream, index: int, inside: dict[str, nn.Linear], 
                 progress(done)
         if sequential:
             _write(inside, results)
+            if done < len(inside):
+                stream.settled.solved(fqn for names in wave for fqn in names)
     _write(inside, results)
 
 

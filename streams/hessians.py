@@ -1,4 +1,4 @@
-"""Hessians of linears' inputs: damping, factors, the layer error, and the scorers' pass over the model as loaded."""
+"""Hessians of linears' inputs: sums, damping, factors, the layer error, and the pivots that scorers read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ PERCDAMP = Setting("percdamp", float, None, "share of the Hessian's mean diagona
                    "solver's own)", low=0, flag=False)
 
 DAMPING_TRIES = 8
+PANELS = 4  # of a Hessian's columns: 5/8 of the products of the whole matrix
 LEAST_DAMPING = 1e-6  # of the mean diagonal, from the second try on, when none was asked for
 
 
@@ -30,6 +31,27 @@ class Factor:
     def diagonal(self) -> torch.Tensor:
         """d_j = U_jj, float32 [in]."""
         return self.upper.diagonal()
+
+
+def add_gram(total: torch.Tensor, rows: torch.Tensor, alpha: float) -> None:
+    """Add alpha · XᵀX of ``rows`` X [T, in] to ``total`` [in, in]: panels of columns down to the diagonal.
+
+    The rest, which is the same transposed, is as it was until :func:`mirror`.
+    """
+    for panel in _panels(len(total)):
+        total[:panel.stop, panel].addmm_(rows[:, :panel.stop].t(), rows[:, panel], alpha=alpha)
+
+
+def mirror(total: torch.Tensor) -> torch.Tensor:
+    """Fill in, in place, what :func:`add_gram` leaves out."""
+    for panel in _panels(len(total)):
+        total[panel, :panel.start] = total[:panel.start, panel].t()
+    return total
+
+
+def _panels(width: int) -> list[slice]:
+    step = max(128, -(-width // PANELS))
+    return [slice(start, min(start + step, width)) for start in range(0, width, step)]
 
 
 def factorise(hessian: torch.Tensor, percdamp: float = 0.01, what: str = "a linear") -> Factor:
@@ -77,22 +99,30 @@ def layer_error(moved: torch.Tensor, hessian: torch.Tensor) -> float:
     return float(((moved @ hessian) * moved).sum(dtype=torch.float64))
 
 
-def score_each(ctx: ScoreContext, score: Callable[[torch.Tensor, Factor], torch.Tensor],
-               what: str) -> dict[str, torch.Tensor]:
-    """``score(weight float32 [out, in], factor)`` of every linear, on the CPU.
+def pivots_of(ctx: ScoreContext) -> dict[str, torch.Tensor]:
+    """d_j = U_jj of every linear's input, float32 [in], on the model as loaded; infinite at inputs that are always 0.
 
-    Linears that read the same input share one factor, of the full-precision model's inputs.
+    Linears that read the same input share one factor.
     """
     from streams.blocks import BlockStream, walk
 
     values: dict[str, torch.Tensor] = {}
 
     def see(fqn: str, aid: Aid) -> None:
-        if "factor" not in aid.shared:
-            aid.shared["factor"] = factorise(aid.hessian, what=fqn)
-        values[fqn] = score(ctx.linears[fqn].weight.detach().float(), aid.shared["factor"]).cpu()
+        if "pivots" not in aid.shared:
+            factor = factorise(aid.hessian, what=fqn)
+            aid.shared["pivots"] = torch.where(factor.dead, torch.inf, factor.diagonal)
+        values[fqn] = aid.shared["pivots"].clone()
 
     stream = BlockStream(ctx.model, ctx.blocks, ctx.solver_calib.tokens)
     walk(stream, ctx.linears, ctx.block_of, solve_one=see, sequential=False,
-         progress=lambda done, total: ctx.progress(what, done, total))
+         progress=lambda done, total: ctx.progress("Hessians", done, total))
     return values
+
+
+def score_each(ctx: ScoreContext,
+               score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``score(weight float32 [out, in], pivots [in])`` of every linear, on the CPU."""
+    pivots = ctx.pivots()
+    return {fqn: score(lin.weight.detach().float(), pivots[fqn].to(lin.weight.device)).cpu()
+            for fqn, lin in ctx.linears.items()}

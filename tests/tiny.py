@@ -25,6 +25,7 @@ from core.settings import SETTINGS
 from core.types import CalibSet, LayerPlan, ScoreContext
 from quantization.apply import Originals
 from streams.gradients import gradient_sums
+from streams.hessians import pivots_of
 from streams.outputs import PARAMS as OUTPUT_PARAMS
 from streams.outputs import block_outputs
 
@@ -107,5 +108,5 @@ def context(model, spec, calib: CalibSet | None = None, tokenizer=None, metric=N
         calib=calib, params=defaults | PARAMS | params, allowed=spec.params, task_metric=metric, solver_calib=calib,
         answers=calib,
         gradients=lambda kind: gradient_sums(model, linears, calib, (kind,)).sums[kind],
-        outputs=outputs, corrupted=corrupted, base=lambda shape: LayerPlan(3, 8))
+        outputs=outputs, pivots=lambda: pivots_of(ctx), corrupted=corrupted, base=lambda shape: LayerPlan(3, 8))
     return ctx

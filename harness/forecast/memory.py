@@ -102,8 +102,9 @@ def solver_bytes(case: Case, tokens: int, longest: int, sequential: bool) -> int
     """Hessians and factor of the widest linear, its working copies, and the documents' hidden states on their way."""
     d = case.model.sizes
     inside = {c for _, c in case.model.shapes.values()}
+    states = (1 + sequential) * d.hidden  # what enters the block, and what its solved parts gave
     others = 0 if sequential else sum(c * c for c in inside) + min(inside) ** 2  # all Hessians of a block at once
-    return 4 * (FACTOR * d.widest_in**2 + others + WORKING * d.largest) + tokens * (d.hidden * d.itemsize + longest)
+    return 4 * (FACTOR * d.widest_in**2 + others + WORKING * d.largest) + tokens * (states * d.itemsize + longest)
 
 
 def kinds_to_make(case: Case, scored: ScorerSpec | None) -> set[str]:

@@ -30,6 +30,7 @@ from harness.stages.library import GRADIENT, library_key, menu_of
 from harness.stages.model import LazyModel
 from harness.stages.options import buys_forms, quantizer_options, stitched
 from harness.stages.outputs import outputs_key
+from harness.stages.pivots import pivots_key
 from harness.stages.plan import distortion_key, plan_key
 from harness.stages.prices import DRAWS, dots_key, reads_dots
 from harness.stages.scores import scores_key
@@ -122,7 +123,8 @@ class Costs:
                 passes -= 1  # another row's pass gives its statistics too
             total += passes * blocks * token * sum(rows * width for rows, width in batches)
         total += self.gradients(case) if spec.gradients else 0.0
-        total += self.stream(case, sequential=False) if "hessian" in spec.needs else 0.0
+        reads_hessians = "hessian" in spec.needs and self._first(case, pivots_key(case)[0])
+        total += self.stream(case, sequential=False) if reads_hessians else 0.0
         if spec.compares and self._first(case, base_quantized_key(case)[0]):
             total += self.solving(case, case.value("corrupt"))
         return total

@@ -3,7 +3,8 @@
 from core.registry import ALLOCATORS, QUANTIZERS, MethodSpec
 from harness.stages.case import Case
 
-VERSIONS = {"distortion": 1, "gradients": 1, "outputs": 1, "scores": 2, "plan": 1, "weights": 2, "samples": 2}
+VERSIONS = {"distortion": 1, "gradients": 1, "outputs": 1, "pivots": 1, "scores": 2, "plan": 1, "weights": 2,
+            "samples": 2}
 
 
 def published_quantizer(case: Case) -> str | None:

@@ -17,6 +17,7 @@ from harness.stages.case import Case
 from harness.stages.gradients import gradients, gradients_key
 from harness.stages.options import VERSIONS
 from harness.stages.outputs import outputs
+from harness.stages.pivots import pivots
 from harness.stages.untouched import untouched
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
@@ -43,8 +44,8 @@ def _scores_key(case: Case) -> tuple[str, dict]:
                 "params": score_params(case, spec.params)}
     if set(spec.needs) & {"calib", "labels"}:
         upstream |= {"calib": case.prompts_digest, "machine": model.machine}
-    if "outputs" in spec.needs:
-        upstream |= {"outputs": VERSIONS["outputs"]}
+    upstream |= {stage: VERSIONS[stage] for need, stage in (("outputs", "outputs"), ("hessian", "pivots"))
+                 if need in spec.needs}
     if "answers" in spec.needs:
         upstream |= {"answers": case.answers_digest,
                      "machine": model.grad_machine if takes_gradients(spec) else model.machine}
@@ -106,6 +107,8 @@ def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
         once=partial.once)
     if "outputs" in reads:
         context.outputs = lambda chosen: outputs(case, context, chosen)
+    if "hessian" in reads:
+        context.pivots = lambda: pivots(case, context)
     mend = "lower --batch_tokens, --score_docs or --calib_tokens, or use --device cpu or --grad_dtype bf16"
     try:
         apart = takes_gradients(spec)

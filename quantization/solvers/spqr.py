@@ -40,7 +40,7 @@ ORDER = Setting("order", str, "activation", "columns by falling diagonal of the 
 TARGET = Setting("target", float, None, "stored bits a weight that the row is filled to (default: none)",
                  low=1, high=16, flag=False)
 
-BELOW, STEPS = 0.02, 28  # bisection: bits a weight under the target that are near enough, and solutions it may try
+BELOW, STEPS = 0.02, 28  # of a search: bits a weight under the target that are near enough, and solutions it may try
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,12 @@ def _stored(solved: Solved, perm: torch.Tensor, layer: LayerPlan, kept_dtype: to
     return values, replace(layer, keep=kept.cpu().numpy() if kept.any() else None), parts
 
 
-def bisect_threshold(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, target_bits: float,
-                     **settings) -> tuple[float, Stored]:
+def fit_threshold(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, target_bits: float,
+                  **settings) -> tuple[float, Stored]:
     """The threshold, and its solution, that stores ``target_bits`` a weight or up to 0.02 less, index and all.
 
-    Bisects the logarithm; where a linear is too small for steps of 0.02 bit, the nearest one below the target that was
-    seen.  Raises BudgetError for a target below what is stored without any kept weight.
+    Where a linear is too small for steps of 0.02 bit, the nearest one below the target that was seen.  Raises
+    BudgetError for a target below what is stored without any kept weight.
     """
     settings = {"order": "activation", "cache": {}} | settings
     least = _bits_a_weight(replace(layer, keep=None, ordered=settings["order"] != "identity"), weight)
@@ -154,7 +154,7 @@ def bisect_threshold(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPl
 
     best = (least, math.inf, None)
     if target_bits - least > BELOW:
-        best = _bisect(solve, target_bits, best)
+        best = _search(solve, target_bits, least)
     return best[1], best[2] or solve(math.inf)[1]
 
 
@@ -162,11 +162,15 @@ def _bits_a_weight(layer: LayerPlan, weight: torch.Tensor) -> float:
     return layer_bits(layer, tuple(weight.shape)) / weight.numel()
 
 
-def _bisect(solve: Callable[[float], tuple[float, Stored]], target: float, best: tuple) -> tuple:
-    """(bits, threshold, Stored): bracket the target in steps of four, then halve the bracket."""
+def _search(solve: Callable[[float], tuple[float, Stored]], target: float, least: float) -> tuple:
+    """(bits, threshold, Stored): secant steps on the logarithms of the threshold and of the bits above ``least``.
+
+    A step that leaves the bracket, or a bracket that secants do not close, is halved instead.
+    """
     fits = misses = None  # thresholds; more bits the lower
-    threshold = THRESHOLD.default
-    for _ in range(STEPS):
+    best, before = (least, math.inf, None), None
+    threshold, slope = THRESHOLD.default, -1.0
+    for step in range(STEPS):
         bits, stored = solve(threshold)
         if bits <= target:
             fits, best = threshold, max(best, (bits, threshold, stored), key=lambda one: one[0])
@@ -174,7 +178,15 @@ def _bisect(solve: Callable[[float], tuple[float, Stored]], target: float, best:
             misses = threshold
         if target - BELOW <= best[0]:
             break
-        threshold = math.sqrt(fits * misses) if fits and misses else threshold / 4 if fits else threshold * 4
+        at = (math.log(threshold), math.log(bits - least)) if bits > least else None
+        if at and before and at[0] != before[0]:
+            slope = min(-0.25, max(-4.0, (at[1] - before[1]) / (at[0] - before[0])))
+        threshold *= 4.0 if bits > target else 0.25
+        if at:
+            threshold = math.exp(at[0] + (math.log(target - BELOW / 2 - least) - at[1]) / slope)
+        if fits and misses and (step % 4 == 3 or not misses < threshold < fits):
+            threshold = math.sqrt(fits * misses)
+        before = at
     return best
 
 
@@ -187,7 +199,7 @@ def sensitivity(weight: torch.Tensor, factor_diagonal: torch.Tensor, layer_base:
     return ((weight - dequantized(weight, layer_base)) / factor_diagonal).square()
 
 
-@quantizer("spqr", needs=("hessian",), sequential=False, options=(THRESHOLD, PERCDAMP, ORDER, TARGET))
+@quantizer("spqr", needs=("hessian",), sequential=False, version=2, options=(THRESHOLD, PERCDAMP, ORDER, TARGET))
 def spqr(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     """SpQR of one linear; with ``target`` the threshold is what stores that many bits a weight."""
     if aid.hessian is None:
@@ -198,4 +210,4 @@ def spqr(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     target = TARGET.of(aid.options)
     if target is None:
         return solve_spqr(weight, aid.hessian, layer, **settings)
-    return bisect_threshold(weight, aid.hessian, layer, target_bits=target, **settings)[1]
+    return fit_threshold(weight, aid.hessian, layer, target_bits=target, **settings)[1]

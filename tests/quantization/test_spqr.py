@@ -17,7 +17,7 @@ from core.types import Aid, LayerPlan
 from quantization.bits import layer_bits
 from quantization.packing.forms import packed, unpacked
 from quantization.solvers.rtn import dequantized
-from quantization.solvers.spqr import _prepare, bisect_threshold, sensitivity, solve_spqr
+from quantization.solvers.spqr import _prepare, fit_threshold, sensitivity, solve_spqr
 from quantization.solvers.spqr_fit import leave_one_out, minmax
 from streams.hessians import factorise
 from tests.goldens import LAYERS, golden_io
@@ -266,16 +266,16 @@ def test_bisection_meets_the_target():
     weight, hessian = made(96, 128)
     minimum = layer_bits(PLAN, (96, 128)) / weight.numel()
     for target in (minimum + 0.1, 4.5, 6.0):
-        threshold, got = bisect_threshold(weight, hessian, PLAN, target_bits=target)
+        threshold, got = fit_threshold(weight, hessian, PLAN, target_bits=target)
         bits = layer_bits(got.layer, (96, 128)) / weight.numel()
         assert target - 0.02 <= bits <= target
         assert torch.equal(solve_spqr(weight, hessian, PLAN, threshold=threshold).values, got.values)
-    threshold, got = bisect_threshold(weight, hessian, PLAN, target_bits=minimum)
+    threshold, got = fit_threshold(weight, hessian, PLAN, target_bits=minimum)
     assert threshold == math.inf and got.layer.keep is None
     with pytest.raises(BudgetError, match=f"at least {minimum:.4f} bits"):
-        bisect_threshold(weight, hessian, PLAN, target_bits=minimum - 0.001)
+        fit_threshold(weight, hessian, PLAN, target_bits=minimum - 0.001)
     tiny, tiny_hessian = made(3, 5)  # steps of a whole weight: under the target, as near as it goes
-    _, got = bisect_threshold(tiny, tiny_hessian, PLAN, target_bits=40.0)
+    _, got = fit_threshold(tiny, tiny_hessian, PLAN, target_bits=40.0)
     assert layer_bits(got.layer, (3, 5)) / 15 <= 40.0
 
 

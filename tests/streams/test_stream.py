@@ -11,6 +11,8 @@ from core.forward import call
 from core.types import CalibSet, LayerPlan
 from quantization.apply import Originals
 from streams.blocks import BlockStream, walk
+from streams.hessians import add_gram, mirror
+from streams.settled import Settled
 from tests.tiny import CONFIGS, calib_set, tiny_model
 
 
@@ -134,3 +136,63 @@ def test_calibration_that_cannot_serve_is_one_clear_error(tokens, message):
     with pytest.raises(UserError, match=message):
         Originals(linears).solve({f: LayerPlan(3, 8) for f in linears}, "gptq", model=model, blocks=blocks,
                                  block_of=block_of, calib=CalibSet("x", (), tokens, (), 0, ""))
+
+
+def solved(family: str, monkeypatch, *, remember: bool) -> tuple[dict, int]:
+    """Weights that GPTQ gives every linear, and how often queries were computed, where a linear makes them alone."""
+    model, blocks, linears, block_of, calib = parts(family)
+    runs = []
+    for fqn, lin in linears.items():
+        if fqn.endswith("q_proj"):
+            lin.register_forward_hook(lambda *_: runs.append(1))
+    if not remember:
+        monkeypatch.setattr(Settled, "solved", lambda self, names: None)
+    originals = Originals(linears)
+    values: dict = {}
+    originals.solve({f: LayerPlan(3, 8) for f in linears}, "gptq", model=model, blocks=blocks, block_of=block_of,
+                    calib=calib, see=lambda f, stored: values.__setitem__(f, stored.values))
+    assert not any("forward" in m.__dict__ for m in model.modules())
+    return values, len(runs)
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_remembered_attention_changes_no_bit(family, monkeypatch):
+    fast, few = solved(family, monkeypatch, remember=True)
+    slow, many = solved(family, monkeypatch, remember=False)
+    assert fast.keys() == slow.keys() and all(torch.equal(fast[f], slow[f]) for f in fast)
+    assert few < many or not many
+
+
+class InPlace(torch.nn.Module):
+    """A block that writes into what its first part gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (torch.nn.Sequential(torch.nn.Linear(4, 4)) for _ in range(2))
+
+    def forward(self, x):
+        h = self.first(x)
+        h += x
+        return self.second(h)
+
+
+@torch.no_grad()
+def test_a_part_whose_output_is_written_to_is_not_remembered():
+    torch.manual_seed(0)
+    block, x = InPlace(), torch.randn(3, 4)
+    linears = {"first": block.first[0], "second": block.second[0]}
+    settled, want = Settled(block, linears), block(x)
+    settled.solved(["first"])
+    for _ in range(3):
+        with settled.remembered(0):
+            assert torch.equal(block(x), want)
+    assert not settled.outputs and "forward" not in block.first.__dict__
+
+
+def test_the_upper_panels_are_the_whole_gram():
+    rows = torch.randn(50, 700)
+    total = torch.zeros(700, 700)
+    for part in rows.split(20):
+        add_gram(total, part, 0.5)
+    torch.testing.assert_close(mirror(total), 0.5 * rows.t() @ rows, rtol=1e-5, atol=1e-4)
+    assert torch.equal(total, total.t())
