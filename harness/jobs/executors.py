@@ -2,7 +2,8 @@
 
     local     this process, cell by cell
     process   --max_parallel workers on this machine, which claim groups of scores first, then cells
-    slurm     two job arrays: one job a group of scores and a cell that needs none; then, after these, one a cell
+    slurm     two job arrays: one job a group of scores and a cell that needs none; then, after these, one a cell, or
+              several cells of one model (--cells_per_job)
     debug     the units of a slurm run one by one in this process, under submitit's DebugExecutor (pdb on an error)
 
 The second array waits with ``afterany``: scores that failed make their own cells fail, with the reason, and no others.
@@ -70,12 +71,13 @@ def submit_slurm(board: Board, options: Options, skip: set[int], readers: list[s
     groups = [unit_name("scores", i) for i, cells in enumerate(readers) if cells - skip]
     cells = {unit_name("cell", i): bool(resolve_method(cell["method"]).scorer)
              for i, cell in enumerate(board.run["cells"]) if i not in skip}
-    first = _array(board, options, groups + [c for c, scored in cells.items() if not scored], what="scores")
+    alone = bundles(board, [c for c, scored in cells.items() if not scored], options.cells_per_job)
+    first = _array(board, options, [(group,) for group in groups] + alone, what="scores")
     board.write_jobs(first)  # should the second submission fail, the first can be cancelled
     after = ":".join(dict.fromkeys(number.split("_")[0] for number in first.values()))
     try:
-        jobs = first | _array(board, options, [c for c, scored in cells.items() if scored], what="cells",
-                              dependency=f"afterany:{after}" if after else None)
+        scored = bundles(board, [c for c, scored in cells.items() if scored], options.cells_per_job)
+        jobs = first | _array(board, options, scored, what="cells", dependency=f"afterany:{after}" if after else None)
     except UserError:
         cancel(board)
         raise
@@ -83,25 +85,34 @@ def submit_slurm(board: Board, options: Options, skip: set[int], readers: list[s
     return jobs
 
 
-def _array(board: Board, options: Options, units: list[str], *, what: str,
+def bundles(board: Board, units: list[str], size: int | None) -> list[tuple[str, ...]]:
+    """The units of each job: cells of one model, at most ``size`` (1 if None), in running order."""
+    size = size or 1
+    of_model: dict[str, list[str]] = {}
+    for unit in units:
+        of_model.setdefault(board.run["cells"][int(unit.rpartition("-")[2])]["model"], []).append(unit)
+    return [tuple(own[start:start + size]) for own in of_model.values() for start in range(0, len(own), size)]
+
+
+def _array(board: Board, options: Options, jobs_units: list[tuple[str, ...]], *, what: str,
            dependency: str | None = None) -> dict[str, str]:
-    """One job array of a job a unit."""
+    """One job array, a job a bundle of units; returns unit -> job number."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    if not units:
+    if not jobs_units:
         return {}
     try:
         executor = submitit.SlurmExecutor(folder=board.folder / "jobs",
                                           max_num_timeout=20 if options.max_requeues is None else options.max_requeues)
         executor.update_parameters(**_parameters(board, options, what, dependency))
         with executor.batch():
-            jobs = [executor.submit(Job(str(board.folder), unit)) for unit in units]
+            jobs = [executor.submit(Job(str(board.folder), *units)) for units in jobs_units]
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError, RuntimeError) as error:
         raise UserError(f"SLURM did not take the {what}: {_reason(error)}; "
                         "compare what sinfo shows with --partition, --time, --mem, --cpus_per_task, --gpus_per_task, "
                         "--sbatch") from None
-    return {unit: job.job_id for unit, job in zip(units, jobs)}
+    return {unit: job.job_id for units, job in zip(jobs_units, jobs, strict=True) for unit in units}
 
 
 def _parameters(board: Board, options: Options, what: str, dependency: str | None) -> dict:

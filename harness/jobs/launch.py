@@ -11,7 +11,7 @@ from harness.forecast.limits import cpu_limit
 from harness.forecast.preflight import preflight
 from harness.grid import Grid, table_settings
 from harness.jobs.board import EVERYTHING, Board, forget_like, runs, unit_name
-from harness.jobs.executors import submit_processes, submit_slurm
+from harness.jobs.executors import bundles, submit_processes, submit_slurm
 from harness.jobs.loop import run_grid
 from harness.jobs.options import Options
 from harness.jobs.post import Post
@@ -69,7 +69,7 @@ def launch(grid: Grid, token: str | None, options: Options, plugins: list[str],
     if options.executor == "process":
         jobs = submit_processes(board, options)
     elif options.executor == "debug":
-        _debug(board)
+        _debug(board, options)
     else:
         _hand_in(board, options, taken, readers=readers, say=progress.say)
     return board, jobs
@@ -141,13 +141,14 @@ def _is_there(grid: Grid, facts: dict) -> bool:
     return bool(result) and result.get("status") == "ok"
 
 
-def _debug(board: Board) -> None:
-    """Every unit, one after another, in this process."""
+def _debug(board: Board, options: Options) -> None:
+    """Every job, one after another, in this process."""
     import submitit
 
     executor = submitit.DebugExecutor(folder=board.folder / "jobs")
-    for name in board.units():
-        executor.submit(Job(str(board.folder), name)).result()
+    groups, cells = ([u for u in board.units() if u.startswith(kind)] for kind in ("scores-", "cell-"))
+    for job in [(group,) for group in groups] + bundles(board, cells, options.cells_per_job):
+        executor.submit(Job(str(board.folder), *job)).result()
 
 
 def follow(board: Board, progress: Progress, jobs: list) -> None:

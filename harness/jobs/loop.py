@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from core.digest import digest
-from core.errors import StorageError, storage_error
+from core.errors import StorageError, UserError, storage_error
 from harness.jobs.board import results_folder, unit_name
 from harness.jobs.post import Post
 from harness.stages.case import Case, Cases
@@ -92,6 +92,21 @@ def run_unit(case: Case, unit: str, folder: Path, post: Post | None) -> Result:
     else:
         post.finish("failed", cell=result.cell, file=result.file.stem, error=result.error)
     return result
+
+
+def run_cells(cases: dict[str, Case], post: Post) -> int:
+    """Run one job's cells, by unit, one after another, and wait for who has one in hand; returns how many failed."""
+    failed = 0
+    for unit, case in cases.items():
+        try:
+            with case.store.lock(claim(case), "cell"):
+                failed += not run_unit(case, unit, results_folder(case.grid), post).ok
+        except StorageError:
+            raise
+        except UserError as error:  # of its keys or data; the cells after it have others
+            post.board.set(unit, "failed", error=str(error))
+            failed += 1
+    return failed
 
 
 def _why(error: BaseException) -> str:

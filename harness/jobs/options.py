@@ -42,6 +42,8 @@ class Options:
     sbatch: tuple[str, ...] = asked("more for sbatch, such as account=lab qos=low", (), metavar="KEY=VALUE")
     max_requeues: int | None = asked("how often a job that runs out of time is queued again (default: 20)", metavar="N",
                                      low=0)
+    cells_per_job: int | None = asked("cells of one model that a job runs one after another, loading the model once "
+                                      "(default: 1)", metavar="N", low=1)
     wait: bool = asked("stay until a cluster's jobs have ended, then print the tables; Ctrl-C leaves them running",
                        False)
 

@@ -39,10 +39,12 @@ def units(board: Board, ended: bool = False, others: dict[str, list[Unit]] | Non
     run, jobs, others = board.run, board.jobs(), {} if others is None else others
     queue = job_states(sorted(jobs.values()), board.id) if run["executor"] == "slurm" and jobs else {}
     living = {} if ended else {worker: board.alive(worker) for worker in board.workers()}
-    return [_unit(board, name, jobs.get(name), queue=queue, living=living, others=others) for name in board.units()]
+    begun = {job for name, job in jobs.items() if board.state(name)} if queue else set()
+    return [_unit(board, name, jobs.get(name), queue=queue, begun=begun, living=living, others=others)
+            for name in board.units()]
 
 
-def _unit(board: Board, name: str, job: str | None, *, queue: dict, living: dict[str, bool],
+def _unit(board: Board, name: str, job: str | None, *, queue: dict, begun: set[str], living: dict[str, bool],
           others: dict[str, list[Unit]]) -> Unit:
     kind, _, number = name.rpartition("-")
     inside = [int(number)] if kind == "cell" else board.run["scores"][int(number)]
@@ -52,7 +54,10 @@ def _unit(board: Board, name: str, job: str | None, *, queue: dict, living: dict
                           facts=facts, others=others)
     if kind == "scores" and board.run["executor"] == "slurm" and not job and not facts:
         return Unit(name, label, "done", "no cell of this run needs it")
-    state, reason = _judge(board, facts, queue.get(job) if job else None, living)
+    queued = queue.get(job) if job else None
+    if not facts and queued and queued[0] == "RUNNING" and job in begun:
+        return Unit(name, label, "waiting", "behind other cells of its job", job=job)
+    state, reason = _judge(board, facts, queued, living)
     running = time.time() - facts["since"] if state == "running" and "since" in facts else None
     return Unit(name, label, state, reason, seconds=facts.get("seconds", running), job=job or facts.get("job"))
 

@@ -71,6 +71,34 @@ def test_debug_runs_the_parts_in_this_process(local, tiny_folder, tmp_path, monk
     assert mine and mine.items() <= files(local / "results", "*.jsonl").items()
 
 
+def test_a_job_of_several_cells_loads_the_model_once(local, tiny_folder, tmp_path, monkeypatch):
+    """One job of scores and one of all cells; a cell whose data cannot be read fails alone."""
+    import harness.jobs.loop
+    import harness.stages.model
+
+    loads, plain = [], harness.stages.model.load_model
+    monkeypatch.setattr(harness.stages.model, "load_model", lambda *args, **kw: loads.append(1) or plain(*args, **kw))
+    monkeypatch.setattr("pdb.post_mortem", lambda: pytest.fail("a unit failed"))
+    flags = ("--method", "TAQ", "--executor", "debug", "--cells_per_job", "9")
+    assert run(tiny_folder, tmp_path, *flags, datasets=BITS) == 0
+    mine, whole = (files(root / "results", "*.jsonl") for root in (tmp_path, local))
+    assert mine and mine.items() <= whole.items()
+    assert len(loads) == 4  # the preflight, a job each for the scores of random and TAQ, one job for four cells
+    names = [path.stem for path in (tmp_path / "results").glob("*.json")]
+
+    def broken(case):
+        if case.cell.method.name == "fp16":
+            raise UserError("its rows cannot be read")
+        return str(case.cell)
+
+    monkeypatch.setattr(harness.jobs.loop, "claim", broken)
+    other = tmp_path / "other"
+    assert run(tiny_folder, other, *flags, datasets=BITS) == 1
+    assert len([*(other / "results").glob("*.json")]) == len(names) - 1
+    assert [(u.label.split()[0], u.reason) for u in units(find_run(str(other / "results"), None))
+            if u.state == "failed"] == [("fp16", "its rows cannot be read")]
+
+
 def test_status_and_collect_of_a_run_that_was_interrupted(tiny_folder, tmp_path, monkeypatch, capsys):
     import harness.stages.samples
     from harness.cli.main import main
@@ -140,6 +168,25 @@ def test_what_sbatch_is_given(tiny_folder, tmp_path, bin_folder, monkeypatch, ca
     board = find_run(str(tmp_path / "results"), None)
     assert not any(b"hf_secret" in p.read_bytes() for p in board.folder.rglob("*") if p.is_file())
     assert board.grid().threads == 1 and board.run["memory"] == 24 * 2**30  # --threads was given; else --cpus_per_task
+
+
+def test_jobs_of_several_cells(tiny_folder, tmp_path, bin_folder, monkeypatch):
+    fake_slurm(bin_folder, monkeypatch, squeue='printf "70_0|PENDING|Priority|x\\n71_0|PENDING|Dependency|x\\n"')
+    assert run(tiny_folder, tmp_path, "--method", "TAQ", "TAQoS", "--executor", "slurm", "--cells_per_job", "2",
+               datasets=BITS) == 0
+    first, second = (bin_folder / "70.sh").read_text(), (bin_folder / "71.sh").read_text()
+    assert "#SBATCH --array=0-3%" in first and "#SBATCH --array=0-1%" in second  # three scores, five cells
+    jobs = find_run(str(tmp_path / "results"), None).jobs()
+    assert len([unit for unit in jobs if unit.startswith("cell-")]) == 5
+    assert Counter(Counter(jobs.values()).values()) == {1: 4, 2: 2}
+
+
+def test_a_cell_behind_others_of_its_job_waits(tiny_grid_board, monkeypatch):
+    monkeypatch.setattr("harness.jobs.status.job_states", lambda numbers, run: {"7_0": ("RUNNING", "")})
+    tiny_grid_board.write_jobs({"cell-0": "7_0", "cell-1": "7_0"})
+    tiny_grid_board.set("cell-0", "done")
+    states = [(unit.state, unit.reason) for unit in units(tiny_grid_board) if unit.name in ("cell-0", "cell-1")]
+    assert states == [("done", ""), ("waiting", "behind other cells of its job")]
 
 
 def test_what_sbatch_refuses(tiny_folder, tmp_path, bin_folder, monkeypatch, capsys):
