@@ -18,6 +18,8 @@ moves about 1 kept weight in 370,000; ``published`` does so too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from core.lazy import torch
 from core.registry import method, scorer
 from core.settings import Setting
@@ -55,8 +57,9 @@ def sharpened(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     return (gradient * weight.float()).abs_()
 
 
-def _weights(ctx: ScoreContext) -> dict[str, torch.Tensor]:
-    return {fqn: lin.weight.detach().cpu() for fqn, lin in ctx.linears.items()}
+def _weights(ctx: ScoreContext) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights by name on the CPU, one after another, so that a GPU's are never all there."""
+    return ((fqn, lin.weight.detach().cpu()) for fqn, lin in ctx.linears.items())
 
 
 def _against_corrupt(ctx: ScoreContext, formula, unit: str) -> Scores:
@@ -64,7 +67,7 @@ def _against_corrupt(ctx: ScoreContext, formula, unit: str) -> Scores:
     corrupt, published = ctx.corrupted(), ctx.param("published")
     gradient = ctx.gradients("abs")  # popped one by one: scores take their place, so there is never a second copy
     return Scores("element", {fqn: formula(w, gradient.pop(fqn), corrupt.pop(fqn), published)
-                              for fqn, w in _weights(ctx).items()}, unit)
+                              for fqn, w in _weights(ctx)}, unit)
 
 
 @scorer("TaCQ", granularity="element", needs=("gradients",), params=COMPARED, gradients=("abs",))
@@ -83,7 +86,7 @@ def quantization_aware(ctx: ScoreContext) -> Scores:
 def magnitude_sharpened(ctx: ScoreContext) -> Scores:
     """|W| · Σ|g|."""
     gradient = ctx.gradients("abs")
-    return Scores("element", {fqn: sharpened(w, gradient.pop(fqn)) for fqn, w in _weights(ctx).items()}, "nats")
+    return Scores("element", {fqn: sharpened(w, gradient.pop(fqn)) for fqn, w in _weights(ctx)}, "nats")
 
 
 @scorer("TaCQ-absgrad", granularity="element", needs=("gradients",), params=GRADIENT, gradients=("abs",))
@@ -107,7 +110,7 @@ def fisher(ctx: ScoreContext) -> Scores:
 @scorer("TaCQ-weight", granularity="element", needs=())
 def weight_magnitude(ctx: ScoreContext) -> Scores:
     """|W|; the control ``magnitude`` under the paper's name."""
-    return Scores("element", {fqn: w.float().abs() for fqn, w in _weights(ctx).items()}, "weight")
+    return Scores("element", {fqn: w.float().abs() for fqn, w in _weights(ctx)}, "weight")
 
 
 for _name in ("TaCQ", "TaCQ-weight", "TaCQ-fisher", "TaCQ-gradient", "TaCQ-absgrad", "TaCQ-MSG", "TaCQ-QAL"):

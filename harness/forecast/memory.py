@@ -8,7 +8,7 @@ A cell goes through stages, and what one stage holds is gone in the next, so eve
     gradients   one backward pass a document                 weights (--grad_dtype) + float32 sums, one set a kind
     Hessians    a scorer or solver reads inputs of linears   weights + hidden states, Hessian and factor of the widest
     menu        forms of linears are priced                  weights (--grad_dtype) + what forms move, 16 bits a weight
-    allocation  kept weights are chosen                      element scores thrice: stored, in one row, partly sorted
+    allocation  kept weights are chosen                      a mask, and the rank of all that there may be room for
     questions   a batch of the evaluation                    weights + hidden states, key-value cache, logits
 
 All through a cell the linears as loaded lie once more on the CPU.  With a GPU, device and CPU are two budgets; without
@@ -24,6 +24,7 @@ from core.placement import Devices
 from core.registry import QUANTIZERS, SCORERS, ScorerSpec
 from evaluation.engine.kv_cache import LOGIT_ROWS
 from harness.forecast.sizes import Asked, asked, prompt_batches
+from harness.stages.base_quantized import base as base_level
 from harness.stages.case import Case
 from harness.stages.gradients import gradient_kinds, missing_kinds
 from harness.stages.library import HELD, menu_of
@@ -31,6 +32,7 @@ from harness.stages.model import Sizes
 from harness.stages.options import buys_forms
 from harness.stages.plan import plan_key
 from harness.stages.scores import scores_key
+from quantization.bits import uniform_bits
 from streams.blocks import BATCH_TOKENS
 from streams.gradients import SLICE
 
@@ -39,6 +41,7 @@ CONTEXT = 500 * 10**6  # a CUDA context
 GRADIENTS, ASKING = "gradients are taken", "questions are asked"
 ATTRIBUTED = "answers are attributed"
 FACTOR = 6  # matrices [in, in] at once: Hessian, undead, damped, lower factor, inverse, upper factor
+RANKED = 60  # bytes a weight that may be kept takes while they are ranked: positions, keys, rows, scores
 WORKING = 5  # float32 copies of the weight that a solver works on: the weight, columns, errors, values, codes and masks
 
 
@@ -133,12 +136,21 @@ def memory(case: Case) -> list[Parts]:
     if buys_forms(method) and not planned:
         stages.append(menu_stage(case, base))
     if element and not planned:
-        stages.append(Parts("kept weights are chosen", **base, scores=(4 * 3 + 1) * d.linears))
+        stages.append(Parts("kept weights are chosen", **base, scores=d.linears + RANKED * room(case) + 4 * d.largest))
     activations = max(batch_bytes(d, batch) for batch in asked(case.data))
     # heads chosen at run time: the attention's linears lie there in both versions; all linears are more than these
     twice = d.linears * d.itemsize if method.allocator == "heads_a_token" else 0
     asking = base | {"context": context_bytes(case, ASKING), "weights": base["weights"] + twice}
     return [*stages, Parts(ASKING, **asking, activations=activations, scores=element * d.linears)]
+
+
+def room(case: Case) -> int:
+    """Kept weights that the budget has room for, their index aside; of a native row what one bit more would pay for."""
+    d, budget = case.model.sizes, case.budget
+    if case.method.native:
+        return d.linears // budget.kept_bits
+    lowest = uniform_bits(base_level(case)["bits"], case.model.shapes, budget)
+    return max(0, int(budget.avg_bits * d.linears) - lowest) // budget.kept_bits
 
 
 def devices_of(case: Case, stage: str) -> Devices:

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from core.digest import write_json
 from core.registry import SCORERS, ScorerSpec
@@ -21,6 +21,7 @@ from harness.stages.pivots import pivots
 from harness.stages.untouched import untouched
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
+from harness.store.tensors import load_tensors
 
 SHAPES = {"group": "[out or 1, in/g]", "line": "[out, 1] or [1, in]"}
 FACTS = {"seed": lambda case: case.cell.seed, "batch_tokens": lambda case: case.grid.batch_tokens,
@@ -68,7 +69,7 @@ def scores(case: Case) -> Scores:
     """The row's scores, from the store or from its scorer; what is used is what is stored."""
     entry = case.store.make(*scores_key(case), lambda partial: _compute(case, partial))
     head = json.loads((entry / "scores.json").read_text())
-    values = {fqn: torch.from_numpy(array) for fqn, array in load_file(entry / "scores.safetensors").items()}
+    values = load_tensors(entry / "scores.safetensors")
     levels = tuple(head["levels"]) if head["levels"] else None
     return Scores(granularity=head["granularity"], values=values, unit=head["unit"], levels=levels, notes=head["notes"])
 

@@ -201,7 +201,7 @@ def keep_within(ctx: AllocContext, spare: int) -> tuple[dict[str, np.ndarray], d
     cost = _KeepCost(list(ctx.shapes.values()), [len(one) for one in scores], bits,
                      whole if ctx.scores.granularity in ("channel", "line") else None)
     # an upper bound on how many fit: their values alone would fill what is left
-    order = first_k(torch.cat(scores), min(sum(cost.sizes), spare // (bits * cost.weights_a_score)))
+    order = first_k(scores, min(sum(cost.sizes), spare // (bits * cost.weights_a_score)))
     cost.rank(order.numpy())
     # the most scores whose weights and index fit; cost grows with their number
     kept = most(len(order), lambda count: cost.of_first(count) <= spare)

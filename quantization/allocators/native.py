@@ -193,7 +193,7 @@ def global_topk(ctx: AllocContext):
         return _filled(ctx, TARGET.of(ctx.options))
     scores = [ctx.scores.values[name].float().flatten() for name in ctx.shapes]
     sizes = [len(one) for one in scores]
-    best = first_k(torch.cat(scores), int(RATIO.of(ctx.options) * sum(sizes)))
+    best = first_k(scores, int(RATIO.of(ctx.options) * sum(sizes)))
     masks = keep_masks(ctx.shapes, best, sizes)
     return {n: replace(_flat(ctx, shape), keep=masks.get(n)) for n, shape in ctx.shapes.items()}, {"kept": len(best)}
 

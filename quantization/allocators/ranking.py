@@ -11,7 +11,7 @@ order, which knows no score and is the same each time; each of its prefixes is s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from core.lazy import torch
 from core.types import Scores
 
+PIECE = 2**20  # scores that are looked at at a time
 ROOT = np.uint64(0x6A09E667F3BCC909)  # 2^64 · (√2 − 1), made odd so that no two positions have one key
 
 
@@ -76,21 +77,55 @@ def most(high: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def first_k(flat: torch.Tensor, k: int, key: Callable[[np.ndarray], np.ndarray] = spread_key) -> torch.Tensor:
-    """Positions of the k highest of ``flat`` float32 [n], best first; of equal scores the lowest ``key`` first.
+def first_k(scores: torch.Tensor | Sequence[torch.Tensor], k: int,
+            key: Callable[[np.ndarray], np.ndarray] = spread_key) -> torch.Tensor:
+    """Positions of the k highest, best first; of equal scores the lowest ``key`` first.
 
-    The first j of them are ``first_k(flat, j)``.  Keys are computed for the tied and the chosen positions alone.
+    scores: float32 [n], or several such, through which positions count on; they are read one after another and never
+    copied whole.  The first j positions are ``first_k(scores, j)``.
     """
     if k == 0:
         return torch.zeros(0, dtype=torch.long)
-    scores = flat.numpy()
-    threshold = np.partition(scores, len(scores) - k)[-k]  # torch.topk takes 16 bytes a value, four times as many
-    above, tied = np.flatnonzero(scores > threshold), np.flatnonzero(scores == threshold)
-    room = k - len(above)
-    if room < len(tied):
-        tied = tied[np.argpartition(key(tied), room)[:room]]
-    chosen = np.concatenate([above, tied])
-    return torch.from_numpy(chosen[np.lexsort((key(chosen), -scores[chosen]))])
+    parts = [one.float().numpy() for one in ([scores] if torch.is_tensor(scores) else scores)]
+    threshold, above = _kth_highest(parts, k)
+    chosen, values, tied, start, room = [], [], np.zeros(0, np.int64), 0, k - above
+    for part in parts:
+        at = np.flatnonzero(part > threshold)
+        chosen.append(at + start)
+        values.append(part[at])
+        tied = np.concatenate([tied, np.flatnonzero(part == threshold) + start])
+        if room < len(tied):
+            tied = tied[np.argpartition(key(tied), room)[:room]]
+        start += len(part)
+    chosen, values = np.concatenate([*chosen, tied]), np.concatenate([*values, np.full(len(tied), threshold)])
+    return torch.from_numpy(chosen[np.lexsort((key(chosen), -values))])
+
+
+def _kth_highest(parts: list[np.ndarray], k: int) -> tuple[np.float32, int]:
+    """(the k-th highest value, how many are higher), by counting the upper and then the lower half of the bits."""
+    above, upper = _bucket((bits >> 16 for bits in _ordered(parts)), k)
+    more, lower = _bucket((bits[bits >> 16 == upper] & 0xFFFF for bits in _ordered(parts)), k - above)
+    bits = np.array([upper << 16 | lower], np.uint32)
+    sign = np.where(bits >> 31, np.uint32(1 << 31), np.uint32(0xFFFFFFFF))
+    return (bits ^ sign).view(np.float32)[0], above + more
+
+
+def _ordered(parts: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """The parts piece by piece as uint32 that are in the order of the numbers."""
+    for part in parts:
+        for start in range(0, len(part), PIECE):
+            bits = (part[start:start + PIECE] + np.float32(0.0)).view(np.uint32)  # −0 becomes 0, which it equals
+            yield bits ^ np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(1 << 31))
+
+
+def _bucket(pieces: Iterator[np.ndarray], k: int) -> tuple[int, int]:
+    """(how many of all numbers below 2^16 lie above the k-th highest, that number)."""
+    counts = np.zeros(1 << 16, np.int64)
+    for piece in pieces:
+        counts += np.bincount(piece, minlength=len(counts))
+    from_top = np.cumsum(counts[::-1])
+    place = int(np.searchsorted(from_top, k))
+    return int(from_top[place - 1]) if place else 0, len(counts) - 1 - place
 
 
 def keep_masks(shapes: dict[str, tuple[int, int]], positions: torch.Tensor, sizes: list[int],
@@ -100,12 +135,13 @@ def keep_masks(shapes: dict[str, tuple[int, int]], positions: torch.Tensor, size
     ``positions`` count through the scores of all linears, of which each has ``sizes``: out · in weights, or as many
     columns, or rows (``rows`` names those linears).
     """
-    flags = torch.zeros(sum(sizes), dtype=torch.bool)
-    flags[positions] = True
-    masks = {}
-    for (name, shape), mask in zip(shapes.items(), flags.split(sizes)):
-        if mask.any():
-            single = len(mask) == shape[0] * shape[1]
+    positions, ends, masks = np.sort(positions.numpy()), np.cumsum(sizes), {}
+    inside = np.split(positions, np.searchsorted(positions, ends))[:-1]
+    for (name, shape), own, size, end in zip(shapes.items(), inside, sizes, ends, strict=True):
+        if len(own):
+            mask = np.zeros(size, bool)
+            mask[own - (end - size)] = True
+            single = size == shape[0] * shape[1]
             lines = mask[:, None] if name in rows else mask
-            masks[name] = (mask.reshape(shape) if single else lines.expand(shape)).numpy().copy()
+            masks[name] = mask.reshape(shape) if single else np.broadcast_to(lines, shape).copy()
     return masks

@@ -1,6 +1,7 @@
 """Allocators: budgets met from below, optimal against brute force, deterministic, ties not to the earliest."""
 
 import itertools
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +14,11 @@ import quantization  # noqa: F401  (registers)
 from core.errors import BudgetError, UserError
 from core.registry import ALLOCATORS
 from core.types import Budget, LayerPlan, Scores
+from quantization.allocators import ranking
 from quantization.allocators.common import AllocContext, positive_weights
 from quantization.allocators.knapsack import lagrangian, solve
 from quantization.allocators.native import _searched, ranked
-from quantization.allocators.ranking import first_k, spread_key, spread_order
+from quantization.allocators.ranking import first_k, keep_masks, spread_key, spread_order
 from quantization.bits import achievable, check_budget, layer_bits, make_plan
 
 
@@ -350,3 +352,40 @@ def test_tied_linears_get_the_same_bits_at_the_same_budget(name):
     assert any(len({free[f"m.{b}.{part}_proj"].bits for part in "qkv"}) > 1 for b in range(12))
     for plan in (layers, free):
         check_budget(make_plan(plan, ctx.shapes, (0, 0), {}), ctx.budget, name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.integers(1, 30), st.integers(0, 2**16),
+       st.floats(0, 1), st.integers(1, 300))
+def test_scores_in_parts_rank_as_one_row(sizes, different, seed, share, piece):
+    """Positions and masks, whatever the pieces, ties across parts among them."""
+    rng = np.random.default_rng(seed)
+    parts = [torch.tensor((rng.integers(-different, different, size) / 7).astype(np.float32)) for size in sizes]
+    k = int(share * sum(sizes))
+    before, ranking.PIECE = ranking.PIECE, piece
+    try:
+        best = first_k(parts, k)
+    finally:
+        ranking.PIECE = before
+    assert best.tolist() == first_k(torch.cat(parts), k).tolist()
+    flat, keys = torch.cat(parts).numpy(), spread_key(np.arange(sum(sizes)))
+    assert best.tolist() == sorted(range(len(flat)), key=lambda i: (-flat[i], keys[i]))[:k]
+    shapes = {str(i): (1, size) for i, size in enumerate(sizes)}
+    flags = np.zeros(len(flat), bool)
+    flags[best.numpy()] = True
+    masks = keep_masks(shapes, best, sizes)
+    for (name, _), own in zip(shapes.items(), np.split(flags, np.cumsum(sizes)[:-1])):
+        assert (masks[name][0] == own).all() if own.any() else name not in masks
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_ranking_needs_less_memory_than_the_scores(blind):
+    """Two in a hundred of 64 million weights, also where all scores are the same."""
+    part = torch.zeros(8_000_000) if blind else torch.rand(8_000_000, generator=torch.Generator().manual_seed(0))
+    tracemalloc.start()
+    try:
+        best = first_k([part] * 8, 1_280_000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(best) == 1_280_000 and peak < 64_000_000 * 4
