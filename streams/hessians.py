@@ -65,26 +65,36 @@ def factorise(hessian: torch.Tensor, percdamp: float = 0.01, what: str = "a line
         raise UserError(f"the inputs of {what} are not finite on the calibration documents; the model or a block "
                         "before it is broken")
     dead = diagonal == 0
-    alive = hessian.clone()
-    alive.diagonal()[dead] = 1.0
-    mean = float(alive.diagonal().mean())
+    mean = float(torch.where(dead, 1.0, diagonal).mean())
     for tries in range(1, DAMPING_TRIES + 1):
         damp = (percdamp if tries == 1 else max(percdamp, LEAST_DAMPING) * 10 ** (tries - 1)) * mean
-        damped = alive.clone()
-        damped.diagonal().add_(damp)
-        upper = _inverse_factor(damped)
+        upper = _inverse_factor(_damped(hessian, dead, damp))
         if upper is not None:
             return Factor(upper, dead, damp=damp, tries=tries)
     raise UserError(f"the Hessian of {what} cannot be factorised even with {damp / mean:g} of its mean diagonal added; "
                     "use more calibration tokens")
 
 
+def _damped(hessian: torch.Tensor, dead: torch.Tensor, damp: float) -> torch.Tensor:
+    """A copy with ``damp`` added to the diagonal, which is 1 before that at dead inputs."""
+    damped = hessian.clone()
+    damped.diagonal()[dead] = 1.0
+    damped.diagonal().add_(damp)
+    return damped
+
+
 def _inverse_factor(damped: torch.Tensor) -> torch.Tensor | None:
-    """Upper Cholesky factor of the inverse, in the published order of operations; None if a factorisation fails."""
+    """Upper Cholesky factor of the inverse, in the published order of operations; None if a factorisation fails.
+
+    Each matrix is dropped as soon as the next is made, so there are two at a time.
+    """
     lower, failed = torch.linalg.cholesky_ex(damped)
+    del damped
     if failed:
         return None
-    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    inverse = torch.cholesky_inverse(lower)
+    del lower
+    upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
     return None if failed or not torch.isfinite(upper).all() else upper
 
 

@@ -31,11 +31,29 @@ def dry_run(cases: Cases, console: Console, limit: int | None = None, workers: i
             total += seconds
             table.add_row(*map(Text, _row(case, seconds)))  # brackets of a method's settings are no markup
     console.print(table)
+    console.print(peaks(cases))
     size, whose = cpu_limit(limit, sharing)
     shared = f", shared by {workers} workers" if workers > 1 else ""
     memory_of = f"{size / 1e9:.1f} GB are {whose}; " if sharing or limit is not None else ""
     console.print(f"About {duration(total / workers).lstrip('~')} of work{shared}, models to be loaded not counted; "
                   f"{memory_of}nothing was computed.")
+
+
+def peaks(cases: Cases) -> Table:
+    """Of each model and stage that is still to come: the most that a cell takes, on a GPU and on the CPU, and which."""
+    table = Table("model", "stage", "GPU", "CPU", "most in", title="Peak of each stage (GB)")
+    for name, model in cases.models.items():
+        most: dict[str, tuple[Parts, Case]] = {}
+        for case in cases.of_model(name):
+            for stage in () if finished(case) else memory(case):
+                if stage.name not in most or stage.total > most[stage.name][0].total:
+                    most[stage.name] = stage, case
+        for stage, case in most.values():
+            on_gpu = any(device.type == "cuda" for device in devices_of(case, stage.name))
+            gpu, cpu = (stage.device, stage.host) if on_gpu else (0, stage.total)
+            table.add_row(*map(Text, (model.ref.name, stage.name, gigabytes(gpu) if on_gpu else "-", gigabytes(cpu),
+                                      case.method.name)))
+    return table
 
 
 def _row(case: Case, seconds: float) -> list[str]:

@@ -40,7 +40,7 @@ PROCESS = 500 * 10**6  # Python, torch, the tokenizer and the documents, measure
 CONTEXT = 500 * 10**6  # a CUDA context
 GRADIENTS, ASKING = "gradients are taken", "questions are asked"
 ATTRIBUTED = "answers are attributed"
-FACTOR = 6  # matrices [in, in] at once: Hessian, undead, damped, lower factor, inverse, upper factor
+FACTOR = 4  # matrices [in, in] at once: the Hessian, two on the way to its factor, and room to make the second
 RANKED = 60  # bytes a weight that may be kept takes while they are ranked: positions, keys, rows, scores
 WORKING = 5  # float32 copies of the weight that a solver works on: the weight, columns, errors, values, codes and masks
 

@@ -25,7 +25,7 @@ from core.types import ModelRef
 from harness.cli.main import main
 from harness.forecast.disk import SMALL as REST
 from harness.forecast.disk import disk_bytes
-from harness.forecast.dry_run import dry_run
+from harness.forecast.dry_run import dry_run, peaks
 from harness.forecast.limits import DEVICE, HOST, cgroup_limit, check_fits, cpu_limit, limits, mend
 from harness.forecast.memory import Parts, backward_bytes, batch_bytes, forward_bytes, memory
 from harness.forecast.preflight import preflight
@@ -210,6 +210,26 @@ def test_a_job_with_a_gpu_is_held_to_what_stays_on_its_cpu(tiny_folder, tmp_path
     # the job's own estimate of its CPU is the same
     monkeypatch.setattr(cells[0].model, "device", torch.device("cuda:0"))
     assert max(stage.host for case in cells for stage in memory(case)) == host
+
+
+def test_a_device_is_large_enough_by_a_byte_or_too_small_by_one(tiny_folder, tmp_path, monkeypatch):
+    """A made-up GPU: its size is held against the peak of the stage that takes the most of it, and that is printed."""
+    cells = opened(tiny_folder, tmp_path, methods=("TaCQ", "TAQoS", "SPQR"), quantizer="gptq")
+    model = cells[0].model
+    for name, device in (("device", torch.device("cuda:0")), ("eval_device", torch.device("cuda:0")),
+                         ("grad_devices", (torch.device("cuda:0"),))):
+        monkeypatch.setattr(model, name, device)
+    top = max((stage for case in cells for stage in memory(case)), key=lambda stage: stage.device)
+    size = SimpleNamespace(total_memory=top.device)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: size)
+    check_fits(cells)
+    size.total_memory -= 1
+    with pytest.raises(UserError, match=rf"while {top.name} .*the memory of cuda:0 is .*cells cannot fit"):
+        check_fits(cells)
+    console = Console(file=StringIO(), width=500)
+    console.print(peaks(cells))
+    row = next(line for line in console.file.getvalue().splitlines() if top.name in line)
+    assert f"{top.device / 1e9:.2f}" in row
 
 
 def test_weights_pass_through_the_cpu_on_their_way_to_a_gpu(tiny_folder, tmp_path):

@@ -1,0 +1,122 @@
+"""Peak memory of every stage: predicted and measured on the demo's model, predicted for Llama-3.1-8B's shape on a GPU.
+
+    python -m benchmarks.peaks [--only predicted]
+
+Predicted is what ``--dry_run`` says (harness/forecast/memory.py).  Measured is the largest resident size of the process
+while the stage ran, looked at every 20 ms, files that are mapped among it.  The 8B model is a configuration without
+weights; its rows are those of a grid with one GPU.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from core.demo_model import ensure_demo_model
+from harness.forecast.memory import GRADIENTS, memory
+from harness.jobs.launch import run_local
+from harness.presets import build_grid
+from harness.progress import Progress
+from harness.stages.case import open_cases
+from tests.harness.bench import silent
+
+ROWS = ("TaCQ", "TAQoS")
+SMALL = dict(datasets=("mmlu_pro",), methods=ROWS, avg_bits=(4.25,), quantizer="rtn", eval_size=8, calib_size=16,
+             calib_tokens=2048, kl_docs=4, score_docs=16, dtype="fp32", threads=1, device="cpu")
+LARGE = dict(datasets=("mmlu_pro",), methods=("TaCQ", "TAQoS", "SPQR"), avg_bits=(4.25,), quantizer="gptq",
+             eval_size=256, calib_size=128, calib_tokens=128 * 512, dtype="bf16", grad_dtype="bf16", device="cpu")
+LLAMA_8B = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "head_dim": 128,
+            "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+            "vocab_size": 128256, "max_position_embeddings": 8192, "tie_word_embeddings": False, "rms_norm_eps": 1e-5,
+            "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2}
+SEEN = (("block outputs", "prompts are scored"), ("KL under noise", "prompts are scored"), ("gradients", GRADIENTS),
+        ("Hessians", "linears are solved"), ("the quantized model", "linears are solved"),
+        ("TaCQ: ", "questions are asked"), ("TAQoS: ", "questions are asked"))
+
+
+class Sampler(threading.Thread):
+    """The largest resident size while each stage ran."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.stage, self.most = "weights are loaded", {}
+
+    def see(self, what: str, _done: int, _total: int) -> None:
+        self.stage = next((stage for begin, stage in SEEN if what.startswith(begin)),
+                          "questions are asked" if " on " in what else self.stage)
+
+    def run(self) -> None:
+        while True:
+            size = next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines()
+                        if line.startswith("VmRSS"))
+            self.most[self.stage] = max(self.most.get(self.stage, 0), size)
+            time.sleep(0.02)
+
+
+def predicted(cases) -> dict[str, tuple[str, object]]:
+    """Stage -> (row, parts) of the cell that takes the most."""
+    most: dict = {}
+    for case in cases:
+        for stage in memory(case):
+            if stage.name not in most or stage.total > most[stage.name][1].total:
+                most[stage.name] = case.method.name, stage
+    return most
+
+
+def small(root: Path, measured: bool) -> None:
+    grid = build_grid("demo", models=(str(ensure_demo_model(Path("saved_models/base"))),), **SMALL,
+                      cache_dir=str(root / "cache"), results_dir=str(root / "results"))
+    told = predicted(open_cases(grid, None, silent()))
+    sampler = Sampler()
+    if measured:
+        sampler.start()
+        with Progress(len(told)) as progress:
+            progress.watchers.append(sampler.see)
+            assert all(result.ok for result in run_local(grid, None, progress, []))
+    print(tabulate([[name, row, stage.total / 1e9, sampler.most.get(name, 0) / 1e9 or None]
+                    for name, (row, stage) in told.items()],
+                   ["stage, SmolLM2-135M-Instruct in float32", "most in", "predicted, GB", "measured, GB"], "github",
+                   floatfmt=".2f", missingval="-"), flush=True)
+
+
+def large(root: Path) -> None:
+    """The same of a model that is only described."""
+    folder, demo = root / "Llama-3.1-8B-shape", ensure_demo_model(Path("saved_models/base"))
+    folder.mkdir()
+    for file in demo.iterdir():
+        if file.name.startswith(("tokenizer", "special", "vocab", "merges")):
+            shutil.copy(file, folder)
+    (folder / "config.json").write_text(json.dumps(LLAMA_8B))
+    from safetensors.torch import save_file
+
+    save_file({"nothing": torch.zeros(1)}, folder / "model.safetensors")
+    grid = build_grid("demo", models=(str(folder),), **LARGE, cache_dir=str(root / "c8"), results_dir=str(root / "r8"))
+    cases = open_cases(grid, None, silent())
+    gpu, model = torch.device("cuda:0"), cases[0].model
+    model.device, model.eval_device, model.grad_devices = gpu, gpu, (gpu,)
+    rows = [[name, row, stage.device / 1e9, stage.host / 1e9] for name, (row, stage) in predicted(cases).items()]
+    gptq = next(stage for case in cases if case.method.name == "uniform" for stage in memory(case)
+                if stage.name == "linears are solved")
+    rows.append([gptq.name, "uniform", gptq.device / 1e9, gptq.host / 1e9])
+    print(tabulate(rows, ["stage, 8B in bf16, predicted", "most in", "GPU, GB", "CPU, GB"], "github", floatfmt=".1f"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("predicted",), help="measure nothing")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        large(Path(folder))
+        print()
+        small(Path(folder), measured=args.only is None)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
