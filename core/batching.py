@@ -12,6 +12,8 @@ batch moves log-probabilities in 16 bits, so batches belong to the identity of w
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 LAUNCH = 64  # padded tokens that one more forward pass is worth: what it costs besides its tokens
 
 
@@ -27,28 +29,28 @@ class Rows(NamedTuple):
 
 
 def tails_padded(tails: int, tail: int, real: int) -> int:
-    """Padded tokens of the rows after the contexts, at most."""
+    """Padded tokens of the rows after the contexts, about."""
     return min(tails * tail, real + 2 * LAUNCH)
 
 
 def partition(rows: Sequence[Rows], max_tokens: int) -> list[list[int]]:
     """Indices in batches of at most ``max_tokens`` padded tokens, longest first, stable; a larger row runs alone."""
+    if not rows:
+        return []
     order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
-    least, begin = [0], [0]  # of the first n rows: the cost, and where their last batch begins
+    columns = np.array([rows[i] for i in order], dtype=np.int64).T
+    length, tail, steps = columns[0], columns[3], columns[5]
+    contexts, tails, real = (np.concatenate([[0], np.cumsum(columns[field])]) for field in (1, 2, 4))
+    least, begin, first = np.zeros(len(order) + 1, np.int64), [0], 0
     for end in range(1, len(order) + 1):
-        best, start = None, end - 1
-        contexts = tails = tail = real = steps = 0
-        for at in range(end - 1, -1, -1):
-            row = rows[order[at]]
-            contexts, tails, real = contexts + row.contexts, tails + row.tails, real + row.real
-            tail, steps, padded = max(tail, row.tail), max(steps, row.steps), contexts * row.length
-            if at < end - 1 and padded + tails_padded(tails, tail, real) > max_tokens:
-                break
-            cost = least[at] + padded + LAUNCH * (1 + steps)
-            if best is None or cost <= best:
-                best, start = cost, at
-        least.append(best)
-        begin.append(start)
+        while first < end - 1 and max_tokens < (contexts[end] - contexts[first]) * length[first] + tails_padded(
+                tails[end] - tails[first], tail[first:end].max(), real[end] - real[first]):
+            first += 1  # a batch that begins here is too large, now and for all ends to come
+        window = slice(first, end)
+        passes = 1 + np.maximum.accumulate(steps[window][::-1])[::-1]
+        cost = least[window] + (contexts[end] - contexts[window]) * length[window] + LAUNCH * passes
+        begin.append(first + int(cost.argmin()))  # the first of equals: fewer batches
+        least[end] = cost.min()
     batches, end = [], len(order)
     while end:
         batches.append(order[begin[end]:end])

@@ -65,7 +65,8 @@ class ScorerSpec:
 
     ``params`` are the settings that it may read, and the facts of its cell (FACTS); reading another is an error, so the
     key of its scores holds exactly what they depend on.  ``needs`` is drawn from NEEDS: "calib" are unlabeled prompts,
-    "labels" their answers; "answers" are worked documents of which the answer's tokens are marked, drawn by the seed;
+    "outputs" statistics of block outputs over these, made once for all scorers that need them; "labels" their answers;
+    "answers" are worked documents of which the answer's tokens are marked, drawn by the seed;
     "gradients" and "hessian" read the solvers' calibration set (worked documents or general
     text, drawn by the seed).  A scorer is keyed by what it needs and no more.  ``forwards`` and ``every_block`` are for
     the estimates of time and memory alone.
@@ -194,6 +195,8 @@ def scorer(name: str, *, granularity: str, needs=("calib",), params=(), version:
         raise ValueError(f"{who}: granularity {granularity!r} is not one of {GRANULARITIES}")
     if not set(needs) <= set(NEEDS):
         raise ValueError(f"{who}: needs {tuple(needs)} are not among {NEEDS}")
+    if "outputs" in needs and "calib" not in needs:
+        raise ValueError(f"{who}: needs 'outputs', statistics of block outputs over prompts; name 'calib' beside it")
     names = SETTINGS.declare(params, who)
     unknown = [n for n in names if n not in SETTINGS and n not in FACTS]
     if unknown:

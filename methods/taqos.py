@@ -34,7 +34,7 @@ def prompt_kl(ctx: ScoreContext, doc: int, step: list[float]) -> list[float]:
     """Phase 2 on one prompt: the KL in nats under noise at each block, float64."""
     copies, hidden = stacked.Copies(ctx.model, ctx.blocks, ctx.calib.tokens[doc], ctx.param("batch_tokens")), None
     for block, size in enumerate(step):
-        out = copies.block(block, hidden)  # the clean row, then the row disturbed at each block before
+        out, hidden = copies.block(block, hidden), None  # the clean row, then the row disturbed at each block before
         clean = out.narrow(copies.axis, 0, 1)
         draw = noise(tuple(clean.shape), ctx.param("seed"), ctx.calib.doc_ids[doc], block).to(clean.device)
         hidden = torch.cat([out, (clean.float() + draw * size).to(clean.dtype)], copies.axis)

@@ -211,7 +211,8 @@ def _solve_block(stream: BlockStream, index: int, inside: dict[str, nn.Linear], 
     groups = stream.groups(index, inside)
     results: dict[str, torch.Tensor] = {}
     done = 0
-    stream.settled = Settled(stream.blocks[index], inside) if sequential else None
+    running = [fqn for names in groups for fqn in names]
+    stream.settled = Settled(stream.blocks[index], inside, running) if sequential else None
     for wave in _waves(groups, inside, together=not sequential):
         leads = {names[0]: inside[names[0]] for names in wave}
         matrices = stream.hessians(index, leads) if hessian else {}

@@ -32,7 +32,8 @@ class Copies:
         """What block ``at`` makes of ``hidden``, which enters it; None at the first block: of the embeddings, once."""
         parts = [None] if hidden is None else hidden.split(self.together, self.axis)
         out = [self._run(at, part) for part in parts]
-        self.axis = 0 if out[0].shape[1] == self.ids.shape[1] else 1
+        if hidden is None:
+            self.axis = 0 if out[0].shape[1] == self.ids.shape[1] else 1
         return torch.cat(out, self.axis)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

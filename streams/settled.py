@@ -1,9 +1,10 @@
 """Outputs of a block's parts whose linears are all solved: run once more, and remembered for the runs that follow.
 
-A part is a direct child of the block (attention, MLP).  When its last linear is solved, all linears that run before it
-are solved too, so within the block it will give the same again.
+A part is a direct child of the block (attention, MLP).  When its last linear is solved, and those of all parts before
+it, it will give the same again for the rest of this block's solving.
 """
 
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -11,28 +12,42 @@ from torch import nn
 
 
 class Settled:
-    """What settled parts of one block gave, by batch."""
+    """What settled parts of one block gave, by batch.
 
-    def __init__(self, block: nn.Module, linears: dict[str, nn.Linear]):
+    order: the block's linears in running order, as far as the first batch shows it.  A part settles only after every
+    part that stands before it, in that order or in the block: one whose experts no token of the first batch reached
+    may run before parts that are solved earlier.
+    """
+
+    def __init__(self, block: nn.Module, linears: dict[str, nn.Linear], order: Sequence[str]):
         inside = {id(lin): fqn for fqn, lin in linears.items()}
-        self.open = {child: {inside[id(m)] for m in child.modules() if id(m) in inside}
-                     for child in block.children() if not isinstance(child, nn.Linear)}
-        self.open = {child: names for child, names in self.open.items() if names}
+        place = {fqn: at for at, fqn in enumerate(order)}
+        parts = [(child, {inside[id(m)] for m in child.modules() if id(m) in inside}) for child in block.children()]
+        parts = [(child, names) for child, names in parts if names]
+        self.left = {child: names for child, names in parts}
+        first = {child: min(place[name] for name in names) for child, names in parts}
+        self.before = {child: {other for other, _ in parts[:at]} | {other for other, _ in parts
+                                                                     if first[other] < first[child]}
+                       for at, (child, _) in enumerate(parts)}
         self.outputs: dict[nn.Module, dict[int, object]] = {}  # part -> batch -> what it returned
 
-    def solved(self, names) -> None:
+    def solved(self, names: Iterable[str]) -> None:
         """These linears hold their final weights now."""
-        for child, left in list(self.open.items()):
-            left.difference_update(names)
-            if not left:
-                self.outputs[child] = {}
-                del self.open[child]
+        names = set(names)
+        for left in self.left.values():
+            left -= names
+        for child in [child for child, left in self.left.items() if not left]:
+            if not any(self.left.get(other) for other in self.before[child]):
+                del self.left[child]
+                if not isinstance(child, nn.Linear):
+                    self.outputs[child] = {}
 
     @contextmanager
     def remembered(self, batch: int):
         """Run the block's ``batch`` inside: settled parts are taken from memory, or remembered.
 
-        Not for the next time: a part that is called twice in one run, or whose output the block changes in place.
+        Not for the next time: a part that is called twice in one run, whose output the block changes in place, or that
+        gives more than hidden states (eager attention's weights grow with the square of the length).
         """
         calls: dict[nn.Module, list] = {child: [] for child in self.outputs}
         with ExitStack() as undo:
@@ -44,7 +59,7 @@ class Settled:
 
     def _remember(self, batch: int, calls: dict[nn.Module, list]) -> None:
         for child, given in calls.items():
-            if len(given) > 1 or any(changed(output, versions) for output, versions in given):
+            if len(given) > 1 or any(before is None or versions(output) != before for output, before in given):
                 del self.outputs[child]
             elif given:
                 self.outputs[child][batch] = given[0][0]
@@ -53,7 +68,7 @@ class Settled:
 def _forward(plain, known, calls: list):
     def forward(*args, **kwargs):
         output = plain(*args, **kwargs) if known is None or calls else known
-        calls.append((output, [tensor._version for tensor in tensors(output)]))
+        calls.append((output, versions(output)))
         return output
     return forward
 
@@ -72,6 +87,11 @@ def tensors(output) -> list[torch.Tensor]:
     return [tensor for one in output for tensor in tensors(one)] if isinstance(output, (tuple, list)) else []
 
 
-def changed(output, versions: list[int]) -> bool:
-    """Whether any tensor was written to since."""
-    return [tensor._version for tensor in tensors(output)] != versions
+def versions(output) -> list[int] | None:
+    """How often each tensor was written to; None for what must not be remembered: more than hidden states, or tensors
+    of inference mode, which do not say.
+    """
+    held = tensors(output)
+    if any(tensor.is_inference() for tensor in held) or sum(t.numel() for t in held[1:]) > held[0].numel():
+        return None
+    return [tensor._version for tensor in held]

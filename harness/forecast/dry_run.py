@@ -40,19 +40,21 @@ def dry_run(cases: Cases, console: Console, limit: int | None = None, workers: i
 
 
 def peaks(cases: Cases) -> Table:
-    """Of each model and stage that is still to come: the most that a cell takes, on a GPU and on the CPU, and which."""
-    table = Table("model", "stage", "GPU", "CPU", "most in", title="Peak of each stage (GB)")
+    """Of each model and stage that is still to come: the most that a cell takes on a GPU and on the CPU, and which
+    cells do.
+    """
+    table = Table("model", "stage", "GPU", "in", "CPU", "in", title="Peak of each stage (GB)")
     for name, model in cases.models.items():
-        most: dict[str, tuple[Parts, Case]] = {}
+        sizes: dict[str, list[tuple[int, int, str]]] = {}
         for case in cases.of_model(name):
             for stage in () if finished(case) else memory(case):
-                if stage.name not in most or stage.total > most[stage.name][0].total:
-                    most[stage.name] = stage, case
-        for stage, case in most.values():
-            on_gpu = any(device.type == "cuda" for device in devices_of(case, stage.name))
-            gpu, cpu = (stage.device, stage.host) if on_gpu else (0, stage.total)
-            table.add_row(*map(Text, (model.ref.name, stage.name, gigabytes(gpu) if on_gpu else "-", gigabytes(cpu),
-                                      case.method.name)))
+                on_gpu = any(device.type == "cuda" for device in devices_of(case, stage.name))
+                split = (stage.device, stage.host) if on_gpu else (0, stage.total)
+                sizes.setdefault(stage.name, []).append((*split, case.method.name))
+        for stage, found in sizes.items():
+            gpu, cpu = (max(found, key=lambda one, at=at: one[at]) for at in (0, 1))
+            on_gpu = (gigabytes(gpu[0]), gpu[2]) if gpu[0] else ("-", "-")
+            table.add_row(*map(Text, (model.ref.name, stage, *on_gpu, gigabytes(cpu[1]), cpu[2])))
     return table
 
 

@@ -129,8 +129,11 @@ def memory(case: Case) -> list[Parts]:
     to_score = spec if spec and not planned and not case.store.has(scores_key(case)[0]) else None
     if to_score and "calib" in spec.needs and "labels" not in spec.needs:
         tokens = max(rows * width for rows, width in prompt_batches(case, spec))
-        kept = spec.every_block or case.value("published")
-        stages.append(Parts("prompts are scored", **base, activations=prompt_bytes(d, tokens, kept)))
+        activations = prompt_bytes(d, tokens, case.value("published"))
+        if spec.every_block:  # a row for every block of one prompt: what enters a block, and what it gives
+            longest = max(width for _, width in prompt_batches(case, spec))
+            activations += 2 * (d.blocks + 1) * longest * d.hidden * d.itemsize
+        stages.append(Parts("prompts are scored", **base, activations=activations))
     for add in (answers_stage, gradient_stage, solver_stage):
         stages += add(case, base, to_score)
     if buys_forms(method) and not planned:

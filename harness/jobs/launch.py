@@ -181,8 +181,9 @@ def score_groups(cases: Cases) -> tuple[list[list[int]], list[set[int]]]:
     """Groups of cells by number, one cell for each different scores, grouped by what they share; and all cells that
     read each group's scores.
 
-    Scores that share one backward pass are one group, so that no two jobs wait for each other; every other scorer's
-    scores are a group of their own.  Cells of one group differ in budget, allocator or quantizer only.
+    Scores that share one backward pass, one pass over prompts or one walk for Hessians are one group, so that no two
+    jobs wait for each other; every other scorer's scores are a group of their own.
+    Cells of one group differ in budget, allocator or quantizer only.
     """
     groups: dict[str, list[int]] = {}
     readers: dict[str, set[int]] = {}
@@ -190,7 +191,7 @@ def score_groups(cases: Cases) -> tuple[list[list[int]], list[set[int]]]:
     for index, case in enumerate(cases):
         if not case.method.scorer:
             continue
-        key, shared = scores_key(case)[0], next(iter(upstream(case).values()))  # the gradients' key, or the scores' own
+        key, shared = scores_key(case)[0], next(iter(upstream(case).values()))  # a pass's key, or the scores' own
         readers.setdefault(shared, set()).add(index)
         if key not in seen:
             seen.add(key)

@@ -7,6 +7,8 @@ and one that another process has, or that waits for scores another process is ma
 
 import logging
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from core.digest import digest
@@ -94,19 +96,35 @@ def run_unit(case: Case, unit: str, folder: Path, post: Post | None) -> Result:
     return result
 
 
-def run_cells(cases: dict[str, Case], post: Post) -> int:
-    """Run one job's cells, by unit, one after another, and wait for who has one in hand; returns how many failed."""
+def run_cells(cases: dict[str, Case], post: Post, check: Callable[[Case], None]) -> int:
+    """Run one job's cells, by unit, one after another, and wait for who has one in hand; returns how many failed.
+
+    check: raises UserError for a cell that cannot run here; those behind it may.
+    """
     failed = 0
     for unit, case in cases.items():
         try:
-            with case.store.lock(claim(case), "cell"):
-                failed += not run_unit(case, unit, results_folder(case.grid), post).ok
+            check(case)
         except StorageError:
             raise
-        except UserError as error:  # of its keys or data; the cells after it have others
+        except (UserError, OSError) as error:
             post.board.set(unit, "failed", error=str(error))
             failed += 1
+            continue
+        with _claimed(case):
+            failed += not run_unit(case, unit, results_folder(case.grid), post).ok
     return failed
+
+
+def _claimed(case: Case) -> AbstractContextManager:
+    """The cell's lock, waited for; none if its name cannot be made, which will be wrong again in run_cell."""
+    try:
+        return case.store.lock(claim(case), "cell")
+    except StorageError:
+        raise
+    except Exception:
+        log.debug("the keys of %s cannot be made", case.cell.label, exc_info=True)
+        return nullcontext()
 
 
 def _why(error: BaseException) -> str:

@@ -89,8 +89,9 @@ def _work(board: Board, grid: Grid, units: tuple[str, ...], *, progress, post: P
                     datasets=tuple(dict.fromkeys(cells[i].dataset for i in numbers)))
     cases = open_cases(small, token, progress)
     mine = [next(case for case in cases if case.cell == cells[i]) for i in numbers]
-    preflight(cases, limit=limit, only=mine)
     if kind == "scores":
+        preflight(cases, limit=limit, only=mine)
         claim_scores(mine, post, units[0], wait=True)
         return 0
-    return run_cells(dict(zip(units, mine, strict=True)), post)
+    return run_cells(dict(zip(units, mine, strict=True)), post,
+                     check=lambda case: preflight(cases, limit=limit, only=[case]))

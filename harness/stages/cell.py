@@ -13,6 +13,8 @@ from harness.stages.base_quantized import base_quantized_key
 from harness.stages.case import Case
 from harness.stages.gradients import gradients_key, own_kinds
 from harness.stages.options import reads_data
+from harness.stages.outputs import outputs_key
+from harness.stages.pivots import pivots_key
 from harness.stages.plan import plan, plan_key
 from harness.stages.result import failed, file_stem, finished, questions
 from harness.stages.samples import labelled, samples, samples_key
@@ -29,7 +31,14 @@ def cell_key(case: Case) -> str:
 def upstream(case: Case) -> dict[str, str]:
     """Digests of a cell's scores and of what they are made of: another process may be making them just now."""
     keys = {f"gradients {kind}": gradients_key(case, kind)[0] for kind in sorted(own_kinds(case))}
-    return keys | ({"scores": scores_key(case)[0]} if case.method.scorer else {})
+    if case.method.scorer is None:
+        return keys
+    spec = SCORERS.get(case.method.scorer)
+    if "outputs" in spec.needs:
+        keys["outputs"] = outputs_key(case, case.value(spec.documents) if spec.documents else None)[0]
+    if "hessian" in spec.needs:
+        keys["pivots"] = pivots_key(case)[0]
+    return keys | {"scores": scores_key(case)[0]}
 
 
 def run_cell(case: Case, folder: Path) -> Result:

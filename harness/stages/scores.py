@@ -45,8 +45,10 @@ def _scores_key(case: Case) -> tuple[str, dict]:
                 "params": score_params(case, spec.params)}
     if set(spec.needs) & {"calib", "labels"}:
         upstream |= {"calib": case.prompts_digest, "machine": model.machine}
-    upstream |= {stage: VERSIONS[stage] for need, stage in (("outputs", "outputs"), ("hessian", "pivots"))
-                 if need in spec.needs}
+    if "outputs" in spec.needs:
+        upstream |= {"outputs": [VERSIONS["outputs"], case.grid.batch_tokens, case.value("published")]}
+    if "hessian" in spec.needs:
+        upstream |= {"pivots": VERSIONS["pivots"]}
     if "answers" in spec.needs:
         upstream |= {"answers": case.answers_digest,
                      "machine": model.grad_machine if takes_gradients(spec) else model.machine}
@@ -118,6 +120,7 @@ def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
               model.on(*model.grad_devices) if apart else nullcontext()):
             given = spec.fn(context)
     finally:
+        context.outputs = context.pivots = None  # they hold the context, which holds the model
         model.originals.restore(set(model.originals.linears))  # a scorer may have written into weights on its own
     check_scores(given, spec, model.shapes)
     return given

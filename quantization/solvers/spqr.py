@@ -40,6 +40,7 @@ ORDER = Setting("order", str, "activation", "columns by falling diagonal of the 
 TARGET = Setting("target", float, None, "stored bits a weight that the row is filled to (default: none)",
                  low=1, high=16, flag=False)
 
+LONGEST_STEP = math.log(64)  # of a search, in the logarithm of the threshold
 BELOW, STEPS = 0.02, 28  # of a search: bits a weight under the target that are near enough, and solutions it may try
 
 
@@ -183,7 +184,8 @@ def _search(solve: Callable[[float], tuple[float, Stored]], target: float, least
             slope = min(-0.25, max(-4.0, (at[1] - before[1]) / (at[0] - before[0])))
         threshold *= 4.0 if bits > target else 0.25
         if at:
-            threshold = math.exp(at[0] + (math.log(target - BELOW / 2 - least) - at[1]) / slope)
+            wanted = (math.log(target - BELOW / 2 - least) - at[1]) / slope
+            threshold = math.exp(at[0] + max(-LONGEST_STEP, min(LONGEST_STEP, wanted)))
         if fits and misses and (step % 4 == 3 or not misses < threshold < fits):
             threshold = math.sqrt(fits * misses)
         before = at

@@ -393,7 +393,7 @@ def test_snapshots_are_a_minute_apart_and_rarer_where_writing_takes_long(tmp_pat
     ("TAQoS", methods.taqos, "prompt_kl", 2), ("TAQO-oracle", harness.stages.scores, "mean_task_metric", 4)])
 def test_a_scorer_goes_on_at_the_piece_where_it_was_killed(tiny_folder, tmp_path, monkeypatch, name, where, what,
                                                            pieces):
-    """A batch of TAQoS, a block of the oracle; one damaged piece is made again.  The oracle's first piece is the full
+    """A prompt of TAQoS, a block of the oracle; one damaged piece is made again.  The oracle's first piece is the full
     model's metric.
     """
     make = partial(Bench, tiny_folder, name=name, oracle_docs=2, oracle_metric="loglik")

@@ -72,8 +72,8 @@ def test_debug_runs_the_parts_in_this_process(local, tiny_folder, tmp_path, monk
 
 
 def test_a_job_of_several_cells_loads_the_model_once(local, tiny_folder, tmp_path, monkeypatch):
-    """One job of scores and one of all cells; a cell whose data cannot be read fails alone."""
-    import harness.jobs.loop
+    """One job of scores and one of all cells; a cell that cannot run there fails alone."""
+    import harness.forecast.preflight
     import harness.stages.model
 
     loads, plain = [], harness.stages.model.load_model
@@ -86,17 +86,19 @@ def test_a_job_of_several_cells_loads_the_model_once(local, tiny_folder, tmp_pat
     assert len(loads) == 4  # the preflight, a job each for the scores of random and TAQ, one job for four cells
     names = [path.stem for path in (tmp_path / "results").glob("*.json")]
 
-    def broken(case):
-        if case.cell.method.name == "fp16":
-            raise UserError("its rows cannot be read")
-        return str(case.cell)
+    whole_check = harness.forecast.preflight.preflight
 
-    monkeypatch.setattr(harness.jobs.loop, "claim", broken)
+    def too_small(cases, limit, only):
+        if any(case.cell.method.name == "fp16" for case in only):
+            raise UserError("it does not fit here")
+        whole_check(cases, limit=limit, only=only)
+
+    monkeypatch.setattr(harness.forecast.preflight, "preflight", too_small)
     other = tmp_path / "other"
     assert run(tiny_folder, other, *flags, datasets=BITS) == 1
     assert len([*(other / "results").glob("*.json")]) == len(names) - 1
     assert [(u.label.split()[0], u.reason) for u in units(find_run(str(other / "results"), None))
-            if u.state == "failed"] == [("fp16", "its rows cannot be read")]
+            if u.state == "failed"] == [("fp16", "it does not fit here")]
 
 
 def test_status_and_collect_of_a_run_that_was_interrupted(tiny_folder, tmp_path, monkeypatch, capsys):
@@ -162,8 +164,8 @@ def test_what_sbatch_is_given(tiny_folder, tmp_path, bin_folder, monkeypatch, ca
                      "--exclusive", "--requeue", "--signal=USR2@90", "--open-mode=append"):
             assert f"#SBATCH {line}\n" in text, line
         assert "\nmodule load cuda\nulimit -c 0\n" in text and "export PYTHONPATH=" in text and "hf_secret" not in text
-    # the scores of random, TAQ and TAQoS; fp16 and uniform
-    assert "#SBATCH --array=0-4%5" in first and "dependency" not in first
+    # the scores of random, and of TAQ and TAQoS, which share a pass; fp16 and uniform
+    assert "#SBATCH --array=0-3%4" in first and "dependency" not in first
     assert "#SBATCH --array=0-2%3" in second and "#SBATCH --dependency=afterany:70\n" in second
     board = find_run(str(tmp_path / "results"), None)
     assert not any(b"hf_secret" in p.read_bytes() for p in board.folder.rglob("*") if p.is_file())
@@ -175,10 +177,10 @@ def test_jobs_of_several_cells(tiny_folder, tmp_path, bin_folder, monkeypatch):
     assert run(tiny_folder, tmp_path, "--method", "TAQ", "TAQoS", "--executor", "slurm", "--cells_per_job", "2",
                datasets=BITS) == 0
     first, second = (bin_folder / "70.sh").read_text(), (bin_folder / "71.sh").read_text()
-    assert "#SBATCH --array=0-3%" in first and "#SBATCH --array=0-1%" in second  # three scores, five cells
+    assert "#SBATCH --array=0-2%" in first and "#SBATCH --array=0-1%" in second  # two groups of scores, five cells
     jobs = find_run(str(tmp_path / "results"), None).jobs()
     assert len([unit for unit in jobs if unit.startswith("cell-")]) == 5
-    assert Counter(Counter(jobs.values()).values()) == {1: 4, 2: 2}
+    assert Counter(Counter(jobs.values()).values()) == {1: 3, 2: 2}
 
 
 def test_a_cell_behind_others_of_its_job_waits(tiny_grid_board, monkeypatch):

@@ -381,10 +381,10 @@ def test_golden_keys():
 # scores, weights and samples are version 2 since batches are cut by what padding and further passes cost
 GOLDEN_KEYS = {
     "uniform": [None, "b6ca7fef7faf5668", "912c57a1a3bc0a44", "a27d308eb3bb7cd8", "cf3eaaab181a549b"],
-    "TAQ": ["3f80b2724a340c47", "8bc66c65694e79f8", "912c57a1a3bc0a44", "a27d308eb3bb7cd8", "62b7ec5ca345770f"],
-    "TAQ-native": ["3f80b2724a340c47", "f54fac592f848925", None, "a2655e23031cf3f5", "59724a7160585e09"],
+    "TAQ": ["bc957f089c533a88", "70362dcfea8d58b9", "912c57a1a3bc0a44", "a27d308eb3bb7cd8", "11520e789e7f564c"],
+    "TAQ-native": ["bc957f089c533a88", "d65e93dab0ac1b18", None, "a2655e23031cf3f5", "f302aefc40eaa747"],
     "TAQO-oracle": ["614cb42824009951", "584c0ace8106f43e", "912c57a1a3bc0a44", "a27d308eb3bb7cd8", "cd473549414291f0"],
-    "TAQoS": ["db6331297bf67534", "bb4a6a7023b7cf1c", "912c57a1a3bc0a44", "a27d308eb3bb7cd8", "5c2fc92a6eef49f2"],
+    "TAQoS": ["6f82bc790cf7eef3", "220252b8f665d55d", "912c57a1a3bc0a44", "a27d308eb3bb7cd8", "a71d2e84895cfda3"],
     "TaCQ": ["eaba41b531fa98fc", "e7f6a7dabb6d9648", "912c57a1a3bc0a44", "a27d308eb3bb7cd8", "959c22a7769cc452"],
     "TaCQ-native": ["81ca0a4e4db59477", "192b61dd110f83e6", "476ef97f107bbcea", "af1ce2f4f9384ac1", "b39aede5b4444349"],
     "SPQR": ["30b31e0f08d23a34", "c6c64ec1f2d209da", "912c57a1a3bc0a44", "a27d308eb3bb7cd8", "ba190d9f91a909fb"],

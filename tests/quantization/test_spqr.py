@@ -16,6 +16,7 @@ from core.registry import QUANTIZERS
 from core.types import Aid, LayerPlan
 from quantization.bits import layer_bits
 from quantization.packing.forms import packed, unpacked
+from quantization.solvers import spqr
 from quantization.solvers.rtn import dequantized
 from quantization.solvers.spqr import _prepare, fit_threshold, sensitivity, solve_spqr
 from quantization.solvers.spqr_fit import leave_one_out, minmax
@@ -262,7 +263,7 @@ def test_a_flat_row_does_not_coarsen_its_tile():
     assert (got.values - weight)[others].square().sum() < 0.5 * (published.values - weight)[others].square().sum()
 
 
-def test_bisection_meets_the_target():
+def test_the_search_for_a_threshold_meets_the_target():
     weight, hessian = made(96, 128)
     minimum = layer_bits(PLAN, (96, 128)) / weight.numel()
     for target in (minimum + 0.1, 4.5, 6.0):
@@ -333,3 +334,18 @@ def test_sensitivity_is_the_error_over_the_factor():
     assert got.dtype == torch.float32 and got.shape == weight.shape
     want = (weight - dequantized(weight, layer)).double() ** 2 / diagonal.double() ** 2
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
+
+
+def test_secants_need_few_solutions_and_survive_a_linear_with_one_outlier(monkeypatch):
+    counts = []
+    plain = spqr.solve_spqr
+    monkeypatch.setattr(spqr, "solve_spqr", lambda *args, **kw: counts.append(1) or plain(*args, **kw))
+    for seed in range(4):
+        weight = torch.randn(96, 128, generator=torch.Generator().manual_seed(seed))
+        x = torch.randn(300, 128, generator=torch.Generator().manual_seed(seed + 10))
+        _, got = fit_threshold(weight, x.t() @ x, PLAN, target_bits=4.5)
+        assert 4.48 <= layer_bits(got.layer, weight.shape) / weight.numel() <= 4.5
+    assert len(counts) <= 4 * 6
+    # lowering the threshold keeps no more than one weight: every step is too long, and none may reach 0
+    flat = lambda threshold: (3.0 + 1e-6 * (threshold < 1.0), None)  # noqa: E731
+    assert spqr._search(flat, 3.5, 3.0)[0] == pytest.approx(3.0, abs=1e-5)
