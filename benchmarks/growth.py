@@ -10,9 +10,7 @@ cells are finished, read again.
 
 import argparse
 import io
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -23,6 +21,7 @@ from tabulate import tabulate
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import methods  # noqa: F401  (registers)
+from benchmarks.turns import seconds_in_turns
 from core.model import ready
 from core.registry import SCORERS
 from core.types import CalibSet, LayerPlan
@@ -80,13 +79,9 @@ STAGES = {"TAQ": (scorer("TAQ"), ("documents", "blocks", "width")),
 
 
 def seconds(run: Callable, repeat: int) -> float:
+    """Median CPU seconds, a first run aside."""
     run()
-    times = []
-    for _ in range(repeat):
-        begun = time.process_time()
-        run()
-        times.append(time.process_time() - begun)
-    return statistics.median(times)
+    return seconds_in_turns([run], repeat)[0]
 
 
 def finished_grids(repeat: int) -> tuple[list[int], list[float]]:

@@ -4,10 +4,11 @@ What several cells share (scores, gradients, the quantized model to compare with
 cell that needs it, and what is in the store is not counted.  What a scorer does is what it declares (core/registry.py):
 
     needs calib      its passes over the calibration prompts
+    needs outputs    one of these is shared by all such scorers of the same prompts
     needs labels     its passes are evaluations of labelled calibration documents
     needs answers    its passes over worked documents; a backward pass counts as two
     gradients        one backward pass a document of the solvers' calibration set
-    needs hessian    the block run twice over that set, and one factor a linear
+    needs hessian    the block run twice over that set, and one factor a linear; shared by all such scorers
 
 Not counted: loading the model, allocators, statistics, reading and writing files.
 """
