@@ -88,10 +88,10 @@ def tensors(output) -> list[torch.Tensor]:
 
 
 def versions(output) -> list[int] | None:
-    """How often each tensor was written to; None for what must not be remembered: more than hidden states, or tensors
-    of inference mode, which do not say.
+    """How often each tensor was written to; None for what must not be remembered: more than hidden states, no tensors
+    that can be looked at, or those of inference mode, which do not say.
     """
     held = tensors(output)
-    if any(tensor.is_inference() for tensor in held) or sum(t.numel() for t in held[1:]) > held[0].numel():
+    if not held or any(t.is_inference() for t in held) or sum(t.numel() for t in held[1:]) > held[0].numel():
         return None
     return [tensor._version for tensor in held]
