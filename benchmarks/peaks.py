@@ -19,7 +19,8 @@ import torch
 from tabulate import tabulate
 
 from core.demo_model import ensure_demo_model
-from harness.forecast.memory import GRADIENTS, memory
+from harness.forecast.dry_run import highest
+from harness.forecast.memory import GRADIENTS
 from harness.jobs.launch import run_local
 from harness.presets import build_grid
 from harness.progress import Progress
@@ -59,28 +60,18 @@ class Sampler(threading.Thread):
             time.sleep(0.02)
 
 
-def predicted(cases) -> dict[str, tuple[str, object]]:
-    """Stage -> (row, parts) of the cell that takes the most."""
-    most: dict = {}
-    for case in cases:
-        for stage in memory(case):
-            if stage.name not in most or stage.total > most[stage.name][1].total:
-                most[stage.name] = case.method.name, stage
-    return most
-
-
 def small(root: Path, measured: bool) -> None:
     grid = build_grid("demo", models=(str(ensure_demo_model(Path("saved_models/base"))),), **SMALL,
                       cache_dir=str(root / "cache"), results_dir=str(root / "results"))
-    told = predicted(open_cases(grid, None, silent()))
+    told = highest(list(open_cases(grid, None, silent())))
     sampler = Sampler()
     if measured:
         sampler.start()
         with Progress(len(told)) as progress:
             progress.watchers.append(sampler.see)
             assert all(result.ok for result in run_local(grid, None, progress, []))
-    print(tabulate([[name, row, stage.total / 1e9, sampler.most.get(name, 0) / 1e9 or None]
-                    for name, (row, stage) in told.items()],
+    print(tabulate([[name, row, size / 1e9, sampler.most.get(name, 0) / 1e9 or None]
+                    for name, (_, (size, row)) in told.items()],
                    ["stage, SmolLM2-135M-Instruct in float32", "most in", "predicted, GB", "measured, GB"], "github",
                    floatfmt=".2f", missingval="-"), flush=True)
 
@@ -100,11 +91,11 @@ def large(root: Path) -> None:
     cases = open_cases(grid, None, silent())
     gpu, model = torch.device("cuda:0"), cases[0].model
     model.device, model.eval_device, model.grad_devices = gpu, gpu, (gpu,)
-    rows = [[name, row, stage.device / 1e9, stage.host / 1e9] for name, (row, stage) in predicted(cases).items()]
-    gptq = next(stage for case in cases if case.method.name == "uniform" for stage in memory(case)
-                if stage.name == "linears are solved")
-    rows.append([gptq.name, "uniform", gptq.device / 1e9, gptq.host / 1e9])
-    print(tabulate(rows, ["stage, 8B in bf16, predicted", "most in", "GPU, GB", "CPU, GB"], "github", floatfmt=".1f"))
+    gptq = [case for case in cases if case.method.name == "uniform"]
+    rows = [[stage, gpu / 1e9, there, cpu / 1e9, here]
+            for some in (list(cases), gptq) for stage, ((gpu, there), (cpu, here)) in highest(some).items()
+            if some is not gptq or stage == "linears are solved"]
+    print(tabulate(rows, ["stage, 8B in bf16, predicted", "GPU, GB", "in", "CPU, GB", "in"], "github", floatfmt=".1f"))
 
 
 def main() -> int:

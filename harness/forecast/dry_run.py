@@ -45,17 +45,24 @@ def peaks(cases: Cases) -> Table:
     """
     table = Table("model", "stage", "GPU", "in", "CPU", "in", title="Peak of each stage (GB)")
     for name, model in cases.models.items():
-        sizes: dict[str, list[tuple[int, int, str]]] = {}
-        for case in cases.of_model(name):
-            for stage in () if finished(case) else memory(case):
-                on_gpu = any(device.type == "cuda" for device in devices_of(case, stage.name))
-                split = (stage.device, stage.host) if on_gpu else (0, stage.total)
-                sizes.setdefault(stage.name, []).append((*split, case.method.name))
-        for stage, found in sizes.items():
-            gpu, cpu = (max(found, key=lambda one, at=at: one[at]) for at in (0, 1))
-            on_gpu = (gigabytes(gpu[0]), gpu[2]) if gpu[0] else ("-", "-")
-            table.add_row(*map(Text, (model.ref.name, stage, *on_gpu, gigabytes(cpu[1]), cpu[2])))
+        todo = [case for case in cases.of_model(name) if not finished(case)]
+        for stage, ((gpu, there), (cpu, here)) in highest(todo).items():
+            on_gpu = (gigabytes(gpu), there) if gpu else ("-", "-")
+            table.add_row(*map(Text, (model.ref.name, stage, *on_gpu, gigabytes(cpu), here)))
     return table
+
+
+def highest(cases: list[Case]) -> dict[str, tuple[tuple[int, str], tuple[int, str]]]:
+    """stage -> (bytes, row) of the cell that takes the most of the GPU, and of the one that takes the most of the CPU.
+    """
+    sizes: dict[str, list[tuple[int, int, str]]] = {}
+    for case in cases:
+        for stage in memory(case):
+            on_gpu = any(device.type == "cuda" for device in devices_of(case, stage.name))
+            split = (stage.device, stage.host) if on_gpu else (0, stage.total)
+            sizes.setdefault(stage.name, []).append((*split, case.method.name))
+    tops = {stage: [max(every, key=lambda one, at=at: one[at]) for at in (0, 1)] for stage, every in sizes.items()}
+    return {stage: ((gpu[0], gpu[2]), (cpu[1], cpu[2])) for stage, (gpu, cpu) in tops.items()}
 
 
 def _row(case: Case, seconds: float) -> list[str]:

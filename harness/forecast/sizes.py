@@ -10,6 +10,7 @@ from evaluation.engine.batches import request_cost, shared_prefix
 from harness.stages.case import Case
 from harness.stages.cell import cell_key, served
 from harness.stages.documents import TaskData
+from harness.stages.scores import documents_read
 from report.records import read_if_whole
 
 
@@ -50,11 +51,6 @@ def prompt_batches(case: Case, spec: ScorerSpec) -> list[tuple[int, int]]:
     """(rows, tokens of the longest) of every batch of prompts that a scorer reads."""
     lengths = [len(t) for t in case.prompts.tokens[:documents_read(case, spec)]]
     return [(len(batch), lengths[batch[0]]) for batch in length_batches(lengths, case.grid.batch_tokens)]
-
-
-def documents_read(case: Case, spec: ScorerSpec) -> int | None:
-    """How many calibration documents a scorer reads at most; None: all of them."""
-    return case.value(spec.documents) if spec.documents else None
 
 
 def finished(case: Case) -> bool:

@@ -22,7 +22,7 @@ from core.transforms import transform_of
 from core.types import LayerPlan
 from harness.forecast.memory import kinds_to_make
 from harness.forecast.probe import SOLVED, Probe
-from harness.forecast.sizes import asked, documents_read, finished, prompt_batches
+from harness.forecast.sizes import asked, finished, prompt_batches
 from harness.stages.activations import activations, ranking
 from harness.stages.base_quantized import base, base_layer, base_quantized_key
 from harness.stages.case import Case
@@ -34,7 +34,7 @@ from harness.stages.outputs import outputs_key
 from harness.stages.pivots import pivots_key
 from harness.stages.plan import distortion_key, plan_key
 from harness.stages.prices import DRAWS, dots_key, reads_dots
-from harness.stages.scores import scores_key
+from harness.stages.scores import documents_read, scores_key
 from harness.stages.search import BENDS
 from harness.stages.transform import ranges
 from harness.stages.weights import weights_key
@@ -119,8 +119,7 @@ class Costs:
         elif "calib" in spec.needs:
             batches = sorted(prompt_batches(case, spec))
             token, passes = self.probe.token(*batches[len(batches) // 2]), spec.forwards(blocks)
-            read = sum(rows for rows, _ in batches)
-            if "outputs" in spec.needs and not self._first(case, outputs_key(case, read)[0]):
+            if "outputs" in spec.needs and not self._first(case, outputs_key(case, documents_read(case, spec))[0]):
                 passes -= 1  # another row's pass gives its statistics too
             total += passes * blocks * token * sum(rows * width for rows, width in batches)
         total += self.gradients(case) if spec.gradients else 0.0

@@ -18,7 +18,7 @@ from harness.stages.pivots import pivots_key
 from harness.stages.plan import plan, plan_key
 from harness.stages.result import failed, file_stem, finished, questions
 from harness.stages.samples import labelled, samples, samples_key
-from harness.stages.scores import scores_key
+from harness.stages.scores import documents_read, scores_key
 from harness.stages.weights import true_plan, weights_key
 from report.records import Result, load_samples, read_result, write_questions, write_result
 
@@ -35,7 +35,7 @@ def upstream(case: Case) -> dict[str, str]:
         return keys
     spec = SCORERS.get(case.method.scorer)
     if "outputs" in spec.needs:
-        keys["outputs"] = outputs_key(case, case.value(spec.documents) if spec.documents else None)[0]
+        keys["outputs"] = outputs_key(case, documents_read(case, spec))[0]
     if "hessian" in spec.needs:
         keys["pivots"] = pivots_key(case)[0]
     return keys | {"scores": scores_key(case)[0]}

@@ -62,6 +62,11 @@ def _scores_key(case: Case) -> tuple[str, dict]:
     return stage_key("scores", VERSIONS["scores"], **upstream)
 
 
+def documents_read(case: Case, spec: ScorerSpec) -> int | None:
+    """How many calibration documents a scorer reads at most; None: all of them."""
+    return case.value(spec.documents) if spec.documents else None
+
+
 def takes_gradients(spec: ScorerSpec) -> bool:
     """Whether the scorer itself runs backward passes, and so where gradients are taken."""
     return "answers" in spec.needs and "grad_dtype" in spec.params

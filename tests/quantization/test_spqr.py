@@ -347,5 +347,7 @@ def test_secants_need_few_solutions_and_survive_a_linear_with_one_outlier(monkey
         assert 4.48 <= layer_bits(got.layer, weight.shape) / weight.numel() <= 4.5
     assert len(counts) <= 4 * 6
     # lowering the threshold keeps no more than one weight: every step is too long, and none may reach 0
-    flat = lambda threshold: (3.0 + 1e-6 * (threshold < 1.0), None)  # noqa: E731
+    def flat(threshold):
+        return 3.0 + 1e-6 * (threshold < 1.0), None
+
     assert spqr._search(flat, 3.5, 3.0)[0] == pytest.approx(3.0, abs=1e-5)
