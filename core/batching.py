@@ -3,7 +3,7 @@
 Rows stand longest first, and neighbours share a batch.  Of all such cuts within the token budget the one is taken that
 makes
 
-    Σ over batches of (padded tokens of contexts + LAUNCH · forward passes)
+    Σ over batches of (padded tokens of contexts + launch · forward passes)
 
 least, by dynamic programming; of equals the one with fewer batches.  A pure function of its arguments: the shape of a
 batch moves log-probabilities in 16 bits, so batches belong to the identity of what is computed.
@@ -33,7 +33,7 @@ def tails_padded(tails: int, tail: int, real: int) -> int:
     return min(tails * tail, real + 2 * LAUNCH)
 
 
-def partition(rows: Sequence[Rows], max_tokens: int) -> list[list[int]]:
+def partition(rows: Sequence[Rows], max_tokens: int, launch: int = LAUNCH) -> list[list[int]]:
     """Indices in batches of at most ``max_tokens`` padded tokens, longest first, stable; a larger row runs alone."""
     if not rows:
         return []
@@ -48,7 +48,7 @@ def partition(rows: Sequence[Rows], max_tokens: int) -> list[list[int]]:
             first += 1  # a batch that begins here is too large, now and for all ends to come
         window = slice(first, end)
         passes = 1 + np.maximum.accumulate(steps[window][::-1])[::-1]
-        cost = least[window] + (contexts[end] - contexts[window]) * length[window] + LAUNCH * passes
+        cost = least[window] + (contexts[end] - contexts[window]) * length[window] + launch * passes
         begin.append(first + int(cost.argmin()))  # the first of equals: fewer batches
         least[end] = cost.min()
     batches, end = [], len(order)
@@ -58,6 +58,6 @@ def partition(rows: Sequence[Rows], max_tokens: int) -> list[list[int]]:
     return batches[::-1]
 
 
-def length_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def length_batches(lengths: Sequence[int], max_tokens: int, launch: int = LAUNCH) -> list[list[int]]:
     """Batches of rows of these lengths, at least one token each."""
-    return partition([Rows(length) for length in lengths], max_tokens)
+    return partition([Rows(length) for length in lengths], max_tokens, launch)

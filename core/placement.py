@@ -5,7 +5,7 @@ there; each block lies whole on one device, and what it is called with is moved 
 together, so a forward pass crosses from one device to the next once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -45,6 +45,18 @@ def shares(model: nn.Module, blocks: Sequence[nn.Module], count: int) -> list[in
         places.append(min(count - 1, int((before + own / 2) * count / total)))
         before += own
     return places
+
+
+def has_room(tensors: Iterable[torch.Tensor], bytes_each: float) -> bool:
+    """Whether the GPUs that hold these weights have four times the room for ``bytes_each`` more bytes a weight.
+
+    Never of the CPU, whose memory cannot be asked.
+    """
+    wanted: dict[torch.device, float] = {}
+    for tensor in tensors:
+        wanted[tensor.device] = wanted.get(tensor.device, 0) + bytes_each * tensor.numel()
+    return all(device.type == "cuda" and 4 * size <= torch.cuda.mem_get_info(device)[0]
+               for device, size in wanted.items())
 
 
 @contextmanager

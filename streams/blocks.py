@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from core.architecture import EXPERT, expert_of
-from core.batching import length_batches
+from core.batching import LAUNCH, length_batches
 from core.errors import UserError
 from core.forward import call, device_of, hidden_of, pad, watch
 from core.types import Aid
@@ -28,6 +28,7 @@ from streams.hessians import add_gram, mirror
 from streams.settled import Settled
 
 BATCH_TOKENS = 1024  # padded tokens that run together; a longer sequence runs alone
+GPU = 16  # times as many on a GPU, where a pass costs what so many times its tokens cost
 WAVE_BYTES = 2**30  # of the Hessians that are collected in one run
 
 
@@ -58,7 +59,9 @@ class BlockStream:
         lengths = [len(row) for row in tokens]
         # experts see loose tokens, which could not be told from padding
         routed = any("expert" in name for block in self.blocks for name, _ in block.named_modules())
-        batches = length_batches(lengths, 1 if routed else BATCH_TOKENS)
+        gpu = device_of(self.model).type == "cuda"
+        tokens_together = 1 if routed else BATCH_TOKENS * (GPU if gpu else 1)
+        batches = length_batches(lengths, tokens_together, launch=LAUNCH * (GPU if gpu else 1))
         self.lengths = [[lengths[i] for i in batch] for batch in batches]
         self.sequences = len(tokens)
         rows = [pad([tokens[i] for i in batch], device_of(self.model), left=False)[0] for batch in batches]

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from core.forward import call, device_of, pad
+from core.placement import has_room
 from streams.gradients import DTYPES, each_gradient, ready
 
 
@@ -22,20 +23,25 @@ def gradient_dots(model: nn.Module, linears: Mapping[str, nn.Linear], tokens: Se
                   progress: Callable[[int, int], None] = lambda done, total: None) -> np.ndarray:
     """Return a_dlf, float32 [documents · draws, linears of ``moved``, forms].
 
+    The directions lie beside the model on a GPU with four times their room, else the gradients come to the CPU.
+
     tokens: int64 [T] each; moved: Δ of every form, [forms, out · in], on the CPU; draws: labels drawn a document, from
     the seed.  The model is left as it was found.
     """
     names, device = list(moved), device_of(model)
     forms = len(next(iter(moved.values())))
-    dots = np.zeros((len(tokens) * draws, len(names), forms), dtype=np.float32)
     generator = torch.Generator().manual_seed(seed)
     row = 0
 
     def take(index: int, grad: torch.Tensor) -> None:
         along = moved[names[index]]
-        dots[row, index] = (along @ grad.to(along.dtype).flatten()).float().numpy()
+        dots[index][row] = along @ grad.to(along.device, along.dtype).flatten()
 
     weights = [linears[name].weight for name in names]
+    if has_room(weights, forms * moved[names[0]].element_size()):
+        moved = {name: moved[name].to(weight.device) for name, weight in zip(names, weights)}
+    # by linear: what no token of a document reached stays 0
+    dots = [torch.zeros(len(tokens) * draws, forms, device=moved[name].device) for name in names]
     with ready(model, weights, DTYPES[grad_dtype]), each_gradient(weights, take):
         for done, ids in enumerate(tokens):
             progress(done, len(tokens))
@@ -46,4 +52,4 @@ def gradient_dots(model: nn.Module, linears: Mapping[str, nn.Linear], tokens: Se
                 cross_entropy(logits, labels, reduction="sum").backward(retain_graph=draw + 1 < draws)
                 row += 1
     progress(len(tokens), len(tokens))
-    return dots
+    return torch.stack([own.cpu() for own in dots], 1).numpy()

@@ -1,16 +1,16 @@
 """Sums over calibration documents of the weights' gradients, streamed: never all gradients of a document at once.
 
     L_s = −mean over t in M_s of log p(x_t | x_<t),   M_s = positions t >= 1 whose own token has loss_mask True
-    g_s = ∂L_s/∂W [out, in],   "abs" Σ_s |g_s|,  "square" Σ_s g_s²,  "sum" Σ_s g_s      float32, on the CPU
+    g_s = ∂L_s/∂W [out, in],   "abs" Σ_s |g_s|,  "square" Σ_s g_s²,  "sum" Σ_s g_s      float32
 
 L_s is in nats.  One backward pass a document, batch 1, unpadded, in the order given, in eval mode; because each loss is
 a mean, a long document weighs no more than a short one.  With a loss_mask of all True this is the loss of TaCQ (arXiv
 2504.07389) and, squared, the Fisher diagonal of SqueezeLLM (arXiv 2306.07629).  Documents without a token to predict
 are skipped and counted.
 
-Memory beside the model and the activations: one float32 copy of the weights a kind on the CPU, the gradient of one
-weight, and of the logits one copy and their gradient.  A 16-bit model is widened in place to float32, which is exact
-both ways; narrowing holds the originals.
+Memory beside the model and the activations: one float32 copy of the weights a kind, on the GPU while documents run if
+it has four times that room, else on the CPU; the gradient of one weight, and of the logits one copy and their gradient.
+A 16-bit model is widened in place to float32, which is exact both ways; narrowing holds the originals.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +23,7 @@ from torch import nn
 
 from core.errors import UserError
 from core.forward import call, device_of, pad
+from core.placement import has_room
 from core.types import CalibSet
 
 KINDS = ("abs", "square", "sum")
@@ -43,7 +44,7 @@ class GradientSums:
 class Snapshots:
     """Where the sums so far outlive a kill.  This one forgets; the harness hands over one that does not.
 
-    sums: fqn -> kind -> float32 [out, in] on the CPU; a tied weight stands under its first name alone.
+    sums: fqn -> kind -> float32 [out, in] on any device; a tied weight stands under its first name alone.
     """
 
     def resume(self, sums: dict[str, dict[str, torch.Tensor]]) -> tuple[int, list[float]]:
@@ -147,12 +148,12 @@ def computing_in(model: nn.Module, base: torch.dtype, dtype: torch.dtype) -> Ite
 
 @contextmanager
 def each_gradient(weights: Sequence[nn.Parameter], take: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
-    """Hand every weight's gradient to ``take``, with the weight's place, as soon as a backward pass has it, and drop
-    it: one weight's ``grad`` lives at a time.
+    """Hand every weight's gradient, on its device, to ``take``, with the weight's place, as soon as a backward pass
+    has it, and drop it: one weight's ``grad`` lives at a time.
     """
     def hand_over(index: int, weight: nn.Parameter) -> None:
         grad, weight.grad = weight.grad, None
-        take(index, grad.to("cpu").float())
+        take(index, grad)
 
     hooks = [weight.register_post_accumulate_grad_hook(lambda w, index=index: hand_over(index, w))
              for index, weight in enumerate(weights)]
@@ -167,7 +168,9 @@ def each_gradient(weights: Sequence[nn.Parameter], take: Callable[[int, torch.Te
 def _streamed(linears: dict[str, nn.Linear], kinds: tuple[str, ...]) -> Iterator[dict[int, dict[str, torch.Tensor]]]:
     """Yield id of a weight -> kind -> zeros that backward passes add to."""
     weights = list({id(lin.weight): lin.weight for lin in linears.values()}.values())  # a tied one comes once, whole
-    sums = [{kind: torch.zeros(weight.shape, dtype=torch.float32) for kind in kinds} for weight in weights]
+    near = has_room(weights, 4 * len(kinds))
+    sums = [{kind: torch.zeros(weight.shape, dtype=torch.float32, device=weight.device if near else "cpu")
+             for kind in kinds} for weight in weights]
     with each_gradient(weights, lambda index, grad: _take(grad, sums[index])):
         yield {id(weight): own for weight, own in zip(weights, sums, strict=True)}
 
@@ -179,7 +182,7 @@ def _by_name(buffers: dict[int, dict[str, torch.Tensor]], linears: dict[str, nn.
     named: set[int] = set()
     for fqn, lin in linears.items():
         for kind in kinds:
-            own = buffers[id(lin.weight)][kind]
+            own = buffers[id(lin.weight)][kind] = buffers[id(lin.weight)][kind].cpu()
             sums[kind][fqn] = own.clone() if id(lin.weight) in named else own
         named.add(id(lin.weight))
     return sums
@@ -187,7 +190,8 @@ def _by_name(buffers: dict[int, dict[str, torch.Tensor]], linears: dict[str, nn.
 
 @torch.no_grad()
 def _take(grad: torch.Tensor, own: dict[str, torch.Tensor]) -> None:
-    """Add a weight's gradient to its sums."""
+    """Add a weight's gradient to its sums, wherever these lie."""
+    grad = grad.to(next(iter(own.values())).device).float()
     if "sum" in own:
         own["sum"].add_(grad)
     if "square" in own:

@@ -16,6 +16,7 @@ import torch
 
 from core.errors import UserError
 from core.forward import call, device_of, pad
+from core.placement import has_room
 from core.types import CalibSet
 from harness.stages.case import Case
 from harness.stages.library import Library
@@ -83,15 +84,16 @@ class Measured:
         self.put(choice)
         model, names = self.model, self.offered.names
         tokens, weights = sum(map(len, self.training)), [self.model.linears[name].weight for name in names]
-        sums = [torch.zeros(weight.shape, dtype=torch.float32) for weight in weights]
+        near = has_room(weights, 4)
+        sums = [torch.zeros(w.shape, dtype=torch.float32, device=w.device if near else "cpu") for w in weights]
         with (ready(model.module, weights, weights[0].dtype),
-              each_gradient(weights, lambda index, grad: sums[index].add_(grad))):
+              each_gradient(weights, lambda index, grad: sums[index].add_(grad.to(sums[index].device)))):
             for ids in self.training:
                 (self._divergence(ids) / tokens).backward()
         slopes = np.zeros((len(names), len(self.offered.forms)))
         for index, name in enumerate(names):
             moved = self.offered.moved(name, model.originals.weights[name])
-            at = (moved @ sums[index].flatten().to(moved.dtype)).float().numpy()
+            at = (moved @ sums[index].flatten().to("cpu", moved.dtype)).float().numpy()
             slopes[index] = at - at[choice[index]]
         return slopes
 

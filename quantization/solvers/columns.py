@@ -34,22 +34,28 @@ def column_major(weight: torch.Tensor) -> torch.Tensor:
 
 def feed_back(columns: torch.Tensor, upper: torch.Tensor, blocks: Sequence[Sequence[slice]],
               quantize: Callable[[int, torch.Tensor], torch.Tensor], *, pivots: Sequence | None = None,
-              fused: bool = False) -> torch.Tensor:
+              fused: bool = False, at_once: Callable[[slice, slice, torch.Tensor], None] | None = None) -> torch.Tensor:
     """Quantize ``columns``, float32 [in, out], in place, from the first to the last.
 
     upper: U, float32 [in, in].  blocks: spans of columns, which together are all columns in order.
     quantize: (number of the column, its weights as all earlier columns have updated them [out]) -> ŵ [out], called once
     a column.  pivots: d_j, floats or a tensor [in]; None = the diagonal of U.
     fused: subtract updates of several columns inside the matrix product, which rounds differently on some matrices.
+    at_once: (block, span, errors of the block [block, out]) in place of ``quantize``: quantizes the span's columns,
+    updates the later ones of the block and fills in e.
 
     Returns Σ e² = tr((W−Ŵ)(H + λI)(W−Ŵ)ᵀ), a float64 scalar.
     """
-    pivots = upper.diagonal().tolist() if pivots is None else pivots
+    if pivots is None and at_once is None:
+        pivots = upper.diagonal().tolist()
     loss = torch.zeros((), dtype=torch.float64, device=columns.device)
     for block in blocks:
         start, stop = block[0].start, block[-1].stop
         errors = torch.empty_like(columns[start:stop])
         for span in block:
+            if at_once is not None:
+                at_once(slice(start, stop), span, errors)
+                continue
             inside = errors[span.start - start:span.stop - start]
             for j, error in zip(range(span.start, span.stop), inside):
                 column = columns[j]

@@ -8,17 +8,20 @@ Paper: arXiv 2210.17323, Eq. 2–3 and Algorithm 1.  One factor serves every lin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from core.lazy import torch
 from core.registry import quantizer
 from core.settings import Setting
 from core.storage import SYMMETRIC
 from core.types import Aid, LayerPlan, Stored
+from quantization.kernels.columns import quantize_group, runs_fused
 from quantization.solvers.columns import BLOCK, Groups, column_major, feed_back, slices
 from quantization.solvers.grid import Grid, LogScale, around_zero, best_range, ends, log_scale, without_kept
 from quantization.solvers.kept import Float8, kept_values, through
-from streams.hessians import PERCDAMP, factorise
+from streams.hessians import PERCDAMP, Factor, factorise
 
 PLAIN = (1.0,)
 
@@ -72,7 +75,8 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: So
         loop.permute(order)
     loop.columns[factor.dead] = 0.0
     blocks = [[block] for block in slices(len(columns), BLOCK if how.stale else groups.block())]
-    loss = feed_back(loop.columns, factor.upper, blocks, quantize=loop.quantize)
+    loss = feed_back(loop.columns, factor.upper, blocks, quantize=loop.quantize,
+                     at_once=loop.with_kernel(factor) if runs_fused(loop.columns) else None)
     return loop.stored(layer, order, {"damp": factor.damp, "tries": factor.tries, "loss": float(loss)})
 
 
@@ -125,6 +129,21 @@ class _Columns:
         if self.keep is None:
             return value
         return torch.where(self.keep[j], self.how.kept(column), value)
+
+    def with_kernel(self, factor: Factor) -> Callable[[slice, slice, torch.Tensor], None]:
+        """What :meth:`quantize` does, for all columns of a span at once."""
+        pivots, how = factor.diagonal.contiguous(), self.how
+        stored = how.float8 or (how.kept_dtype or torch.bfloat16 if how.stored else None)
+
+        def quantize(block: slice, span: slice, errors: torch.Tensor) -> None:
+            if how.stale:
+                self.fit_groups(self.group_of[block])
+            for number, run in groupby(range(span.start, span.stop), key=self.group_of.__getitem__):
+                run = list(run)
+                self.fit_groups([number])
+                quantize_group(self.columns, factor.upper, pivots, self.grids[number], self.codes, errors, block=block,
+                               group=slice(run[0], run[-1] + 1), keep=self.keep, stored=stored)
+        return quantize
 
     def stored(self, layer: LayerPlan, order: torch.Tensor | None, notes: dict) -> Stored:
         """What came out, columns in their own order again."""

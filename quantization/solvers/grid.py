@@ -224,6 +224,9 @@ def sign_grid(weight: torch.Tensor, *, published: bool = False, stored: bool = T
     return SignGrid(scale, mean, published=published)
 
 
+TOGETHER = 2**24  # weights times factors that a GPU tries in one go; on a CPU one factor stays in its cache
+
+
 def best_range(columns: torch.Tensor, low: torch.Tensor, high: torch.Tensor, top: int, *, factors: tuple[float, ...],
                power: float, weights: torch.Tensor | None = None, **how) -> Grid:
     """The grid over ``factor`` · [low, high] of least Σ weights · |ŵ − w|^power, row by row; the first of equals.
@@ -236,12 +239,13 @@ def best_range(columns: torch.Tensor, low: torch.Tensor, high: torch.Tensor, top
     if len(factors) == 1:
         return Grid(every.scale[0], every.zero[0], top)
     errors = []
-    for scale, zero in zip(every.scale, every.zero):
-        grid = Grid(scale, zero, top)
-        error = grid.values_(grid.codes(columns)).sub_(columns)
+    together = max(1, TOGETHER // columns.numel()) if columns.is_cuda else 1
+    for scale, zero in zip(every.scale.split(together), every.zero.split(together)):
+        grid = Grid(scale[:, None], zero[:, None], top)
+        error = grid.values_(grid.codes(columns)).sub_(columns)  # [factors, g, out]
         error = error.square_() if power == 2 else error.abs_().pow_(power)
-        errors.append((error if weights is None else error.mul_(weights)).sum(0))
-    best = torch.stack(errors).argmin(0, keepdim=True)  # the first of equals
+        errors.append((error if weights is None else error.mul_(weights)).sum(1))
+    best = torch.cat(errors).argmin(0, keepdim=True)  # the first of equals
     return Grid(every.scale.gather(0, best)[0], every.zero.gather(0, best)[0], top)
 
 

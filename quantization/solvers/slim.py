@@ -36,7 +36,8 @@ from core.registry import quantizer
 from core.settings import Setting
 from core.types import Aid, LayerPlan, Stored
 from quantization.bits import column_bits, group_widths
-from quantization.solvers.columns import column_major, feed_back, slices
+from quantization.kernels.columns import quantize_group, runs_fused
+from quantization.solvers.columns import BLOCK, column_major, feed_back, slices
 from quantization.solvers.grid import Grid, SignGrid, best_range, ends, sign_grid, spread_groups
 from quantization.solvers.slim_search import assign_bits, group_salience, search_bits
 from streams.hessians import PERCDAMP, Factor, factorise, relative_error
@@ -134,15 +135,26 @@ def _columns(weight: torch.Tensor, factor: Factor, group_size: int,
     columns = column_major(weight)
     codes, grids, spans = torch.zeros_like(columns, dtype=torch.uint8), [], slices(len(columns), group_size)
 
-    def quantize(j: int, column: torch.Tensor) -> torch.Tensor:
+    def grid_of(j: int) -> Grid:
         if j % group_size == 0:
             span = spans[len(grids)]
             grids.append(fit_group(len(grids), columns[span], factor.diagonal[span]))
-        column_codes = grids[-1].codes(column)
-        codes[j] = column_codes
-        return grids[-1].values_(column_codes)
+        return grids[-1]
 
-    feed_back(columns, factor.upper, [[span] for span in spans], quantize=quantize)
+    def quantize(j: int, column: torch.Tensor) -> torch.Tensor:
+        grid = grid_of(j)
+        column_codes = grid.codes(column)
+        codes[j] = column_codes
+        return grid.values_(column_codes)
+
+    def at_once(block: slice, span: slice, errors: torch.Tensor) -> None:
+        quantize_group(columns, factor.upper, pivots, grid_of(span.start), codes, errors, block=block, group=span)
+
+    if runs_fused(columns):
+        pivots, parts = factor.diagonal.contiguous(), [slices(span.stop, BLOCK, span.start) for span in spans]
+        feed_back(columns, factor.upper, [[part] for group in parts for part in group], quantize, at_once=at_once)
+    else:
+        feed_back(columns, factor.upper, [[span] for span in spans], quantize)
     scale, zero = (torch.stack(numbers, 1) for numbers in zip(*((grid.scale, grid.zero) for grid in grids)))
     return {"codes": codes.t().contiguous(), "scale": scale, "zero": zero}
 

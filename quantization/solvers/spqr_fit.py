@@ -20,11 +20,13 @@ rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from core.lazy import torch
 from core.types import LayerPlan
 from quantization.bits import BILEVEL_ROWS
+from quantization.kernels.columns import quantize_group, runs_fused
 from quantization.solvers.columns import BLOCK, feed_back, slices
 from quantization.solvers.grid import FloatGrid, Grid, float_grid
 from quantization.solvers.kept import through
@@ -136,7 +138,8 @@ def solve_columns(weight: torch.Tensor, upper: torch.Tensor, diagonal: torch.Ten
     """Quantize ``weight`` [in, out] (changed in place) from the first column to the last."""
     loop, size = _Columns(weight, diagonal, how), how.layer.group_size
     blocks = [slices(block.stop, size, block.start) for block in slices(len(weight), max(1, BLOCK // size) * size)]
-    feed_back(weight, upper, blocks, quantize=loop.quantize, pivots=diagonal, fused=True)
+    feed_back(weight, upper, blocks, quantize=loop.quantize, pivots=diagonal, fused=True,
+              at_once=loop.with_kernel(upper) if runs_fused(weight) else None)
     return loop.solved
 
 
@@ -161,6 +164,18 @@ class _Columns:
         self.solved.kept[j] = kept
         self.solved.codes[j] = torch.where(kept, self.code_of_zero, self.solved.codes[j])
         return torch.where(kept, column if self.how.published else through(column, self.how.kept_dtype), value)
+
+    def with_kernel(self, upper: torch.Tensor) -> Callable[[slice, slice, torch.Tensor], None]:
+        """What :meth:`quantize` does, for all columns of a group at once."""
+        how, pivots = self.how, self.diagonal.contiguous()
+        stored = None if how.published else how.kept_dtype or torch.bfloat16
+        keep = self.solved.kept if how.keeps else None
+
+        def quantize(block: slice, span: slice, errors: torch.Tensor) -> None:
+            self._fit(span)
+            quantize_group(self.solved.values, upper, pivots, self.grid, self.solved.codes, errors, block=block,
+                           group=span, keep=keep, stored=stored, limit=how.limit)
+        return quantize
 
     def _fit(self, group: slice) -> None:
         scales, zeros = fit_group(self.solved.values[group], self.diagonal[group], self.how)

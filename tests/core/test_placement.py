@@ -87,6 +87,7 @@ def test_weights_that_blocks_share_stay_together(monkeypatch):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 def test_gradients_with_half_of_the_blocks_on_a_gpu(family):

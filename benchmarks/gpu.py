@@ -1,0 +1,112 @@
+"""What a GPU does with the harness: the tests marked gpu, then a model in Llama-3.1-8B's shape through its stages.
+
+    python -m benchmarks.gpu [--blocks 4] [--skip_tests]
+
+Random weights: seconds, tokens a second and peak memory are worth reading, metrics are not.  Blocks are all alike, so
+the solver's numbers are a block's; with fewer blocks than the 32 of the shape the embeddings weigh more than they do.
+The solver runs with the kernel and with PyTorch's loop in turn (A B A B), on the same block from the same inputs.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from core.architecture import find_blocks, find_linears
+from core.types import Aid, CalibSet, LayerPlan
+from quantization.kernels.columns import SWITCH
+from quantization.solvers.gptq import solve
+from streams.blocks import BlockStream, walk
+from streams.gradients import gradient_sums
+
+REPO = Path(__file__).resolve().parents[1]
+GIB = 2**30
+DOCUMENTS, LENGTH = 8, 512
+SHAPE = dict(hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8,
+             vocab_size=128256, max_position_embeddings=8192)
+
+
+def main() -> int:
+    """Run the tests, then the stages; print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--blocks", type=int, default=4, help="of the 32 of the shape (default: 4)")
+    parser.add_argument("--skip_tests", action="store_true", help="only the stages")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("no GPU is there: torch.cuda.is_available() says no")
+    failed = 0 if args.skip_tests else subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu"], cwd=REPO)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {args.blocks} blocks of 32, {DOCUMENTS} "
+          f"documents of {LENGTH} tokens, weights in bf16", flush=True)
+    print(tabulate(_stages(_model(args.blocks)), "keys", "github", floatfmt=".2f"))
+    return bool(failed and failed.returncode)
+
+
+def _model(blocks: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        return LlamaForCausalLM(LlamaConfig(num_hidden_layers=blocks, dtype=torch.bfloat16, **SHAPE)).to(
+            torch.bfloat16).eval()
+
+
+def _stages(model: LlamaForCausalLM) -> list[dict]:
+    rng, vocab = np.random.default_rng(0), SHAPE["vocab_size"]
+    tokens = tuple(rng.integers(0, vocab, LENGTH) for _ in range(DOCUMENTS))
+    ids = torch.from_numpy(np.stack(tokens)).cuda()
+    calib = CalibSet("random", tuple(map(str, range(DOCUMENTS))), tokens,
+                     tuple(np.ones(LENGTH, dtype=bool) for _ in tokens), seed=0, template="")
+    blocks, linears = find_blocks(model)[1], find_linears(model)[0]
+    count = DOCUMENTS * LENGTH
+
+    @torch.no_grad()
+    def forward() -> None:
+        model(ids, logits_to_keep=1)
+
+    def gradients() -> None:
+        gradient_sums(model, linears, calib, ("sum",), grad_dtype="bfloat16")
+
+    forward()  # the first call loads kernels
+    rows = [_row("questions: forward", forward, tokens=count), _row("TaCQ: gradients", gradients, tokens=count)]
+    first = {name: lin for name, lin in linears.items() if lin in set(blocks[0].modules())}
+    weights = {name: lin.weight.detach().clone() for name, lin in first.items()}
+
+    def one_block(layer: LayerPlan) -> Callable[[], None]:
+        def run() -> None:
+            for name, weight in weights.items():
+                first[name].weight.data.copy_(weight)
+
+            def one(name: str, aid: Aid) -> torch.Tensor:
+                return solve(first[name].weight.float(), aid.hessian, layer, shared=aid.shared).values
+            walk(BlockStream(model, blocks[:1], tokens), first, dict.fromkeys(first, 0), one)
+        return run
+
+    solver = one_block(LayerPlan(4, 128))
+    for turn in range(2):
+        for switch, words in (("1", "kernel"), ("0", "PyTorch's loop")):
+            os.environ[SWITCH] = switch
+            if turn == 0 and switch == "1":
+                solver()  # compiles the kernel
+            rows.append(_row(f"GPTQ of one block, {words}", solver))
+    return rows
+
+
+def _row(name: str, run: Callable[[], None], tokens: int | None = None) -> dict:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    return {"stage": name, "s": seconds, "tokens a second": None if tokens is None else round(tokens / seconds),
+            "peak GPU memory, GiB": torch.cuda.max_memory_allocated() / GIB}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
