@@ -12,10 +12,12 @@ from harness.grid import table_settings
 from harness.stages.base_quantized import base_quantized_key
 from harness.stages.case import Case
 from harness.stages.gradients import gradients_key, own_kinds
-from harness.stages.options import reads_data
+from harness.stages.library import library_key
+from harness.stages.options import buys_forms, reads_data
 from harness.stages.outputs import outputs_key
 from harness.stages.pivots import pivots_key
 from harness.stages.plan import plan, plan_key
+from harness.stages.prices import dots_key, reads_dots
 from harness.stages.result import failed, file_stem, finished, questions
 from harness.stages.samples import labelled, samples, samples_key
 from harness.stages.scores import documents_read, scores_key
@@ -29,8 +31,12 @@ def cell_key(case: Case) -> str:
 
 
 def upstream(case: Case) -> dict[str, str]:
-    """Digests of a cell's scores and of what they are made of: another process may be making them just now."""
+    """Digests of a cell's scores or library, and of what they are made of: another process may be making them now."""
     keys = {f"gradients {kind}": gradients_key(case, kind)[0] for kind in sorted(own_kinds(case))}
+    if buys_forms(case.method):
+        keys["library"] = library_key(case)[0]
+        if reads_dots(case):
+            keys["prices"] = dots_key(case)[0]
     if case.method.scorer is None:
         return keys
     spec = SCORERS.get(case.method.scorer)

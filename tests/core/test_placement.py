@@ -87,6 +87,20 @@ def test_weights_that_blocks_share_stay_together(monkeypatch):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_sums_lie_on_a_gpu_with_four_times_their_room(monkeypatch):
+    class Weight:
+        def __init__(self, device):
+            self.device = torch.device(device)
+
+        def numel(self):
+            return 100
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1600 if device.index else 3200, 10**6))
+    assert placement.has_room([Weight("cuda:0"), Weight("cuda:0"), Weight("cuda:1")], 4)
+    assert not placement.has_room([Weight("cuda:1"), Weight("cuda:1")], 4)
+    assert not placement.has_room([Weight("cuda:0"), Weight("cpu")], 4)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("family", sorted(CONFIGS))

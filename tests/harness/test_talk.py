@@ -124,3 +124,5 @@ def test_the_rows_run(quantizer, root, tmp_path):
     assert main(flags(**(GRID | where), methods=names)) == 0
     found = {r.name: r for r in load_results(tmp_path / "results")}
     assert all(3.4 < found[name].bits.average <= 3.5 for name in names)
+    assert all("library" in found[name].seconds for name in names)
+    assert [name for name in names if "prices" in found[name].seconds] == ["TALK[steps=1]"]
