@@ -55,8 +55,13 @@ def has_room(tensors: Iterable[torch.Tensor], bytes_each: float) -> bool:
     wanted: dict[torch.device, float] = {}
     for tensor in tensors:
         wanted[tensor.device] = wanted.get(tensor.device, 0) + bytes_each * tensor.numel()
-    return all(device.type == "cuda" and 4 * size <= torch.cuda.mem_get_info(device)[0]
-               for device, size in wanted.items())
+    return all(device.type == "cuda" and 4 * size <= _free(device) for device, size in wanted.items())
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that a GPU has free, among them those that PyTorch holds and does not use."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 @contextmanager

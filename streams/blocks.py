@@ -28,8 +28,13 @@ from streams.hessians import add_gram, mirror
 from streams.settled import Settled
 
 BATCH_TOKENS = 1024  # padded tokens that run together; a longer sequence runs alone
-GPU = 16  # times as many on a GPU, where a pass costs what so many times its tokens cost
+GPU_INPUTS = 2**24  # of the widest linear in a batch on a GPU, where a pass costs what thousands of tokens cost
 WAVE_BYTES = 2**30  # of the Hessians that are collected in one run
+
+
+def batch_tokens(device: torch.device, widest: int) -> int:
+    """Padded tokens that run together on a device; ``widest``: inputs of the widest linear."""
+    return max(BATCH_TOKENS, GPU_INPUTS // widest) if device.type == "cuda" else BATCH_TOKENS
 
 
 class _Enough(Exception):
@@ -59,9 +64,10 @@ class BlockStream:
         lengths = [len(row) for row in tokens]
         # experts see loose tokens, which could not be told from padding
         routed = any("expert" in name for block in self.blocks for name, _ in block.named_modules())
-        gpu = device_of(self.model).type == "cuda"
-        tokens_together = 1 if routed else BATCH_TOKENS * (GPU if gpu else 1)
-        batches = length_batches(lengths, tokens_together, launch=LAUNCH * (GPU if gpu else 1))
+        inside = (module for block in self.blocks for module in block.modules())
+        widest = max((module.in_features for module in inside if isinstance(module, nn.Linear)), default=1)
+        most = batch_tokens(device_of(self.model), widest)
+        batches = length_batches(lengths, 1 if routed else most, launch=LAUNCH * most // BATCH_TOKENS)
         self.lengths = [[lengths[i] for i in batch] for batch in batches]
         self.sequences = len(tokens)
         rows = [pad([tokens[i] for i in batch], device_of(self.model), left=False)[0] for batch in batches]

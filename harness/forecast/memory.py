@@ -13,6 +13,7 @@ A cell goes through stages, and what one stage holds is gone in the next, so eve
 
 All through a cell the linears as loaded lie once more on the CPU.  With a GPU, device and CPU are two budgets; without
 one, all adds up.
+Sums of gradients, and what forms move, are counted on the CPU: they lie on a GPU only where it has four times the room.
 Upper bounds where the code decides by the data; allocators other than torch's and memory that is lost between blocks
 are not counted.
 """
@@ -33,7 +34,7 @@ from harness.stages.options import buys_forms
 from harness.stages.plan import plan_key
 from harness.stages.scores import scores_key
 from quantization.bits import uniform_bits
-from streams.blocks import BATCH_TOKENS
+from streams.blocks import batch_tokens
 from streams.gradients import SLICE
 
 PROCESS = 500 * 10**6  # Python, torch, the tokenizer and the documents, measured
@@ -132,7 +133,8 @@ def memory(case: Case) -> list[Parts]:
         activations = prompt_bytes(d, tokens, case.value("published"))
         if spec.every_block:  # a row for every block of one prompt: what enters a block, and what it gives
             longest = max(width for _, width in prompt_batches(case, spec))
-            activations += 2 * (d.blocks + 1) * longest * d.hidden * d.itemsize
+            together = forward_bytes(d, min((d.blocks + 1) * longest, max(case.grid.batch_tokens, longest)), d.itemsize)
+            activations = max(activations, together) + 2 * (d.blocks + 1) * longest * d.hidden * d.itemsize
         stages.append(Parts("prompts are scored", **base, activations=activations))
     for add in (answers_stage, gradient_stage, solver_stage):
         stages += add(case, base, to_score)
@@ -223,5 +225,8 @@ def solver_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]
     at_once = scored or any(q.needs and not q.sequential for q in (quant, corrupt) if q)
     element = scored and spec.granularity == "element"
     scores = max(fisher, 4 * d.linears * element, d.linears * d.itemsize if corrupt else 0)
-    return [Parts("linears are solved", **base, activations=forward_bytes(d, max(*lengths, BATCH_TOKENS), d.itemsize),
-                  scores=scores, solver=solver_bytes(case, sum(lengths), max(lengths), not at_once))]
+    together = max(*lengths, min(batch_tokens(case.model.device, d.widest_in), sum(lengths)))
+    # beside the block's own, what the widest linear reads, in float32
+    activations = forward_bytes(d, together, d.itemsize) + 4 * together * d.widest_in
+    return [Parts("linears are solved", **base, activations=activations, scores=scores,
+                  solver=solver_bytes(case, sum(lengths), max(lengths), not at_once))]

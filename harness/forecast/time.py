@@ -39,7 +39,7 @@ from harness.stages.search import BENDS
 from harness.stages.transform import ranges
 from harness.stages.weights import weights_key
 from quantization.allocators.menu import STEPS
-from streams.blocks import BATCH_TOKENS
+from streams.blocks import batch_tokens
 
 RUNS = {True: 3, False: 2}  # of a block: sequential solvers watch its linears one input after the other
 FACTOR = 3  # operations of a factor over in³: as slow as 4 of a product, measured, and some linears share theirs
@@ -148,7 +148,7 @@ class Costs:
     def stream(self, case: Case, sequential: bool) -> float:
         """The calibration documents through all blocks, a Hessian and a factor a linear."""
         lengths = [len(tokens) for tokens in case.solver_calib.tokens]
-        rows = max(1, BATCH_TOKENS // max(lengths))
+        rows = max(1, batch_tokens(case.model.device, self.sizes.widest_in) // max(lengths))
         token = self.probe.token(min(rows, len(lengths)), max(lengths))
         operations = sum(FACTOR * c**3 + 2 * c * c * sum(lengths) for _, c in self.model.shapes.values())
         run = RUNS[sequential] * sum(lengths) * self.sizes.blocks * token

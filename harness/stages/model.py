@@ -33,6 +33,7 @@ from core.placement import Devices, parse_devices, placed
 from core.types import ModelRef
 from harness.presets import BRIEF_MODELS, DEMO_MODEL
 from quantization.apply import Originals
+from quantization.kernels.columns import runs_fused
 from quantization.packing.checkpoint import CARD, check_export, is_export
 from quantization.packing.formats.packed import is_packed, load_checked
 from quantization.packing.split import is_split, load_split
@@ -45,10 +46,11 @@ MOST_REST = 0.05  # of the blocks' values may stay at full precision: convolutio
 def machine(device: torch.device) -> str:
     """The kind of device that did the arithmetic; part of the samples' identity.
 
-    Where AVX-512 has no instructions for bf16 they are imitated, with other roundings, so such a CPU is another kind.
+    On a GPU the column loop's kernel rounds otherwise than PyTorch's loop.  Where AVX-512 has no instructions for bf16
+    they are imitated, with other roundings, so such a CPU is another kind.
     """
     if device.type == "cuda":
-        return f"cuda:{torch.cuda.get_device_name(device)}"
+        return f"cuda:{torch.cuda.get_device_name(device)}{'/kernel' if runs_fused(device) else ''}"
     if device.type != "cpu":
         return device.type
     kind, amx = torch.backends.cpu.get_cpu_capability(), torch.cpu._is_amx_tile_supported()

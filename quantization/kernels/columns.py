@@ -10,22 +10,44 @@ the CPU, the loop runs in PyTorch.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+from contextlib import nullcontext
+from functools import cache
 from importlib.util import find_spec
 
+from core.errors import one_line
 from core.lazy import torch
 from quantization.solvers.grid import FloatGrid, Grid, SignGrid
 from quantization.solvers.kept import Float8
 
+log = logging.getLogger(__name__)
 ROWS = 16  # of W that a program takes
-SWITCH = "TAQ_FUSED"  # "0" in the environment: PyTorch's loop on the GPU as well
+# in the environment: "0" PyTorch's loop on a GPU as well, "interpret" Triton's interpreter (TRITON_INTERPRET=1) on any
+SWITCH = "TAQ_FUSED"
 
 
-def runs_fused(columns: torch.Tensor) -> bool:
-    """Whether the kernel can take these columns: on a GPU, or in Triton's interpreter, and Triton is there."""
-    here = columns.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    return here and os.environ.get(SWITCH) != "0" and find_spec("triton") is not None
+def runs_fused(device: torch.device) -> bool:
+    """Whether the kernel takes columns on this device: a GPU where it was seen to run, or Triton's interpreter."""
+    wish = os.environ.get(SWITCH)
+    if wish == "0" or find_spec("triton") is None:
+        return False
+    return wish == "interpret" or (device.type == "cuda" and seen_running(device))
+
+
+@cache
+def seen_running(device: torch.device) -> bool:
+    """Run the kernel once on 16 weights: Triton needs a C compiler and Python's headers there."""
+    one = torch.ones(4, 4, device=device)
+    try:
+        quantize_group(one.clone(), one, one[0], Grid(one[0], 0 * one[0], 3), one.byte(), one.clone(),
+                       block=slice(0, 4), group=slice(0, 4))
+    except Exception as error:  # whatever a toolchain may lack
+        log.warning("the GPU kernel of the column loop does not run here (%s); PyTorch's loop takes its place, several "
+                    "times as slow", one_line(error))
+        return False
+    return True
 
 
 def quantize_group(columns: torch.Tensor, upper: torch.Tensor, pivots: torch.Tensor, grid: Grid, codes: torch.Tensor,
@@ -43,12 +65,13 @@ def quantize_group(columns: torch.Tensor, upper: torch.Tensor, pivots: torch.Ten
     rows, width = columns.shape[1], block.stop - block.start
     kinds = {Grid: 0, SignGrid: 1, FloatGrid: 2}
     kind = 3 if isinstance(grid, SignGrid) and grid.published else kinds[type(grid)]
-    forms = {None: 0, torch.bfloat16: 2, torch.float16: 3}
+    forms = {None: 0, torch.bfloat16: 1, torch.float16: 2}
     float8 = isinstance(stored, Float8)
-    quantize_columns[(-(-rows // ROWS),)](
-        columns, upper[block, block].contiguous(), pivots, grid.scale.contiguous(), grid.zero.contiguous(), codes,
-        errors, codes if keep is None else keep.view(torch.uint8), rows, block.start, width,
-        group.start - block.start, float(grid.top), float(limit), 2.0**stored.exponent if float8 else 1.0,
-        COUNT=group.stop - group.start, KIND=kind, KEEP=keep is not None,
-        KEPT=4 if float8 else forms[stored], SEARCH=math.isfinite(limit), SPAN=max(16, 1 << (width - 1).bit_length()),
-        ROWS=ROWS)
+    # Triton launches on the current GPU
+    with torch.cuda.device(columns.device) if columns.is_cuda else nullcontext():
+        quantize_columns[(-(-rows // ROWS),)](
+            columns, upper[block, block].contiguous(), pivots, grid.scale.contiguous(), grid.zero.contiguous(), codes,
+            errors, codes if keep is None else keep.view(torch.uint8), rows, block.start, width,
+            group.start - block.start, float(grid.top), float(limit), 2.0**stored.exponent if float8 else 1.0,
+            COUNT=group.stop - group.start, KIND=kind, KEEP=keep is not None, KEPT=3 if float8 else forms[stored],
+            SEARCH=math.isfinite(limit), SPAN=max(16, 1 << (width - 1).bit_length()), ROWS=ROWS)

@@ -26,12 +26,12 @@ def shortened(x, DROP: tl.constexpr):
 def kept_value(w, unit, KEPT: tl.constexpr):
     """What is stored of a kept weight: itself, bf16, fp16, or E4M3 times ``unit``, a power of two."""
     value = w
-    if KEPT == 2:
+    if KEPT == 1:
         value = shortened(w, 16)
-    if KEPT == 3:
+    if KEPT == 2:
         value = w.to(tl.float16).to(tl.float32)
-    if KEPT == 4:
-        x = tl.minimum(tl.maximum(w / unit, -448.0), 448.0)
+    if KEPT == 3:
+        x = tl.minimum(tl.maximum(tl.div_rn(w, unit), -448.0), 448.0)
         small = nearest(x * 512.0) / 512.0  # below 2^-6 the steps are all 2^-9
         value = tl.where(tl.abs(x) < 0.015625, small, shortened(x, 20)) * unit
     return value

@@ -76,7 +76,7 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: So
     loop.columns[factor.dead] = 0.0
     blocks = [[block] for block in slices(len(columns), BLOCK if how.stale else groups.block())]
     loss = feed_back(loop.columns, factor.upper, blocks, quantize=loop.quantize,
-                     at_once=loop.with_kernel(factor) if runs_fused(loop.columns) else None)
+                     at_once=loop.with_kernel(factor) if runs_fused(weight.device) else None)
     return loop.stored(layer, order, {"damp": factor.damp, "tries": factor.tries, "loss": float(loss)})
 
 

@@ -150,7 +150,7 @@ def _columns(weight: torch.Tensor, factor: Factor, group_size: int,
     def at_once(block: slice, span: slice, errors: torch.Tensor) -> None:
         quantize_group(columns, factor.upper, pivots, grid_of(span.start), codes, errors, block=block, group=span)
 
-    if runs_fused(columns):
+    if runs_fused(columns.device):
         pivots, parts = factor.diagonal.contiguous(), [slices(span.stop, BLOCK, span.start) for span in spans]
         feed_back(columns, factor.upper, [[part] for group in parts for part in group], quantize, at_once=at_once)
     else:

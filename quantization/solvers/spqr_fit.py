@@ -138,8 +138,9 @@ def solve_columns(weight: torch.Tensor, upper: torch.Tensor, diagonal: torch.Ten
     """Quantize ``weight`` [in, out] (changed in place) from the first column to the last."""
     loop, size = _Columns(weight, diagonal, how), how.layer.group_size
     blocks = [slices(block.stop, size, block.start) for block in slices(len(weight), max(1, BLOCK // size) * size)]
+    whole = size <= BLOCK and runs_fused(weight.device)  # wider groups do not fit into a program's registers
     feed_back(weight, upper, blocks, quantize=loop.quantize, pivots=diagonal, fused=True,
-              at_once=loop.with_kernel(upper) if runs_fused(weight) else None)
+              at_once=loop.with_kernel(upper) if whole else None)
     return loop.solved
 
 

@@ -27,8 +27,8 @@ OUT, IN = 20, 150
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    if not GPU:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    if not GPU:  # tests/conftest.py asks for the interpreter, before anything imports Triton
+        monkeypatch.setenv(fused.SWITCH, "interpret")
         monkeypatch.setattr(fused, "ROWS", 32)  # one program: half the time
 
 
@@ -53,8 +53,9 @@ def both(monkeypatch, run):
     ours = run()
     assert calls
     count = len(calls)
-    monkeypatch.setenv(fused.SWITCH, "0")
-    theirs = run()
+    with monkeypatch.context() as patch:
+        patch.setenv(fused.SWITCH, "0")
+        theirs = run()
     assert len(calls) == count
     return ours, theirs
 
@@ -69,7 +70,6 @@ def agree(monkeypatch, run):
     assert torch.equal(ours.values, theirs.values)
     assert set(ours.parts) == set(theirs.parts)
     weight, hessian = linear(related=True)
-    monkeypatch.delenv(fused.SWITCH)
     ours, theirs = both(monkeypatch, lambda: run(weight, hessian))
     lost = [relative_error(weight, stored.values, hessian) for stored in (ours, theirs)]
     assert math.isclose(*lost, rel_tol=0.05), lost
@@ -86,7 +86,10 @@ SOLVERS = {
     "fp16": Solver(kept_dtype=torch.float16)}
 
 
-@pytest.mark.parametrize("layer, how", [*((layer, "plain") for layer in LAYERS), *(("kept", how) for how in SOLVERS)])
+CASES = [(layer, "plain") for layer in LAYERS] + [("kept", how) for how in SOLVERS if how != "plain"]
+
+
+@pytest.mark.parametrize("layer, how", CASES)
 def test_gptq_by_the_kernel(layer, how, monkeypatch):
     agree(monkeypatch, lambda weight, hessian: solve(weight.clone(), hessian, LAYERS[layer], SOLVERS[how]))
 
@@ -126,6 +129,25 @@ def test_what_the_kernel_passes_on(layer):
     slack = 1e-4 * (scale + current.abs())
     assert ((current - values).abs() <= nearest + slack)[~keep].all()
     torch.testing.assert_close(values[keep], current[keep], rtol=2**-8, atol=1e-6)
+
+
+def test_a_wide_group_of_spqr_runs_in_pytorch(monkeypatch):
+    weight, hessian = linear(related=True)
+    layer = LayerPlan(3, 144, scale_bits=3, zero_bits=3, form="bilevel")
+    monkeypatch.setattr("quantization.solvers.spqr_fit.quantize_group", None)
+    solve_spqr(weight, hessian, layer)
+
+
+def test_a_kernel_that_does_not_run_is_not_taken(monkeypatch, caplog):
+    def broken(*_args, **_named):
+        raise RuntimeError("Failed to find C compiler")
+
+    device = torch.device("meta")  # not asked before
+    monkeypatch.delenv(fused.SWITCH, raising=False)
+    monkeypatch.setattr(fused, "quantize_group", broken)
+    assert not fused.seen_running(device)
+    assert "Failed to find C compiler" in caplog.text
+    assert not fused.runs_fused(torch.device("cpu"))
 
 
 def test_kept_weights_round_as_they_are_stored():
