@@ -3,7 +3,7 @@ loaded.
 
 A cell goes through stages, and what one stage holds is gone in the next, so every stage is counted by itself:
 
-    loading     the weights come to the CPU first            all weights, once, whatever the device
+    loading     the weights come to the CPU first            all weights; without a GPU the linears once more
     prompts     a scorer reads calibration prompts           weights + hidden states of a batch (TAQoS: of every block)
     gradients   one backward pass a document                 weights (--grad_dtype) + float32 sums, one set a kind
     Hessians    a scorer or solver reads inputs of linears   weights + hidden states, Hessian and factor of the widest
@@ -113,14 +113,17 @@ def solver_bytes(case: Case, tokens: int, longest: int, sequential: bool) -> int
 
 def kinds_to_make(case: Case, scored: ScorerSpec | None) -> set[str]:
     """Kinds of gradient sums that a pass for this cell makes; ``scored`` is its scorer if that has still to run."""
-    return missing_kinds(case, gradient_kinds(scored.name if scored else None, case.method.quantizer,
-                                              case.method.allocator))
+    made = gradient_kinds(scored.name if scored else None, case.method.quantizer, case.method.allocator,
+                          case.method.options)
+    return missing_kinds(case, made)
 
 
 def memory(case: Case) -> list[Parts]:
     """The stages that a cell still has before it; the evaluation is always the last of them."""
     d, method = case.model.sizes, case.method
-    stages = [Parts("weights are loaded", originals=d.parameters * d.itemsize)]
+    # a GPU's linears come back to the CPU when the weights have left it
+    copies = d.linears if case.model.device.type == "cpu" else 0
+    stages = [Parts("weights are loaded", originals=(d.parameters + copies) * d.itemsize)]
     base = {"weights": d.parameters * d.itemsize, "originals": d.linears * d.itemsize,
             "context": context_bytes(case, "")}
     spec = SCORERS.get(method.scorer) if method.scorer else None

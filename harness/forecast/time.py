@@ -27,7 +27,7 @@ from harness.stages.activations import activations, ranking
 from harness.stages.base_quantized import base, base_layer, base_quantized_key
 from harness.stages.case import Case
 from harness.stages.gradients import gradients_key, wanted_kinds
-from harness.stages.library import GRADIENT, library_key, menu_of
+from harness.stages.library import library_key, menu_of
 from harness.stages.model import LazyModel
 from harness.stages.options import buys_forms, quantizer_options, stitched
 from harness.stages.outputs import outputs_key
@@ -168,7 +168,7 @@ class Costs:
 
     def menu(self, case: Case, planned: bool) -> float:
         """A library of forms, their prices, and the search: a backward pass and an evaluation a bend of each step."""
-        total, one_pass = 0.0, self.backward(case, (GRADIENT,))
+        total, one_pass = 0.0, self.backward(case, ("square",))
         if self._first(case, library_key(case)[0]):
             each = self.sizes.linears * self.probe.solve(case.grid.quantizer, LayerPlan(2, case.group_size), {})
             total += len(menu_of(case)) * (each + self.pushed()) + self.stream(case, True)

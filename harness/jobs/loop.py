@@ -7,8 +7,8 @@ and one that another process has, or that waits for scores another process is ma
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from core.digest import digest
@@ -56,22 +56,29 @@ def run_grid(cases: Cases, post: Post | None = None, groups: list[list[int]] = (
 def _attempt(case: Case, unit: str, folder: Path, post: Post | None, *, patient: bool) -> Result | None:
     """Run a cell unless another process has it or (patient) is making what it needs; None if it has to wait."""
     lock = None
-    try:
+    with _left_to_run_cell(case):
         # one that is there needs no lock: its cache may be read-only
         if stored_result(case, folder) is None and not served(case):
             if patient and any(map(case.store.busy, upstream(case).values())):
                 return None
             if (lock := case.store.take(claim(case))) is None:
                 return None
-    except StorageError:
-        raise
-    except Exception:  # what is wrong with its keys or data will be wrong again in run_cell, which writes it down
-        log.debug("the keys of %s cannot be made", case.cell.label, exc_info=True)
     try:
         return run_unit(case, unit, folder, post)
     finally:
         if lock is not None:
             lock.release()
+
+
+@contextmanager
+def _left_to_run_cell(case: Case) -> Iterator[None]:
+    """What is wrong with a cell's keys or data will be wrong again in run_cell, which writes it down."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception:
+        log.debug("the keys of %s cannot be made", case.cell.label, exc_info=True)
 
 
 def claim(case: Case) -> str:
@@ -117,14 +124,10 @@ def run_cells(cases: dict[str, Case], post: Post, check: Callable[[Case], None])
 
 
 def _claimed(case: Case) -> AbstractContextManager:
-    """The cell's lock, waited for; none if its name cannot be made, which will be wrong again in run_cell."""
-    try:
+    """The cell's lock, waited for; none if its name cannot be made."""
+    with _left_to_run_cell(case):
         return case.store.lock(claim(case), "cell")
-    except StorageError:
-        raise
-    except Exception:
-        log.debug("the keys of %s cannot be made", case.cell.label, exc_info=True)
-        return nullcontext()
+    return nullcontext()
 
 
 def _why(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from harness.stages.options import VERSIONS
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
 from harness.store.tensors import load_tensors
+from quantization.allocators.menu import PRICE, mask_gradient
 from streams.gradients import KINDS, GradientSums, Snapshots, gradient_sums
 
 SNAPSHOT_S = 60.0  # at least this long between two snapshots of a backward pass
@@ -28,17 +29,20 @@ COST = 0.05  # of a pass's time that its snapshots may take
 HEAD = "head"
 
 
-def gradient_kinds(scorer: str | None, quantizer: str | None, allocator: str | None = None) -> set[str]:
+def gradient_kinds(scorer: str | None, quantizer: str | None, allocator: str | None, options: dict) -> set[str]:
     """Kinds of gradient sums that a row reads; a common row's quantizer, not named yet, reads none."""
     kinds = set(SCORERS.get(scorer).gradients) if scorer else set()
-    needs = set(QUANTIZERS.get(quantizer).needs) if quantizer in QUANTIZERS else set()
-    needs |= set(ALLOCATORS.get(allocator).needs) if allocator else set()
-    return kinds | ({"square"} if needs & {"fisher", "library"} else set())
+    if quantizer in QUANTIZERS and "fisher" in QUANTIZERS.get(quantizer).needs:
+        kinds.add("square")
+    if allocator and "library" in ALLOCATORS.get(allocator).needs:
+        kinds |= {mask_gradient(options)} | ({"square"} if PRICE.of(options) == "fisher" else set())
+    return kinds
 
 
 def own_kinds(case: Case) -> set[str]:
     """Kinds that this row reads."""
-    return gradient_kinds(case.method.scorer, case.method.quantizer, case.method.allocator)
+    method = case.method
+    return gradient_kinds(method.scorer, method.quantizer, method.allocator, method.options)
 
 
 def wanted_kinds(case: Case) -> set[str]:
@@ -46,7 +50,8 @@ def wanted_kinds(case: Case) -> set[str]:
     names = [setting.name for setting in READ_BY["gradients"]]
     specs = [spec for spec in map(resolve_method, case.grid.methods)
              if all(spec.settings.get(name, case.grid.value(name)) == case.value(name) for name in names)]
-    return {kind for spec in specs for kind in gradient_kinds(spec.scorer, spec.quantizer, spec.allocator)}
+    return {kind for spec in specs
+            for kind in gradient_kinds(spec.scorer, spec.quantizer, spec.allocator, spec.options)}
 
 
 def missing_kinds(case: Case, needed: set[str]) -> set[str]:

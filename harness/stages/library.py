@@ -6,7 +6,7 @@ from the library without solving anything again, at any budget of the same whole
 
 Which weights a form keeps: those of the largest (w − q(w))² / [U_jj]² · Σ_j F_ij, F = Σ over documents of the squared
 gradient: the error that the solver cannot pass on to later columns, in rows whose output the loss is sensitive to.
-``mask`` puts SpQR's score (without F) or F (w − q(w))² in its place.
+``mask`` puts SpQR's score (without F), F (w − q(w))², or TaCQ's score |w| · Σ|g| · |w − q(w)| in its place.
 """
 
 import json
@@ -28,7 +28,7 @@ from harness.stages.gradients import gradients, gradients_key
 from harness.stages.options import quantizer_options
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
-from quantization.allocators.menu import MASK
+from quantization.allocators.menu import MASK, mask_gradient
 from quantization.bits import layer_bits
 from quantization.menu import Form, base_form, forms, ranked_masks, whole_bits
 from quantization.packing.bytes import unpack_mask
@@ -36,10 +36,9 @@ from quantization.packing.forms import PACKED, packed, packed_alone, unpacked
 from quantization.solvers.kept import sixteen_bit
 from quantization.solvers.rtn import dequantized
 from streams.blocks import BlockStream, walk
-from streams.hessians import factorise, layer_error
+from streams.hessians import Factor, factorise, layer_error
 
 VERSION = 3
-GRADIENT = "square"
 HELD = 8 * 10**9  # bytes of what the forms of all linears move
 
 
@@ -53,8 +52,8 @@ def library_key(case: Case) -> tuple[str, dict]:
     quantizer = case.grid.quantizer
     return stage_key("library", VERSION, model=case.model.ref.key, quantizer=QUANTIZERS.identity(quantizer),
                      options=quantizer_options(case, quantizer), menu=[vars(form) for form in menu_of(case)],
-                     mask=MASK.of(case.method.options),
-                     gradients=gradients_key(case, GRADIENT)[0], calib=case.solver_calib_digest,
+                     mask=MASK.of(case.method.options), calib=case.solver_calib_digest,
+                     gradients=gradients_key(case, mask_gradient(case.method.options))[0],
                      machine=case.model.machine)
 
 
@@ -136,9 +135,9 @@ def bought(case: Case, forms_of: dict[str, int]) -> Callable[[str], Stored]:
 
 def _compute(case: Case, partial: Partial) -> Content:
     """Solve block by block; finished blocks outlive a kill."""
-    model, fisher = case.model, gradients(case, GRADIENT)
+    model, summed = case.model, gradients(case, mask_gradient(case.method.options))
     model.originals.restore()
-    work = _Work(case, fisher, partial)
+    work = _Work(case, summed, partial)
     try:
         with case.memory("the library of forms is solved"), torch.no_grad():
             walk(BlockStream(model.module, model.blocks, case.solver_calib.tokens), model.linears, model.block_of,
@@ -159,8 +158,8 @@ def _compute(case: Case, partial: Partial) -> Content:
 class _Work:
     """Linears on their way into a library."""
 
-    def __init__(self, case: Case, fisher: dict[str, torch.Tensor], partial: Partial):
-        self.case, self.fisher, self.partial = case, fisher, partial
+    def __init__(self, case: Case, summed: dict[str, torch.Tensor], partial: Partial):
+        self.case, self.summed, self.partial = case, summed, partial
         self.forms = menu_of(case)
         self.base = base_form(self.forms, whole_bits(case.budget.avg_bits))
         self.mask, self.kept_dtype = MASK.of(case.method.options), sixteen_bit(getattr(torch, case.model.ref.dtype))
@@ -188,19 +187,24 @@ class _Work:
         """What each form keeps, by its bits and share."""
         if "library" not in aid.shared:
             aid.shared["library"] = factorise(aid.hessian, what=fqn)
-        factor, fisher, found = aid.shared["library"], self.fisher[fqn].to(weight.device), {}
+        factor, summed, found = aid.shared["library"], self.summed[fqn].to(weight.device), {}
         for bits in sorted({form.bits for form in self.forms}):
             shares = tuple(sorted({form.share for form in self.forms if form.bits == bits}))
             if shares == (0,):
                 found[bits] = {0: None}
                 continue
-            error = (weight - dequantized(weight, LayerPlan(bits, self.case.group_size))).square()
-            if self.mask != "fisher":
-                error = torch.where(factor.dead, 0.0, error / factor.diagonal.square())
-            score = {"unrepaired": lambda e=error: e * fisher.sum(1, keepdim=True), "spqr": lambda e=error: e,
-                     "fisher": lambda e=error: e * fisher}[self.mask]()
-            found[bits] = ranked_masks(score, shares)
+            error = weight - dequantized(weight, LayerPlan(bits, self.case.group_size))
+            found[bits] = ranked_masks(self._score(weight, error, summed, factor), shares)
         return found
+
+    def _score(self, weight: torch.Tensor, error: torch.Tensor, summed: torch.Tensor, factor: Factor) -> torch.Tensor:
+        """What ranks the weights of a linear, float32 [out, in]; summed: F, or for TaCQ's score Σ|g|."""
+        if self.mask == "tacq":
+            return (weight * error * summed).abs()
+        if self.mask == "fisher":
+            return error.square() * summed
+        unrepaired = torch.where(factor.dead, 0.0, error.square() / factor.diagonal.square())
+        return unrepaired if self.mask == "spqr" else unrepaired * summed.sum(1, keepdim=True)
 
     def resume(self, block: int) -> bool:
         """Put a block that an earlier process solved into the model, at the base form."""

@@ -15,7 +15,7 @@ from core.model import DTYPES
 from harness.stages.case import Case
 from harness.stages.documents import tokens_digest
 from harness.stages.gradients import gradients
-from harness.stages.library import GRADIENT, Library, library, library_key
+from harness.stages.library import Library, library, library_key
 from harness.stages.search import search, unseen
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
@@ -82,7 +82,7 @@ def dots(case: Case, offered: Library) -> np.ndarray:
 
 def fisher(case: Case, offered: Library) -> np.ndarray:
     """½ · Σ over documents of Σ g² (W − Ŵ)² / tokens, g of a document's mean loss: float64 [linears, forms]."""
-    squares, tokens = gradients(case, GRADIENT), sum(map(len, case.solver_calib.tokens))
+    squares, tokens = gradients(case, "square"), sum(map(len, case.solver_calib.tokens))
     originals = case.model.originals.weights
     return np.array([[float((squares[fqn].flatten() * moved.float().square()).sum(dtype=torch.float64)) / (2 * tokens)
                       for moved in offered.moved(fqn, originals[fqn])] for fqn in offered.names])

@@ -9,20 +9,22 @@ from torch import nn
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
          "_load_state_dict_pre_hooks")
 PARTS = {"_modules": "other modules in", "_parameters": "other parameters in", "_buffers": "other buffers in"}
-SMALL = 2**20  # values; a larger tensor is not copied: if it was changed, the model is loaded again
+SMALL = 2**20  # values; a larger tensor, or a linear's weight, is not copied: if changed, the model is loaded again
 
 
 class Untouched:
     """The state of a model that no scorer may leave changed: modules, values, hooks, modes, requires_grad, methods.
 
-    The linears' weights are watched but not copied, for whoever quantizes them has them as loaded.
+    The linears' weights are watched but not copied: that would be the model once more.
     """
 
     def __init__(self, module: nn.Module):
         self.modules = [(name, m, {h: dict(getattr(m, h)) for h in HOOKS}, {p: dict(getattr(m, p)) for p in PARTS},
                          m.training, m.__dict__.get("forward")) for name, m in module.named_modules()]
         self.parameters = [(name, p, p.requires_grad) for name, p in module.named_parameters()]
-        self.values = [(name, t, t._version, _checksum(t), t.detach().clone() if t.numel() <= SMALL else None)
+        linears = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
+        self.values = [(name, t, t._version, _checksum(t),
+                        t.detach().clone() if t.numel() <= SMALL and id(t) not in linears else None)
                        for name, t in (*module.named_parameters(), *module.named_buffers())]
         self.spoilt = False  # a tensor that was not copied has other values
 
@@ -68,8 +70,13 @@ class Untouched:
 
 
 def _checksum(tensor: torch.Tensor) -> float:
-    """The sum of the values: sees a write through ``.data`` as well, which counts no version."""
-    return float(tensor.detach().sum(dtype=torch.float64)) if tensor.numel() and not tensor.is_meta else 0.0
+    """The sum of the values: sees a write through ``.data`` as well, which counts no version.
+
+    Part by part, for a sum in float64 copies what it sums.
+    """
+    if tensor.is_meta:
+        return 0.0
+    return sum(float(part.sum(dtype=torch.float64)) for part in tensor.detach().flatten().split(SMALL))
 
 
 @contextmanager

@@ -23,12 +23,17 @@ from quantization.allocators.knapsack import lagrangian, solve
 from quantization.bits import weights_of
 
 MASK = Setting("mask", str, "unrepaired", "which weights a form keeps: by the error that the solver cannot repair, in "
-               "rows that the loss feels (unrepaired), in all alike (spqr), or by squared gradient and error (fisher)",
-               choices=("unrepaired", "spqr", "fisher"), flag=False)
+               "rows that the loss feels (unrepaired), in all alike (spqr), by squared gradient and error (fisher), or "
+               "by weight, gradient and error (tacq)", choices=("unrepaired", "spqr", "fisher", "tacq"), flag=False)
 PRICE = Setting("price", str, "quadratic", "predicted loss of a form: gradients along its error (quadratic), squared "
                 "gradients times squared errors (fisher), or the layer's own error (error)",
                 choices=("quadratic", "fisher", "error"), flag=False)
 STEPS = Setting("steps", int, 0, "steps of the search by measured loss; 0: what the prices say", low=0, flag=False)
+
+
+def mask_gradient(options: dict) -> str:
+    """The kind of gradient sums that a row's masks read."""
+    return "abs" if MASK.of(options) == "tacq" else "square"
 
 
 @dataclass(frozen=True)

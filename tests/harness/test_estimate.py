@@ -236,11 +236,16 @@ def test_a_device_is_large_enough_by_a_byte_or_too_small_by_one(tiny_folder, tmp
     assert f"{top.device / 1e9:.2f}" in row
 
 
-def test_weights_pass_through_the_cpu_on_their_way_to_a_gpu(tiny_folder, tmp_path):
+def test_weights_are_loaded_to_the_cpu_which_without_a_gpu_copies_the_linears(tiny_folder, tmp_path):
     found = stages(tiny_folder, tmp_path, "fp16", dtype="fp32")
     model = empty_model(str(tiny_folder), ModelRef(str(tiny_folder), "x", "float32"))
     loading = found["weights are loaded"]
-    assert loading.host - loading.process == 4 * sum(p.numel() for p in model.parameters()) and loading.device == 0
+    every = sum(p.numel() for p in model.parameters())
+    linears = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2)
+    assert loading.host - loading.process == 4 * (every + linears) and loading.device == 0
+    (case, *_) = opened(tiny_folder, tmp_path, methods=("fp16",), dtype="fp32")
+    case.model.device = torch.device("cuda:0")
+    assert memory(case)[0].host - loading.process == 4 * every
     assert loading.host > found["questions are asked"].host and loading.total < found["questions are asked"].total
 
 

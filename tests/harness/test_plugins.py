@@ -7,7 +7,7 @@ import torch
 from core.registry import ALLOCATORS, METHODS, QUANTIZERS, SCORERS, allocator, method, quantizer, scorer
 from core.types import Scores
 from harness.stages.scores import check_scores
-from harness.stages.untouched import untouched
+from harness.stages.untouched import SMALL, Untouched, untouched
 from report.records import load_results
 from tests.harness.test_grid import run
 from tests.tiny import tiny_model
@@ -194,6 +194,18 @@ def test_a_model_that_cannot_be_put_back_is_loaded_again(monkeypatch):
     with pytest.raises(ValueError, match="it left other values in embed_tokens"), \
             untouched(model, "it", lambda: loaded.append(1)):
         scale_embeddings(model)
+    assert loaded == [1]
+
+
+def test_linears_are_watched_without_a_copy():
+    model, loaded = tiny_model("llama").model, []
+    linear = model.layers[0].mlp.up_proj
+    assert linear.weight.numel() < SMALL
+    kept = {name for name, *_, copy in Untouched(model).values if copy is not None}
+    assert "norm.weight" in kept and not any("proj" in name for name in kept)
+    with pytest.raises(ValueError, match=r"it left other values in layers\.0\.mlp\.up_proj"), \
+            untouched(model, "it", lambda: loaded.append(1)):
+        linear.weight.data.mul_(2)
     assert loaded == [1]
 
 

@@ -8,12 +8,15 @@ import torch
 
 import harness.stages.library as stage
 import harness.stages.prices as pricing
+from core.types import LayerPlan
 from harness.cli.main import main
+from harness.stages.gradients import gradients, own_kinds
 from harness.stages.library import Library, library, library_key
 from harness.stages.plan import plan
 from harness.stages.prices import dots_key
 from harness.stages.search import unseen
 from quantization.bits import layer_bits
+from quantization.solvers.rtn import dequantized
 from report.records import load_results
 from tests.harness.bench import case_of
 from tests.harness.test_all_methods import flags
@@ -47,6 +50,19 @@ def test_forms_are_counted_and_come_back_as_they_were_packed(root, offered):
             assert torch.isfinite(stored.values).all()
     by_bits = {form.bits: offered.error[:, i].mean() for i, form in enumerate(offered.forms) if not form.share}
     assert by_bits[2] > by_bits[3] > by_bits[4] > by_bits[5] > by_bits[8]
+
+
+def test_masks_by_tacq_are_its_score_of_each_linear(root):
+    one = case(root, "TALK[mask=tacq]")
+    offered, summed, group = library(one), gradients(one, "abs"), one.group_size
+    form = next(i for i, form in enumerate(offered.forms) if form.share == 0.016)
+    for fqn in offered.names[:4]:
+        weight = one.model.originals.weights[fqn].float()
+        error = weight - dequantized(weight, LayerPlan(offered.forms[form].bits, group))
+        score, keep = (weight * error * summed[fqn]).abs(), torch.from_numpy(offered.stored(fqn, form).layer.keep)
+        assert keep.sum() == round(0.016 * weight.numel())
+        assert score[keep].min() >= score[~keep].max()
+    assert "square" not in own_kinds(one) and own_kinds(case(root, "TALK[mask=tacq,price=fisher]")) == {"abs", "square"}
 
 
 def test_at_the_base_form_the_library_is_a_plain_sequential_solve(root, offered):
@@ -120,7 +136,7 @@ def test_the_key_holds_what_is_read(root):
 @pytest.mark.parametrize("quantizer", ("gptq", "rtn"))
 def test_the_rows_run(quantizer, root, tmp_path):
     where = root | {"results_dir": str(tmp_path / "results"), "quantizer": quantizer}
-    names = ("TALK[steps=1]", "TALK[price=fisher,steps=0]", "TALK[price=error,steps=0]")
+    names = ("TALK[steps=1]", "TALK[price=fisher,steps=0]", "TALK[price=error,steps=0]", "TALK[mask=tacq,price=error]")
     assert main(flags(**(GRID | where), methods=names)) == 0
     found = {r.name: r for r in load_results(tmp_path / "results")}
     assert all(3.4 < found[name].bits.average <= 3.5 for name in names)
