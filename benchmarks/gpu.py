@@ -42,11 +42,13 @@ def main() -> int:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("no GPU is there: torch.cuda.is_available() says no")
-    failed = 0 if args.skip_tests else subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu"], cwd=REPO)
+    failed = 0
+    if not args.skip_tests:
+        failed = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu"], cwd=REPO).returncode
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {args.blocks} blocks of 32, {DOCUMENTS} "
           f"documents of {LENGTH} tokens, weights in bf16", flush=True)
     print(tabulate(_stages(_model(args.blocks)), "keys", "github", floatfmt=".2f"))
-    return bool(failed and failed.returncode)
+    return failed
 
 
 def _model(blocks: int) -> LlamaForCausalLM:
@@ -77,17 +79,14 @@ def _stages(model: LlamaForCausalLM) -> list[dict]:
     first = {name: lin for name, lin in linears.items() if lin in set(blocks[0].modules())}
     weights = {name: lin.weight.detach().clone() for name, lin in first.items()}
 
-    def one_block(layer: LayerPlan) -> Callable[[], None]:
-        def run() -> None:
-            for name, weight in weights.items():
-                first[name].weight.data.copy_(weight)
+    def one(name: str, aid: Aid) -> torch.Tensor:
+        return solve(first[name].weight.float(), aid.hessian, LayerPlan(4, 128), shared=aid.shared).values
 
-            def one(name: str, aid: Aid) -> torch.Tensor:
-                return solve(first[name].weight.float(), aid.hessian, layer, shared=aid.shared).values
-            walk(BlockStream(model, blocks[:1], tokens), first, dict.fromkeys(first, 0), one)
-        return run
+    def solver() -> None:
+        for name, weight in weights.items():
+            first[name].weight.data.copy_(weight)
+        walk(BlockStream(model, blocks[:1], tokens), first, dict.fromkeys(first, 0), one)
 
-    solver = one_block(LayerPlan(4, 128))
     for turn in range(2):
         for switch, words in (("1", "kernel"), ("0", "PyTorch's loop")):
             os.environ[SWITCH] = switch

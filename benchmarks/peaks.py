@@ -69,6 +69,7 @@ def small(root: Path, measured: bool) -> None:
     told = highest(list(open_cases(grid, None, silent())))
     sampler = Sampler()
     if measured:
+        give_back_at_once()
         sampler.start()
         with Progress(len(told)) as progress:
             progress.watchers.append(sampler.see)
@@ -115,8 +116,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         large(Path(folder))
         print()
-        if args.only is None:
-            give_back_at_once()
         small(Path(folder), measured=args.only is None)
     return 0
 

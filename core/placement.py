@@ -47,6 +47,12 @@ def shares(model: nn.Module, blocks: Sequence[nn.Module], count: int) -> list[in
     return places
 
 
+def beside(weights: Sequence[torch.Tensor], bytes_each: float) -> list[torch.device]:
+    """Where ``bytes_each`` more bytes a weight are to lie, by weight: on its GPU if that has room, else on the CPU."""
+    near = has_room(weights, bytes_each)
+    return [weight.device if near else torch.device("cpu") for weight in weights]
+
+
 def has_room(tensors: Iterable[torch.Tensor], bytes_each: float) -> bool:
     """Whether the GPUs that hold these weights have four times the room for ``bytes_each`` more bytes a weight.
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from core.forward import call, device_of, pad
-from core.placement import has_room
+from core.placement import beside
 from streams.gradients import DTYPES, each_gradient, ready
 
 
@@ -38,8 +38,8 @@ def gradient_dots(model: nn.Module, linears: Mapping[str, nn.Linear], tokens: Se
         dots[index][row] = along @ grad.to(along.device, along.dtype).flatten()
 
     weights = [linears[name].weight for name in names]
-    if has_room(weights, forms * moved[names[0]].element_size()):
-        moved = {name: moved[name].to(weight.device) for name, weight in zip(names, weights)}
+    places = beside(weights, forms * moved[names[0]].element_size())
+    moved = {name: moved[name].to(place) for name, place in zip(names, places)}
     # by linear: what no token of a document reached stays 0
     dots = [torch.zeros(len(tokens) * draws, forms, device=moved[name].device) for name in names]
     with ready(model, weights, DTYPES[grad_dtype]), each_gradient(weights, take):

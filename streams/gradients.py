@@ -23,7 +23,7 @@ from torch import nn
 
 from core.errors import UserError
 from core.forward import call, device_of, pad
-from core.placement import has_room
+from core.placement import beside
 from core.types import CalibSet
 
 KINDS = ("abs", "square", "sum")
@@ -168,9 +168,8 @@ def each_gradient(weights: Sequence[nn.Parameter], take: Callable[[int, torch.Te
 def _streamed(linears: dict[str, nn.Linear], kinds: tuple[str, ...]) -> Iterator[dict[int, dict[str, torch.Tensor]]]:
     """Yield id of a weight -> kind -> zeros that backward passes add to."""
     weights = list({id(lin.weight): lin.weight for lin in linears.values()}.values())  # a tied one comes once, whole
-    near = has_room(weights, 4 * len(kinds))
-    sums = [{kind: torch.zeros(weight.shape, dtype=torch.float32, device=weight.device if near else "cpu")
-             for kind in kinds} for weight in weights]
+    sums = [{kind: torch.zeros(weight.shape, dtype=torch.float32, device=place) for kind in kinds}
+            for weight, place in zip(weights, beside(weights, 4 * len(kinds)))]
     with each_gradient(weights, lambda index, grad: _take(grad, sums[index])):
         yield {id(weight): own for weight, own in zip(weights, sums, strict=True)}
 

@@ -16,7 +16,7 @@ import torch
 
 from core.errors import UserError
 from core.forward import call, device_of, pad
-from core.placement import has_room
+from core.placement import beside
 from core.types import CalibSet
 from harness.stages.case import Case
 from harness.stages.library import Library
@@ -84,8 +84,8 @@ class Measured:
         self.put(choice)
         model, names = self.model, self.offered.names
         tokens, weights = sum(map(len, self.training)), [self.model.linears[name].weight for name in names]
-        near = has_room(weights, 4)
-        sums = [torch.zeros(w.shape, dtype=torch.float32, device=w.device if near else "cpu") for w in weights]
+        sums = [torch.zeros(weight.shape, dtype=torch.float32, device=place)
+                for weight, place in zip(weights, beside(weights, 4))]
         with (ready(model.module, weights, weights[0].dtype),
               each_gradient(weights, lambda index, grad: sums[index].add_(grad.to(sums[index].device)))):
             for ids in self.training:
