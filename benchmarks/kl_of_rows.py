@@ -16,7 +16,8 @@ from benchmarks.rows import grid_of, row_parser
 from harness.api import one_case, put_weights
 from harness.stages.case import Case
 from harness.stages.plan import plan
-from harness.stages.search import divergence, log_chances, unseen
+from harness.stages.search import unseen
+from streams.divergence import divergence, log_chances
 
 
 def main() -> None:

@@ -10,7 +10,17 @@ from itertools import product
 
 from core.activations import ACTIVATIONS
 from core.errors import UserError, did_you_mean
-from core.registry import ALLOCATORS, COMMON, FOLLOWS, FROM_AXES, METHODS, QUANTIZERS, SCORERS, MethodSpec
+from core.registry import (
+    ALLOCATORS,
+    COMMON,
+    COMMON_OPTIONS,
+    FOLLOWS,
+    FROM_AXES,
+    METHODS,
+    QUANTIZERS,
+    SCORERS,
+    MethodSpec,
+)
 from core.settings import SETTINGS, shown
 from core.shuffle import SHUFFLE, can_shuffle
 from core.storage import OF_COMMON_ROWS
@@ -61,7 +71,7 @@ def _with_settings(spec: MethodSpec, text: str) -> MethodSpec:
             raise UserError(f"{spec.name}[{text}] names {key} twice; name each setting once")
         values[key] = SETTINGS[key].read(value, where=f"{spec.name}[{key}]")
     name = f"{spec.name}[{','.join(f'{k}={shown(values[k])}' for k in sorted(values))}]"
-    return replace(spec, name=name, settings={k: v for k, v in values.items() if k in settings},
+    return replace(spec, name=name, settings=spec.settings | {k: v for k, v in values.items() if k in settings},
                    options=spec.options | {k: v for k, v in values.items() if k in options})
 
 
@@ -89,8 +99,9 @@ def readable(spec: MethodSpec, common: str | None = None) -> tuple[tuple[str, ..
     A common row's quantizer is ``common``; where that is not known, any that common rows may have counts.
     """
     options = ALLOCATORS.get(spec.allocator).options if spec.allocator else ()
-    if spec.quantizer == COMMON:  # its options are the grid's own, the same for all common rows
+    if spec.quantizer == COMMON:  # its options are the grid's own, the same for all common rows, but for a few
         chosen = [common] if common else [name for name in QUANTIZERS if QUANTIZERS.get(name).needs == ("hessian",)]
+        options += tuple(name for name in COMMON_OPTIONS if any(name in QUANTIZERS.get(one).options for one in chosen))
     else:
         chosen = [spec.quantizer] if spec.quantizer else []
         options += tuple(name for quantizer in chosen for name in QUANTIZERS.get(quantizer).options)

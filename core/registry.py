@@ -145,7 +145,7 @@ class MethodSpec:
     paper: str = ""
     native: bool = False
     options: dict = field(default_factory=dict)  # of the allocator and quantizer; "N" etc. follow the grid (variants)
-    settings: dict = field(default_factory=dict)  # given in brackets: this row's own, in place of the grid's
+    settings: dict = field(default_factory=dict)  # this row's own, in place of the grid's: its brackets', its method's
 
     @property
     def budgeted(self) -> bool:
@@ -175,6 +175,7 @@ FOLLOWS = {"N": lambda bits: min(8, int(bits)), "N-1": lambda bits: min(8, max(1
 # options that take their value from a grid's axis, and come once a value
 FROM_AXES = {"ratio": "keep_ratio", "heads": "dynamic_heads"}
 COMMON = "common"  # the quantizer of a common row: the grid's own (--quantizer)
+COMMON_OPTIONS = ("percdamp", "discount")  # what a common row may still tell it: nothing that changes what is stored
 DEFAULT_ALLOCATOR = {"layer": "knapsack", "linear": "knapsack", "group": "knapsack", "channel": "topk_keep",
                      "line": "topk_keep", "element": "topk_keep"}
 
@@ -213,8 +214,11 @@ def scorer(name: str, *, granularity: str, needs=("calib",), params=(), version:
 
 
 def method(name: str, *, scorer: str | None = None, allocator: str | None = None, quantizer: str | None = COMMON,
-           paper: str = "", native: bool = False, **options) -> MethodSpec:
-    """Register a method; the allocator defaults to the common one of its scorer's granularity."""
+           paper: str = "", native: bool = False, settings: dict | None = None, **options) -> MethodSpec:
+    """Register a method; the allocator defaults to the common one of its scorer's granularity.
+
+    ``settings`` are this method's own, in place of the grid's; brackets may name others.
+    """
     if allocator is None and scorer is not None:
         allocator = DEFAULT_ALLOCATOR[SCORERS.get(scorer).granularity]
     if allocator is None:
@@ -222,8 +226,8 @@ def method(name: str, *, scorer: str | None = None, allocator: str | None = None
     if re.search(r"[\[\],=+\s]", name):
         raise ValueError(f"method {name!r} has a bracket, comma, =, + or space in its name; these mean something on "
                          "the command line")
-    read = ALLOCATORS.get(allocator).options + (QUANTIZERS.get(quantizer).options if quantizer not in (None, COMMON)
-                                                else ())
+    own = COMMON_OPTIONS if quantizer == COMMON else QUANTIZERS.get(quantizer).options if quantizer else ()
+    read = ALLOCATORS.get(allocator).options + own
     if set(options) - set(read):
         raise ValueError(f"method {name!r}: allocator {allocator!r} and quantizer {quantizer!r} read {read}, not "
                          f"{sorted(set(options) - set(read))}")
@@ -231,7 +235,7 @@ def method(name: str, *, scorer: str | None = None, allocator: str | None = None
         if key in SETTINGS and value not in (*FOLLOWS,) and not (key in FROM_AXES and value == key):
             SETTINGS[key].checked(value, where=f"method {name}: {key}")
     return METHODS.add(name, MethodSpec(name=name, scorer=scorer, allocator=allocator, quantizer=quantizer, paper=paper,
-                                        native=native, options=options))
+                                        native=native, options=options, settings=dict(settings or {})))
 
 
 def allocator(name: str, version: int = 1, options: tuple = (), exempt: bool = False, needs: tuple[str, ...] = (),

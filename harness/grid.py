@@ -16,7 +16,7 @@ from core.activations import ACTIVATIONS, combinations
 from core.calibration import is_general
 from core.errors import UserError
 from core.method_names import readable, resolve_method, told, variants
-from core.registry import ALLOCATORS, FROM_AXES, QUANTIZERS, SCORERS, MethodSpec
+from core.registry import ALLOCATORS, COMMON_OPTIONS, FROM_AXES, METHODS, QUANTIZERS, SCORERS, MethodSpec
 from core.settings import SETTINGS
 from core.transforms import TRANSFORM, rotates, transform_of
 from evaluation.tasks import get_task
@@ -271,13 +271,14 @@ def _rows(grid: Grid, spec: MethodSpec) -> list[MethodSpec]:
 def checked_method(name: str, common: str) -> MethodSpec:
     """The method of that name, if this grid's quantizer reads what its brackets say."""
     spec = resolve_method(name)
-    reads = readable(spec, common)[0]
+    reads, options = readable(spec, common)
     if spec.settings.get("calib_dataset"):
         get_task(spec.settings["calib_dataset"])
-    for setting in spec.settings:
-        if setting not in reads:
+    own = METHODS.get(spec.plain) if spec.plain in METHODS else None
+    for setting in (*spec.settings, *(name for name in COMMON_OPTIONS if name in spec.options)):
+        if setting not in (*reads, *options) and not (own and setting in {**own.settings, **own.options}):
             raise UserError(f"{spec.name} reads no setting {setting!r} with --quantizer {common}; "
-                            f"it reads: {', '.join(reads) or 'no setting'}")
+                            f"it reads: {', '.join((*reads, *options)) or 'no setting'}")
     return spec
 
 

@@ -13,6 +13,9 @@ from core.types import Aid, ScoreContext
 PERCDAMP = Setting("percdamp", float, None, "share of the Hessian's mean diagonal that is added to it (default: the "
                    "solver's own)", low=0, flag=False)
 
+DISCOUNT = Setting("discount", float, 0.0, "share by which correlations of inputs count less: off the diagonal, the "
+                   "Hessian is times 1 - discount", low=0, high=1, flag=False)
+
 DAMPING_TRIES = 8
 PANELS = 4  # of a Hessian's columns: 5/8 of the products of the whole matrix
 LEAST_DAMPING = 1e-6  # of the mean diagonal, from the second try on, when none was asked for
@@ -52,6 +55,17 @@ def mirror(total: torch.Tensor) -> torch.Tensor:
 def _panels(width: int) -> list[slice]:
     step = max(128, -(-width // PANELS))
     return [slice(start, min(start + step, width)) for start in range(0, width, step)]
+
+
+def discounted(hessian: torch.Tensor, share: float) -> torch.Tensor:
+    """(1 − share) · H + share · diag(H): a covariance shrunk towards its own diagonal, for few tokens say little of how
+    inputs go together (Schäfer and Strimmer 2005, target D).  A copy, unless there is nothing to discount.
+    """
+    if not share:
+        return hessian
+    shrunk = hessian * (1 - share)
+    shrunk.diagonal().copy_(hessian.diagonal())
+    return shrunk
 
 
 def factorise(hessian: torch.Tensor, percdamp: float = 0.01, what: str = "a linear") -> Factor:

@@ -8,6 +8,7 @@ A cell goes through stages, and what one stage holds is gone in the next, so eve
     gradients   one backward pass a document                 weights (--grad_dtype) + float32 sums, one set a kind
     Hessians    a scorer or solver reads inputs of linears   weights + hidden states, Hessian and factor of the widest
     menu        forms of linears are priced                  weights (--grad_dtype) + what forms move, 16 bits a weight
+    tuning      scales and kept weights are moved            weights + codes, log-probabilities of the documents
     allocation  kept weights are chosen                      a mask, and the rank of all that there may be room for
     questions   a batch of the evaluation                    weights + hidden states, key-value cache, logits
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from core.model import DTYPES
 from core.placement import Devices
 from core.registry import QUANTIZERS, SCORERS, ScorerSpec
+from core.storage import KEPT
 from evaluation.engine.kv_cache import LOGIT_ROWS
 from harness.forecast.sizes import Asked, asked, prompt_batches
 from harness.stages.base_quantized import base as base_level
@@ -33,6 +35,7 @@ from harness.stages.model import Sizes
 from harness.stages.options import buys_forms
 from harness.stages.plan import plan_key
 from harness.stages.scores import scores_key
+from harness.stages.tune import rounds_of
 from quantization.bits import uniform_bits
 from streams.blocks import batch_tokens
 from streams.gradients import SLICE
@@ -141,6 +144,8 @@ def memory(case: Case) -> list[Parts]:
         stages.append(Parts("prompts are scored", **base, activations=activations))
     for add in (answers_stage, gradient_stage, solver_stage):
         stages += add(case, base, to_score)
+    if rounds_of(case):
+        stages.append(tuning_stage(case, base))
     if buys_forms(method) and not planned:
         stages.append(menu_stage(case, base))
     if element and not planned:
@@ -156,7 +161,7 @@ def room(case: Case) -> int:
     """Kept weights that the budget has room for, their index aside; of a native row what one bit more would pay for."""
     d, budget = case.model.sizes, case.budget
     if case.method.native:
-        return d.linears // budget.kept_bits
+        return d.linears // KEPT.of(case.method.options)
     lowest = uniform_bits(base_level(case)["bits"], case.model.shapes, budget)
     return max(0, int(budget.avg_bits * d.linears) - lowest) // budget.kept_bits
 
@@ -213,6 +218,15 @@ def menu_stage(case: Case, base: dict) -> Parts:
     return Parts("forms are priced", **base | {"weights": cast_bytes(case, dtype),
                                                "context": context_bytes(case, GRADIENTS)},
                  activations=backward_bytes(d, longest, dtype.itemsize), scores=moved)
+
+
+def tuning_stage(case: Case, base: dict) -> Parts:
+    """Backward passes while codes lie as 8 and as 16 bits beside the weights, and masks; what moves is far less."""
+    d, lengths = case.model.sizes, [len(tokens) for tokens in case.solver_calib.tokens]
+    logits = max(lengths) * d.vocabulary * 4 * 3  # the full model's, the quantized one's, and their product
+    return Parts("scales and kept weights are tuned", **base, solver=d.linears * (2 + 1),
+                 activations=backward_bytes(d, max(lengths), d.itemsize) + logits + 3 * 4 * d.largest,
+                 scores=d.linears * (1 + d.itemsize) + 2 * sum(lengths) * d.vocabulary)
 
 
 def solver_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]:

@@ -37,6 +37,7 @@ from harness.stages.prices import DRAWS, dots_key, reads_dots
 from harness.stages.scores import documents_read, scores_key
 from harness.stages.search import BENDS
 from harness.stages.transform import ranges
+from harness.stages.tune import rounds_of
 from harness.stages.weights import weights_key
 from quantization.allocators.menu import STEPS
 from streams.blocks import batch_tokens
@@ -82,7 +83,7 @@ class Costs:
         if quant and quant.needs:
             total += self.gradients(case) if "fisher" in quant.needs else 0.0
             if not stitched(spec) and self._first(case, weights_key(case, plan)[0]):
-                total += self.solving(case, quant.name)
+                total += self.solving(case, quant.name) + self.tuning(case)
         elif quant:
             total += self.rounding(case)
         return total
@@ -178,6 +179,11 @@ class Costs:
         lengths = [len(tokens) for tokens in case.solver_calib.tokens]
         forward = self.sizes.blocks * sum(lengths) * self.probe.token(1, max(lengths))
         return total + steps * (one_pass + len(BENDS) * forward)
+
+    def tuning(self, case: Case) -> float:
+        """Rounds of backward passes in the model's own dtype, and what the full model says of the documents."""
+        rounds = rounds_of(case)
+        return (rounds + 0.5) * self.backward(case, ("square",)) if rounds else 0.0
 
     def rounding(self, case: Case) -> float:
         """Every linear rounded to nearest."""

@@ -4,6 +4,7 @@ import torch
 from safetensors.torch import save_file
 
 from core.registry import QUANTIZERS
+from core.storage import LOG_BITS, SCALES
 from core.types import Budget, LayerPlan
 from harness.stages.case import Case
 from harness.stages.options import VERSIONS, quantizer_options
@@ -12,6 +13,7 @@ from harness.store.partial import Partial
 from harness.store.solved_blocks import SolvedBlocks
 from harness.store.tensors import load_tensors
 from quantization.bits import stored_grid, uniform_bits
+from quantization.tuning import TUNE
 
 
 def base(case: Case) -> dict:
@@ -22,7 +24,8 @@ def base(case: Case) -> dict:
     """
     options = case.method.options
     if case.method.native and "bits" in options:
-        return {"bits": options["bits"], "group": options.get("group")}
+        stored = {"scale_bits": LOG_BITS} if SCALES.of(options) == "log" else {}
+        return {"bits": options["bits"], "group": options.get("group")} | stored
     return case.once("base", lambda: _common_base(case))
 
 
@@ -47,7 +50,8 @@ def base_layer(level: dict, shape: tuple[int, int]) -> LayerPlan:
 def corrupting(case: Case) -> dict:
     """By which quantizer the model to compare with is made; a native row's own search and quirks, if it has any."""
     name = case.value("corrupt")
-    return {"quantizer": QUANTIZERS.identity(name), "options": quantizer_options(case, name)}
+    options = {key: value for key, value in quantizer_options(case, name).items() if key != TUNE.name}
+    return {"quantizer": QUANTIZERS.identity(name), "options": options}
 
 
 def base_quantized_key(case: Case) -> tuple[str, dict]:

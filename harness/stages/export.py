@@ -15,6 +15,7 @@ from core.digest import atomic_write
 from core.errors import UserError
 from core.plain import is_plain
 from core.registry import ALLOCATORS
+from core.storage import SCALES
 from core.transforms import transform_of
 from core.types import Plan
 from harness.stages.activations import activations, kept
@@ -92,7 +93,8 @@ def traits_of(case: Case) -> Traits:
     quantizer = published_quantizer(case)
     keeps = ALLOCATORS.get(method.allocator).keeps or quantizer in ("spqr", "squeezellm")
     common = method.budgeted and not ALLOCATORS.get(method.allocator).exempt
-    forms = {FORM_OF.get(quantizer, method.options.get("form", "grid"))}
+    grid = "log" if SCALES.of(method.options) == "log" else "grid"
+    forms = {FORM_OF.get(quantizer, method.options.get("form", grid))}
     if common:
         forms = {"log"} if method.allocator == "menu" or case.budget.scale_bits != 16 else {"grid"}
         bits = tuple(bits for bits in case.budget.levels if bits < 16)

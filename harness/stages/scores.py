@@ -69,7 +69,7 @@ def documents_read(case: Case, spec: ScorerSpec) -> int | None:
 
 def takes_gradients(spec: ScorerSpec) -> bool:
     """Whether the scorer itself runs backward passes, and so where gradients are taken."""
-    return "answers" in spec.needs and "grad_dtype" in spec.params
+    return not spec.gradients and "grad_dtype" in spec.params
 
 
 def scores(case: Case) -> Scores:

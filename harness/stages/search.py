@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from core.errors import UserError
-from core.forward import call, device_of, pad
 from core.placement import beside
 from core.types import CalibSet
 from harness.stages.case import Case
 from harness.stages.library import Library
 from harness.store.partial import Partial
+from streams.divergence import divergence, log_chances
 from streams.gradients import each_gradient, ready
 
 BENDS = (1.0, 2.0, 4.0, 8.0)  # a form's error is large: the slope alone would move every linear at once
@@ -115,17 +115,6 @@ class Measured:
             if measured < least:
                 best, least = (proposed, measured), measured
         return best
-
-
-def log_chances(module: torch.nn.Module, ids: np.ndarray) -> torch.Tensor:
-    """Log-probabilities of every next token of a document, float32 [T, vocabulary]."""
-    return call(module, *pad([ids], device_of(module)), last_only=False).logits[0].float().log_softmax(-1)
-
-
-def divergence(full: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
-    """Σ over tokens of KL(full ‖ now), nats; both are log-probabilities [T, vocabulary]."""
-    full = full.float()
-    return (full.exp() * (full - now)).sum()
 
 
 def unseen(case: Case) -> CalibSet:

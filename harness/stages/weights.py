@@ -6,6 +6,8 @@ blocks of a solve outlive a kill (harness/store/solved_blocks.py).
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from core.digest import write_json
@@ -16,9 +18,11 @@ from harness.stages.gradients import gradients, gradients_key
 from harness.stages.library import bought, library_key
 from harness.stages.options import VERSIONS, quantizer_options, stitched
 from harness.stages.plan import Planned, read_plan, write_plan
+from harness.stages.tune import WithParts, rounds_of, tuned
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
 from harness.store.solved_blocks import SolvedBlocks
+from quantization.apply import Keeper
 from quantization.bits import check_budget, make_plan
 
 FEW_TOKENS = 64  # below so many, an expert's Hessian says little of what it reads
@@ -55,10 +59,24 @@ def hold_weights(case: Case, planned: Planned) -> None:
         originals.holds = key
 
 
-def solve(case: Case, planned: Planned, **more) -> tuple[dict[str, Stored], Plan]:
+def solve(case: Case, planned: Planned, see: Callable[[str, Stored], None] = lambda fqn, stored: None,
+          partial: Partial | None = None) -> tuple[dict[str, Stored], Plan]:
     """Make the model hold what the row's quantizer makes of a plan: what came out of each linear, without the weights,
-    and the plan as it is truly stored.  ``more``: ``see`` and ``keeper`` of quantization/apply.py, Originals.solve.
+    and the plan as it is truly stored.  ``see`` gets all of each linear; finished blocks outlive a kill in ``partial``,
+    and what comes from there ``see`` hears nothing of.
     """
+    keeper = Keeper() if partial is None else SolvedBlocks(partial)
+    if not rounds_of(case):
+        return _solved(case, planned, see, keeper)
+    keeper = WithParts(keeper, partial)
+    solved, true = _solved(case, planned, keeper.see, keeper)
+    kl = tuned(case, true, keeper.solved, see, partial)
+    return solved, replace(true, notes=true.notes | {"tuned_kl": kl})
+
+
+def _solved(case: Case, planned: Planned, see: Callable[[str, Stored], None],
+            keeper: Keeper) -> tuple[dict[str, Stored], Plan]:
+    """:func:`solve` without what follows when all linears are solved."""
     spec, model = QUANTIZERS.get(case.method.quantizer), case.model
     fisher = gradients(case, "square") if "fisher" in spec.needs else None
     solved_before = bought(case, planned.plan.notes["forms"]) if stitched(case.method) else None
@@ -67,13 +85,13 @@ def solve(case: Case, planned: Planned, **more) -> tuple[dict[str, Stored], Plan
             planned.plan.layers, spec.name, model=model.module, blocks=model.blocks, block_of=model.block_of,
             calib=case.solver_calib,
             fisher=fisher, library=solved_before, options=quantizer_options(case, spec.name),
-            step=case.progress.stage(f"{case.method.name}: {spec.name}"), **more)
+            step=case.progress.stage(f"{case.method.name}: {spec.name}"), see=see, keeper=keeper)
     return solved, make_plan({fqn: stored.layer for fqn, stored in solved.items()}, model.shapes, model.other,
                              planned.plan.notes)
 
 
 def _solve(case: Case, planned: Planned, partial: Partial) -> Content:
-    solved, true = solve(case, planned, keeper=SolvedBlocks(partial))
+    solved, true = solve(case, planned, partial=partial)
     if case.method.budgeted:
         check_budget(true, case.budget, case.method.name)
     notes = {fqn: stored.notes for fqn, stored in solved.items()}

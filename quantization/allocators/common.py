@@ -185,19 +185,18 @@ def topk_keep(ctx: AllocContext):
     require_achievable(ctx)
     total = ctx.total_bits
     base = max(b for b in ctx.budget.levels if b < 16 and uniform_bits(b, ctx.shapes, ctx.budget) <= total)
-    masks, notes = keep_within(ctx, total - uniform_bits(base, ctx.shapes, ctx.budget))
+    masks, notes = keep_within(ctx, total - uniform_bits(base, ctx.shapes, ctx.budget), ctx.budget.kept_bits)
     return {name: replace(grid_plan(base, ctx.budget), keep=masks.get(name)) for name in ctx.shapes}, notes
 
 
-def keep_within(ctx: AllocContext, spare: int) -> tuple[dict[str, np.ndarray], dict]:
-    """Masks of the best weights, columns or rows of the model whose 16-bit values and index take at most ``spare``
-    bits; and how many they are.
+def keep_within(ctx: AllocContext, spare: int, bits: int) -> tuple[dict[str, np.ndarray], dict]:
+    """Masks of the best weights, columns or rows of the model whose values, of ``bits`` each, and index take at most
+    ``spare`` bits; and how many they are.
     """
     values = {name: ctx.scores.values[name].float() for name in ctx.shapes}
     rows = {name for name, value in values.items() if ctx.scores.granularity == "line" and value.shape[1] == 1}
     scores = [value.flatten() for value in values.values()]
     whole = ["row" if name in rows else "column" for name in ctx.shapes]
-    bits = ctx.budget.kept_bits
     cost = _KeepCost(list(ctx.shapes.values()), [len(one) for one in scores], bits,
                      whole if ctx.scores.granularity in ("channel", "line") else None)
     # an upper bound on how many fit: their values alone would fill what is left

@@ -25,6 +25,7 @@ from core.errors import BudgetError, UserError
 from core.lazy import torch
 from core.registry import allocator
 from core.settings import Setting
+from core.storage import KEPT, LOG_BITS, SCALES
 from core.types import LayerPlan
 from quantization.allocators.common import AllocContext, keep_within, raised
 from quantization.allocators.ranking import first_k, keep_masks, spread_order
@@ -135,6 +136,8 @@ def _flat(ctx: AllocContext, shape: tuple[int, int], **more) -> LayerPlan:
     if GROUP.of(ctx.options) and ctx.options.get("form") == "codebook":
         raise UserError("a codebook has one table a row and no groups; leave group out")
     named = {f.name: ctx.options[f.name] for f in fields(LayerPlan) if f.name in ctx.options}
+    if SCALES.of(ctx.options) == "log":
+        named |= {"form": "log", "scale_bits": LOG_BITS}
     return LayerPlan(group_size=GROUP.of(ctx.options) or shape[1], **{"bits": BITS.default} | named | more)
 
 
@@ -181,9 +184,10 @@ def _searched(layer: LayerPlan, width: int) -> LayerPlan:
     return replace(layer, group_bits=bits)
 
 
-@allocator("global_topk", 2, options=(BITS, GROUP, RATIO, TARGET), exempt=True, keeps=True)
+@allocator("global_topk", 2, options=(BITS, GROUP, RATIO, TARGET, SCALES, KEPT), exempt=True, keeps=True)
 def global_topk(ctx: AllocContext):
-    """int(ratio · weights) best weights of the model, whatever linear they are in, kept at 16 bits over a flat grid.
+    """int(ratio · weights) best weights of the model, whatever linear they are in, kept at 16 or 8 bits over a flat
+    grid.
 
     With a ``target`` of stored bits a weight: as many as it has room for, over the most bits up to ``bits`` that leave
     any.  Equal scores are taken in spread order.
@@ -194,8 +198,13 @@ def global_topk(ctx: AllocContext):
     scores = [ctx.scores.values[name].float().flatten() for name in ctx.shapes]
     sizes = [len(one) for one in scores]
     best = first_k(scores, int(RATIO.of(ctx.options) * sum(sizes)))
-    masks = keep_masks(ctx.shapes, best, sizes)
-    return {n: replace(_flat(ctx, shape), keep=masks.get(n)) for n, shape in ctx.shapes.items()}, {"kept": len(best)}
+    masks, layers = keep_masks(ctx.shapes, best, sizes), {n: _flat(ctx, shape) for n, shape in ctx.shapes.items()}
+    return _keeping(ctx, layers, masks), {"kept": len(best)}
+
+
+def _keeping(ctx: AllocContext, layers: dict[str, LayerPlan], masks: dict[str, np.ndarray]) -> dict[str, LayerPlan]:
+    """The plans with these weights kept, at the bits of the row."""
+    return {n: replace(layer, keep=masks.get(n), kept_bits=KEPT.of(ctx.options)) for n, layer in layers.items()}
 
 
 def _filled(ctx: AllocContext, target: float):
@@ -205,8 +214,8 @@ def _filled(ctx: AllocContext, target: float):
         layers = {n: _flat(ctx, shape, bits=bits) for n, shape in ctx.shapes.items()}
         spare = total - sum(layer_bits(layer, ctx.shapes[n]) for n, layer in layers.items())
         if spare >= 0:
-            masks, notes = keep_within(ctx, spare)
-            return {n: replace(layer, keep=masks.get(n)) for n, layer in layers.items()}, notes
+            masks, notes = keep_within(ctx, spare, KEPT.of(ctx.options))
+            return _keeping(ctx, layers, masks), notes
     raise BudgetError(f"{target} bits a weight cannot be met by 2 bits and their scales; raise --avg_bits")
 
 

@@ -1,7 +1,8 @@
 """GPTQ: one solver for every grid, as pure functions of a weight and a Hessian.
 
 The column loop of quantization/solvers/columns.py with λ = percdamp · mean(diag H), over the integer grid of
-quantization/solvers/grid.py; a group's range is the best of several factors on its [min, max].
+quantization/solvers/grid.py; a group's range is the best of several factors on its [min, max].  With a ``discount`` the
+Hessian is shrunk towards its diagonal first.
 
 Paper: arXiv 2210.17323, Eq. 2–3 and Algorithm 1.  One factor serves every linear that reads the same input.
 """
@@ -21,7 +22,8 @@ from quantization.kernels.columns import quantize_group, runs_fused
 from quantization.solvers.columns import BLOCK, Groups, column_major, feed_back, slices
 from quantization.solvers.grid import Grid, LogScale, around_zero, best_range, ends, log_scale, without_kept
 from quantization.solvers.kept import Float8, kept_values, through
-from streams.hessians import PERCDAMP, Factor, factorise
+from quantization.tuning import TUNE
+from streams.hessians import DISCOUNT, PERCDAMP, Factor, discounted, factorise
 
 PLAIN = (1.0,)
 
@@ -35,6 +37,7 @@ class Solver:
     """How a linear is solved; the defaults are those of the common table."""
 
     percdamp: float = 0.01
+    discount: float = 0.0  # share by which correlations of inputs count less
     symmetric: bool = False
     shrinks: tuple[float, ...] = COARSE  # factors on [min, max] tried for the least Σ|w−q|^norm a row
     norm: float = 2.4
@@ -82,8 +85,9 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: So
 
 def _ordered_factor(hessian: torch.Tensor, how: Solver, shared: dict, what: str):
     """(column order or None, factor of the Hessian in that order), once for all linears that share the input."""
-    key = ("gptq", how.percdamp, how.act_order)
+    key = ("gptq", how.percdamp, how.discount, how.act_order)
     if key not in shared:
+        hessian = discounted(hessian, how.discount)
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if how.act_order else None
         shared[key] = order, factorise(hessian if order is None else hessian[order][:, order], how.percdamp, what)
     return shared[key]
@@ -185,13 +189,15 @@ ACT_ORDER = Setting("act_order", bool, False, "columns by falling diagonal of th
 STATIC_GROUPS = Setting("static_groups", bool, False, "scales from the weights before any update", flag=False)
 
 
-@quantizer("gptq", needs=("hessian",), options=(SEARCH, ACT_ORDER, STATIC_GROUPS, SYMMETRIC, PERCDAMP))
+@quantizer("gptq", needs=("hessian",), options=(SEARCH, ACT_ORDER, STATIC_GROUPS, SYMMETRIC, PERCDAMP, DISCOUNT, TUNE))
 def gptq(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     """GPTQ on the common grid, linears one input after the other.
 
-    "published" puts the public code's float32 scales and stale groups in.
+    "published" puts the public code's float32 scales and stale groups in.  ``tune`` is read after the last linear
+    (quantization/tuning.py).
     """
-    named = {k: aid.options[k] for k in ("act_order", "static_groups", "symmetric", "percdamp") if k in aid.options}
+    named = {k: aid.options[k] for k in ("act_order", "static_groups", "symmetric", "percdamp", "discount")
+             if k in aid.options}
     published = bool(aid.options.get("published"))
     how = Solver(shrinks=SEARCHES[SEARCH.of(aid.options)], stored=not published, stale=published,
                  kept_dtype=aid.kept_dtype, **named)

@@ -25,7 +25,7 @@ from tests.harness.test_all_methods import flags, where_of
 ROWS = (
     *(name for name in METHODS if not name.startswith(("TAQO-oracle", "heads-dynamic"))),
     "TaCQ[act_bits=4,act_keep=0.1]", "TaCQ[kept=8,scales=log]", "uniform[act_bits=8,kv_bits=8]",
-    "uniform[symmetric=true]")
+    "uniform[symmetric=true]", "TaCQ-budget-native[group=32,kept=8,scales=log,tune=2]")
 GRID = dict(run_type="demo", methods=ROWS, datasets=("mmlu_pro",), eval_size=8, calib_size=24, calib_tokens=400,
             avg_bits=(3.75,), tolerance=0.05, quantizer="gptq", device="cpu", threads=1, batch_tokens=600, seeds=(0,),
             keep_ratio=(0.01,), dynamic_heads=(1,))

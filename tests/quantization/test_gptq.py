@@ -240,3 +240,34 @@ def test_tacq_scales_and_masked_solution(bits, shared, real_model):
                 assert float(same.float().mean()) > 0.995, (name, kind)
                 if keep is not None:
                     assert float(same[torch.tensor(keep)].float().mean()) > 0.99, (name, kind)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_a_discount_is_a_hessian_shrunk_towards_its_diagonal(act_order):
+    weight, hessian = random_case()
+    shrunk = 0.7 * hessian + 0.3 * torch.diag(hessian.diagonal())
+    before = hessian.clone()
+    found = solve(weight, hessian, LayerPlan(2, 16), how=Solver(discount=0.3, act_order=act_order))
+    want = solve(weight, shrunk, LayerPlan(2, 16), how=Solver(act_order=act_order))
+    torch.testing.assert_close(found.values, want.values)
+    assert torch.equal(hessian, before)
+    assert not torch.equal(found.values, solve(weight, hessian, LayerPlan(2, 16), how=Solver()).values)
+
+
+def test_at_a_discount_of_one_no_error_is_passed_on():
+    weight, hessian = random_case()
+    found = solve(weight, hessian, LayerPlan(2, 32), how=Solver(discount=1.0))
+    alone = solve(weight, torch.eye(32), LayerPlan(2, 32))
+    assert torch.equal(found.values, alone.values)
+
+
+def test_a_discount_saves_what_few_tokens_cannot_know():
+    """Fewer tokens than inputs: errors passed on along chance correlations hurt on other tokens of the same inputs."""
+    g = torch.Generator().manual_seed(0)
+    mix = torch.eye(64) + 0.05 * torch.randn(64, 64, generator=g)
+    seen, unseen = (torch.randn(count, 64, generator=g) @ mix for count in (80, 20000))
+    weight = torch.randn(32, 64, generator=g)
+    lost = {share: layer_error(weight, solve(weight, seen.t() @ seen, LayerPlan(2, 64),
+                                             how=Solver(discount=share)).values, unseen.t() @ unseen / len(unseen))
+            for share in (0.0, 0.3)}
+    assert lost[0.3] < 0.9 * lost[0.0]
