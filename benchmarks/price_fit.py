@@ -40,8 +40,9 @@ def with_interactions(along: np.ndarray, choice: np.ndarray, tokens: int) -> flo
 def main() -> None:
     parser = row_parser(__doc__)
     parser.add_argument("--plans", type=int, default=100)
+    parser.add_argument("--method", default="TALK", help="a row that buys forms, such as TALK[mask=tacq]")
     args = parser.parse_args()
-    case = one_case(args.model, "TALK", args.dataset, grid_of(args))
+    case = one_case(args.model, args.method, args.dataset, grid_of(args))
     offered = library(case)
     along, tokens = dots(case, offered), sum(map(len, case.solver_calib.tokens))
     capacity = int(args.avg_bits * case.model.weights)

@@ -81,10 +81,18 @@ class Library:
     def stored(self, fqn: str, form: int) -> Stored:
         """A linear in a form: ŵ float32 [out, in] and its plan."""
         facts = self._linears[fqn]["forms"][form]
-        arrays = _read(self.entry / self._linears[fqn]["file"], _prefix(fqn, form))
-        layer, values = _from_arrays(arrays, self.forms[form], facts, self.shapes[fqn], self.kept_dtype)
+        arrays = self._arrays(fqn, form)
+        layer = _layer(arrays, self.forms[form], facts, self.shapes[fqn])
+        values = unpacked(arrays, layer, self.shapes[fqn], self.kept_dtype)
         parts = {f"{PACKED}{name}": torch.from_numpy(array) for name, array in arrays.items()}
         return Stored(values, layer, parts, {"error": facts["error"], "form": self.forms[form].words})
+
+    def layer(self, fqn: str, form: int) -> LayerPlan:
+        """The plan of a linear in a form; its weights are not decoded."""
+        return _layer(self._arrays(fqn, form), self.forms[form], self._linears[fqn]["forms"][form], self.shapes[fqn])
+
+    def _arrays(self, fqn: str, form: int) -> dict[str, np.ndarray]:
+        return _read(self.entry / self._linears[fqn]["file"], _prefix(fqn, form))
 
     def moved(self, fqn: str, weight: torch.Tensor) -> torch.Tensor:
         """Ŵ − W of every form, bf16 [forms, out · in]; ``weight``: W as loaded.  What fits HELD stays in memory."""
@@ -102,13 +110,10 @@ def _prefix(fqn: str, form: int) -> str:
     return f"{fqn}|{form}|"
 
 
-def _from_arrays(arrays: dict[str, np.ndarray], form: Form, facts: dict, shape: tuple[int, int],
-                 kept_dtype: torch.dtype) -> tuple[LayerPlan, torch.Tensor]:
-    """The plan and ŵ float32 [out, in] that a form's stored arrays say."""
+def _layer(arrays: dict[str, np.ndarray], form: Form, facts: dict, shape: tuple[int, int]) -> LayerPlan:
+    """The plan that a form's stored arrays say."""
     layer = replace(form.layer(shape[1], None), ordered=facts["ordered"])
-    if "kept" in arrays:
-        layer = replace(layer, keep=unpack_mask(arrays, shape))
-    return layer, unpacked(arrays, layer, shape, kept_dtype)
+    return replace(layer, keep=unpack_mask(arrays, shape)) if "kept" in arrays else layer
 
 
 def _read(path: Path, prefix: str) -> dict[str, np.ndarray]:
@@ -218,8 +223,9 @@ class _Work:
         for fqn, told in facts.items():
             prefix = _prefix(fqn, self.base)
             own = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
-            values = _from_arrays(own, self.forms[self.base], told["forms"][self.base], self.case.model.shapes[fqn],
-                                  self.kept_dtype)[1]
+            shape = self.case.model.shapes[fqn]
+            layer = _layer(own, self.forms[self.base], told["forms"][self.base], shape)
+            values = unpacked(own, layer, shape, self.kept_dtype)
             self.case.model.linears[fqn].weight.data.copy_(values)
         return True
 

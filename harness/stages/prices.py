@@ -55,7 +55,7 @@ def menu(case: Case, partial: Partial) -> Menu:
         loss = fisher(case, offered)
     else:
         loss = quadratic(along, tokens)
-    return Menu(offered.names, offered.cost, loss, layer=lambda fqn, form: offered.stored(fqn, form).layer,
+    return Menu(offered.names, offered.cost, loss, layer=offered.layer,
                 search=lambda choice, buy, steps: search(case, offered, along, partial, choice, buy=buy, steps=steps))
 
 

@@ -4,6 +4,7 @@ What the solver made of a block, codes included, and the state after every round
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,14 +21,16 @@ STATE = "tuned"
 
 
 class WithParts(Keeper):
-    """A keeper of solved blocks that keeps codes, scales and kept weights too; ``solved`` gathers them by name."""
+    """A keeper of solved blocks that keeps codes, scales and kept weights too; ``solved`` gathers them by name, without
+    the weights that they say.
+    """
 
     def __init__(self, keeper: Keeper, partial: Partial | None):
         self.keeper, self.partial, self.solved = keeper, partial, {}
 
     def see(self, fqn: str, stored: Stored) -> None:
         """Take up what the solver made of a linear."""
-        self.solved[fqn] = stored
+        self.solved[fqn] = replace(stored, values=torch.empty(0))
 
     def load(self, block: int) -> dict[str, Stored] | None:
         earlier = self.keeper.load(block)
@@ -36,7 +39,7 @@ class WithParts(Keeper):
             return None
         for fqn, stored in earlier.items():
             own = {name.removeprefix(f"{fqn}|"): part for name, part in parts.items() if name.startswith(f"{fqn}|")}
-            self.solved[fqn] = Stored(stored.values, stored.layer, own, stored.notes)
+            self.see(fqn, replace(stored, parts=own))
         return earlier
 
     def save(self, block: int, solved: dict[str, Stored]) -> None:
@@ -63,15 +66,16 @@ def tuned(case: Case, plan: Plan, solved: dict[str, Stored], see: Callable[[str,
     model, documents = case.model, case.solver_calib.tokens
     full = _full(case, documents)
     weights = model.originals.weights
-    tunables = {fqn: Tunable(stored, sixteen_bit(weights[fqn].dtype), model.linears[fqn].weight.device)
-                for fqn, stored in solved.items()}
+    # in the plan's order, which is the same in every process
+    tunables = {fqn: Tunable(solved[fqn], sixteen_bit(weights[fqn].dtype), model.linears[fqn].weight.device)
+                for fqn in plan.layers if fqn in solved}
     for fqn in plan.layers.keys() - tunables.keys():  # those at 16 bits, which no solver sees
         model.originals.put(fqn, sixteen(weights[fqn]))
     work = Tuning(model.module, {fqn: model.linears[fqn].weight for fqn in tunables}, tunables, documents, full,
                   rounds=rounds_of(case), seed=case.cell.seed)
     with case.memory("scales and kept weights are tuned"):
-        kl = work.run(keep=lambda state: partial.save(STATE, state) if partial else None,
-                      earlier=partial.load(STATE) if partial else None, progress=case.progress.update)
+        kl = work.run(keep=lambda state: None if partial is None else partial.save(STATE, state),
+                      earlier=None if partial is None else partial.load(STATE), progress=case.progress.update)
     model.originals.changed |= tunables.keys()
     for fqn, one in tunables.items():
         see(fqn, one.stored())
