@@ -16,7 +16,7 @@ from core.activations import ACTIVATIONS, combinations
 from core.calibration import is_general
 from core.errors import UserError
 from core.method_names import readable, resolve_method, told, variants
-from core.registry import ALLOCATORS, COMMON_OPTIONS, FROM_AXES, METHODS, QUANTIZERS, SCORERS, MethodSpec
+from core.registry import ALLOCATORS, COMMON_OPTIONS, FROM_AXES, QUANTIZERS, SCORERS, MethodSpec
 from core.settings import SETTINGS
 from core.transforms import TRANSFORM, rotates, transform_of
 from evaluation.tasks import get_task
@@ -274,9 +274,9 @@ def checked_method(name: str, common: str) -> MethodSpec:
     reads, options = readable(spec, common)
     if spec.settings.get("calib_dataset"):
         get_task(spec.settings["calib_dataset"])
-    own = METHODS.get(spec.plain) if spec.plain in METHODS else None
+    told = {pair.partition("=")[0].strip() for pair in spec.name.partition("[")[2].removesuffix("]").split(",")}
     for setting in (*spec.settings, *(name for name in COMMON_OPTIONS if name in spec.options)):
-        if setting not in (*reads, *options) and not (own and setting in {**own.settings, **own.options}):
+        if setting in told and setting not in (*reads, *options):
             raise UserError(f"{spec.name} reads no setting {setting!r} with --quantizer {common}; "
                             f"it reads: {', '.join((*reads, *options)) or 'no setting'}")
     return spec

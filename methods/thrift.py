@@ -6,7 +6,8 @@ few tokens.
                  fp16 scales, 16-bit weights and a plain index leave room for 0.2 %; and correlations between inputs
                  count 20 % less in the Hessian (streams/hessians.py), for 4096 tokens say little of how 1536 inputs go
                  together.
-"THRIFT-native"  the same, then scales and kept weights tuned end to end (quantization/tuning.py).
+"THRIFT-native"  the same ranking, kept weights and discount over one fp16 scale a row, then scales and kept weights
+                 tuned end to end (quantization/tuning.py), which logarithmic scales are too coarse for.
 
 Each ingredient is a setting of any common row: ``TaCQ[discount=0.2,kept=8,scales=log]`` is THRIFT,
 ``uniform[discount=0.2]`` the solver's part alone.
@@ -21,4 +22,4 @@ CHEAP = {"kept": 8, "scales": "log"}
 
 method("THRIFT", scorer="TaCQ", settings=CHEAP, discount=DISCOUNT)
 method("THRIFT-native", scorer="TaCQ", allocator="global_topk", quantizer="gptq", native=True, bits="N",
-       target="budget", group=128, discount=DISCOUNT, tune=4, **CHEAP)
+       target="budget", discount=DISCOUNT, kept=8, tune=4)

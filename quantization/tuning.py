@@ -1,7 +1,8 @@
 """Tuning end to end of what is stored beside the codes: scales and kept weights move, their number of bits does not.
 
     minimise over δ, ε   Σ over tokens of KL(full model ‖ quantized) / tokens     on the documents that the solver read
-    scale of a group     s · 2^δ, rounded as it is stored: fp16, or the nearest eighth of an octave
+    scale of a group     s · 2^δ, rounded as it is stored, fp16; logarithmic scales stay: their steps of 9 % are longer
+                         than the way that tuning goes
     kept weight          v + σ ε, rounded as it is stored: 16 or 8 bits; σ = the spread of its linear's kept weights
 
 Gradients pass the rounding as if it were not there.  Adam from δ = ε = 0, at a rate that falls to 0 along a cosine.
@@ -30,7 +31,7 @@ from quantization.solvers.kept import Float8, through
 passes, gradients = Lazy("streams.divergence"), Lazy("streams.gradients")
 TUNE = Setting("tune", int, 0, "rounds over the solver's documents in which scales and kept weights are tuned end to "
                "end; 0: none", low=0, flag=False)
-RATE = 0.002  # of δ in octaves, and of ε, a step
+RATE = 0.004  # of δ in octaves, and of ε, a step
 STEP = 512  # tokens a step has at least
 BETAS = (0.9, 0.95)
 
@@ -45,26 +46,32 @@ class Tunable:
         self.steps = (parts["codes"].float() - parts["zero"][:, self.group_of]).to(torch.int16)  # q − z
         self.scale, self.float8, self.keep = parts["scale"], None, None
         self.logs = LogScale(int(parts["exponent"]), stored.layer.scale_bits) if stored.layer.form == "log" else None
-        self.moves = [torch.zeros_like(self.scale)]  # δ, and ε where weights are kept
+        self.delta = self.epsilon = None
+        if self.logs is None:
+            self.delta = torch.zeros_like(self.scale)
         if "kept" in parts:
             self.keep = torch.as_tensor(stored.layer.keep, device=device)
             if "kept_exponent" in parts:
                 self.float8 = Float8(int(parts["kept_exponent"]))
             self.kept = parts["kept"].float() if self.float8 is None else self.float8.values(parts["kept"])
             self.spread = float(self.kept.std(unbiased=False)) or float(self.kept.abs().max())
-            self.moves.append(torch.zeros_like(self.kept))
+            self.epsilon = torch.zeros_like(self.kept)
+
+    @property
+    def moves(self) -> list[torch.Tensor]:
+        """What is tuned: δ, ε, or both."""
+        return [move for move in (self.delta, self.epsilon) if move is not None]
 
     def scales(self) -> torch.Tensor:
         """Scales as they are stored now, float32 [out, G]."""
-        if self.logs is not None:
-            moved = self.logs.codes(self.scale) + (self.moves[0] * self.logs.OCTAVE).round()
-            return self.logs.values(moved.clamp(0, self.logs.last))
-        moved = self.scale * self.moves[0].exp2()
+        if self.delta is None:
+            return self.scale
+        moved = self.scale * self.delta.exp2()
         return moved if self.before.layer.scale_bits == 32 else moved.half().float()
 
     def kept_now(self) -> torch.Tensor:
         """Kept weights as they are stored now, float32 [nnz]."""
-        moved = self.kept + self.spread * self.moves[1]
+        moved = self.kept + self.spread * self.epsilon
         return through(moved, self.kept_dtype) if self.float8 is None else self.float8.through(moved)
 
     def values(self) -> torch.Tensor:
@@ -78,10 +85,11 @@ class Tunable:
         """Add what a gradient of ŵ [out, in] says of δ and ε to theirs."""
         grad = grad.float()
         if self.keep is not None:
-            self.moves[1].grad.add_(grad[self.keep], alpha=self.spread)
+            self.epsilon.grad.add_(grad[self.keep], alpha=self.spread)
             grad = grad.masked_fill(self.keep, 0.0)
-        by_scale = torch.zeros_like(self.scale).index_add_(1, self.group_of, grad * self.steps)
-        self.moves[0].grad.addcmul_(by_scale, self.scales(), value=math.log(2))
+        if self.delta is not None:
+            by_scale = torch.zeros_like(self.scale).index_add_(1, self.group_of, grad * self.steps)
+            self.delta.grad.addcmul_(by_scale, self.scales(), value=math.log(2))
 
     def stored(self) -> Stored:
         """The linear as it is stored now."""
@@ -115,6 +123,9 @@ class Tuning:
             raise UserError("linears of this model share a weight, and scales of shared weights cannot be tuned; use "
                             "tune=0")
         self.kl: list[float] = []  # of each round while it moves, nats a token
+        if not any(one.moves for one in self.tunables.values()):
+            raise UserError("there is nothing to tune: scales=log moves by steps of 9 %, and no weight is kept; use "
+                            "scales=fp16 or tune=0")
         self.moves = [move for one in self.tunables.values() for move in one.moves]
         self.adam = torch.optim.Adam(self.moves, lr=RATE, betas=BETAS, eps=1e-12)
 
@@ -161,8 +172,8 @@ class Tuning:
                 loss = passes.divergence(self.full[doc].to(now.device), now)
                 lost += float(loss.detach())
                 (loss / tokens).backward()
-        if not math.isfinite(lost):
-            raise UserError("the model that is tuned gives numbers that are not finite; use tune=0 or more bits")
+        if not math.isfinite(lost) or not all(torch.isfinite(move.grad).all() for move in self.moves):
+            raise UserError("the model that is tuned gives numbers that are not finite; use tune=0 or --dtype fp32")
         self.adam.param_groups[0]["lr"] = rate
         self.adam.step()
         self.put()

@@ -13,6 +13,7 @@ from harness.stages.library import library_key, menu_of
 from harness.stages.options import buys_forms, reads_data
 from harness.stages.plan import plan_key
 from harness.stages.scores import scores_key
+from harness.stages.tune import rounds_of
 from quantization.bits import layer_bits
 from streams.gradients import KINDS
 
@@ -43,7 +44,7 @@ def disk_bytes(cases: list[Case], workers: int = 1) -> int:
     compared: dict[str, bool] = {}  # quantized models to compare with -> whether a solver makes them
     passes: dict[str, int] = {}
     libraries: dict[str, int] = {}  # of forms -> their bytes
-    solving, store, sizes = 0, cases[0].store, cases[0].model.sizes
+    solving, coded, store, sizes = 0, 0, cases[0].store, cases[0].model.sizes
     for case in cases:
         if finished(case):
             continue
@@ -57,6 +58,7 @@ def disk_bytes(cases: list[Case], workers: int = 1) -> int:
         if to_score and to_score.compares and not store.has(key := base_quantized_key(case)[0]):
             compared[key] = bool(QUANTIZERS.get(case.value("corrupt")).needs)
         solving += reads_data(case.method)
+        coded += bool(rounds_of(case))
         if buys_forms(case.method) and not store.has(key := library_key(case)[0]):
             libraries[key] = sum(layer_bits(form.layer(shape[1], None), shape) for form in menu_of(case)
                                  for shape in case.model.shapes.values()) // 8
@@ -64,4 +66,5 @@ def disk_bytes(cases: list[Case], workers: int = 1) -> int:
     snapshots = 2 * sum(sorted(passes.values())[-at_once:])
     blocks = min(at_once, solving) + min(at_once, sum(compared.values()))
     stored = 2 * sum(libraries.values())  # finished blocks lie there beside what they are stored as
-    return sizes.linears * (4 * (len(entries) + snapshots) + sizes.itemsize * (len(compared) + blocks)) + stored + SMALL
+    whole = 4 * (len(entries) + snapshots) + sizes.itemsize * (len(compared) + blocks)
+    return sizes.linears * (whole + min(at_once, coded)) + stored + SMALL  # beside tuned rows' blocks lie their codes

@@ -221,10 +221,10 @@ def menu_stage(case: Case, base: dict) -> Parts:
 
 
 def tuning_stage(case: Case, base: dict) -> Parts:
-    """Backward passes while codes lie as 8 and as 16 bits beside the weights, and masks; what moves is far less."""
+    """Backward passes while codes lie as 8 and as 16 bits beside the weights, and a mask; what moves is far less."""
     d, lengths = case.model.sizes, [len(tokens) for tokens in case.solver_calib.tokens]
     logits = max(lengths) * d.vocabulary * 4 * 3  # the full model's, the quantized one's, and their product
-    return Parts("scales and kept weights are tuned", **base, solver=d.linears * (2 + 1),
+    return Parts("scales and kept weights are tuned", **base, solver=d.linears * (2 + 1 + 1),
                  activations=backward_bytes(d, max(lengths), d.itemsize) + logits + 3 * 4 * d.largest,
                  scores=d.linears * (1 + d.itemsize) + 2 * sum(lengths) * d.vocabulary)
 

@@ -181,7 +181,7 @@ class Costs:
         return total + steps * (one_pass + len(BENDS) * forward)
 
     def tuning(self, case: Case) -> float:
-        """Rounds of backward passes in the model's own dtype, and what the full model says of the documents."""
+        """Rounds of backward passes, taken to be as long as those of gradients, and one forward pass more."""
         rounds = rounds_of(case)
         return (rounds + 0.5) * self.backward(case, ("square",)) if rounds else 0.0
 

@@ -45,7 +45,8 @@ class WithParts(Keeper):
     def save(self, block: int, solved: dict[str, Stored]) -> None:
         self.keeper.save(block, solved)
         if self.partial is not None:
-            self.partial.save_tensors(_name(block), {f"{fqn}|{name}": part for fqn in solved
+            # copies: q, k and v may share the order of their columns, and a file may not hold one tensor twice
+            self.partial.save_tensors(_name(block), {f"{fqn}|{name}": part.clone() for fqn in solved
                                                      for name, part in self.solved[fqn].parts.items()})
 
 
@@ -63,9 +64,16 @@ def tuned(case: Case, plan: Plan, solved: dict[str, Stored], see: Callable[[str,
     """Make the model hold a plan's linears, which are ``solved``, tuned, and hand each to ``see``; returns the KL
     divergence of each round on the documents that were read, nats a token.
     """
+    with case.memory("scales and kept weights are tuned", "lower --calib_tokens or --calib_window, or use tune=0"):
+        return _tuned(case, plan, solved, see, partial)
+
+
+def _tuned(case: Case, plan: Plan, solved: dict[str, Stored], see: Callable[[str, Stored], None],
+           partial: Partial | None) -> list[float]:
     model, documents = case.model, case.solver_calib.tokens
     full = _full(case, documents)
     weights = model.originals.weights
+    model.originals.changed |= plan.layers.keys()  # from here on, whatever happens
     # in the plan's order, which is the same in every process
     tunables = {fqn: Tunable(solved[fqn], sixteen_bit(weights[fqn].dtype), model.linears[fqn].weight.device)
                 for fqn in plan.layers if fqn in solved}
@@ -73,10 +81,8 @@ def tuned(case: Case, plan: Plan, solved: dict[str, Stored], see: Callable[[str,
         model.originals.put(fqn, sixteen(weights[fqn]))
     work = Tuning(model.module, {fqn: model.linears[fqn].weight for fqn in tunables}, tunables, documents, full,
                   rounds=rounds_of(case), seed=case.cell.seed)
-    with case.memory("scales and kept weights are tuned"):
-        kl = work.run(keep=lambda state: None if partial is None else partial.save(STATE, state),
-                      earlier=None if partial is None else partial.load(STATE), progress=case.progress.update)
-    model.originals.changed |= tunables.keys()
+    kl = work.run(keep=lambda state: None if partial is None else partial.save(STATE, state),
+                  earlier=None if partial is None else partial.load(STATE), progress=case.progress.update)
     for fqn, one in tunables.items():
         see(fqn, one.stored())
     return kl
@@ -84,6 +90,6 @@ def tuned(case: Case, plan: Plan, solved: dict[str, Stored], see: Callable[[str,
 
 @torch.no_grad()
 def _full(case: Case, documents: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
-    """The full model's log-probabilities of every document, bf16 [T, vocabulary]."""
+    """The full model's log-probabilities of every document, bf16 [T, vocabulary] on the CPU."""
     case.model.originals.restore()
-    return [log_chances(case.model.module, ids).bfloat16() for ids in documents]
+    return [log_chances(case.model.module, ids).bfloat16().cpu() for ids in documents]

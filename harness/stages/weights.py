@@ -109,7 +109,12 @@ def _solve(case: Case, planned: Planned, partial: Partial) -> Content:
 
 
 def _save_blocks_again(case: Case, key: str, entry: Path) -> None:
-    """Save the blocks that the model holds, which went when the samples of the cell before were stored."""
+    """Save the blocks that the model holds, which went when the samples of the cell before were stored.
+
+    Not those of a row that was tuned: without their codes they would not be gone on with.
+    """
+    if rounds_of(case):
+        return
     model, keeper = case.model, SolvedBlocks(case.store.partial(key))
     layers, notes = read_plan(entry).layers, json.loads((entry / "linears.json").read_text())
     for block in sorted(set(model.block_of.values())):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
+from core.errors import UserError
 from core.lazy import torch
 from core.registry import quantizer
 from core.settings import Setting
@@ -67,6 +68,8 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: So
     """
     how = replace(how, float8=Float8.of(weight, layer), symmetric=how.symmetric or layer.zero_bits == 0)
     if layer.form == "log":
+        if not how.stored:
+            raise UserError("--published keeps scales as float32 and scales=log stores 6 bits of them; leave one out")
         how = replace(how, logs=log_scale(weight, layer))
     order, factor = _ordered_factor(hessian, how, {} if shared is None else shared, what=what)
     columns, groups = column_major(weight), Groups(layer, weight.shape[1])

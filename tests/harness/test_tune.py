@@ -45,6 +45,8 @@ def test_a_killed_tuning_goes_on_where_it_was_and_solves_nothing_again(fresh, mo
     first.progress.update = stop
     with pytest.raises(Killed):
         hold_weights(first, planned)
+    first.model.originals.restore()  # the next cell of this process, if it goes on, must see the full model
+    assert all(torch.equal(weight, first.model.originals.weights[fqn]) for fqn, weight in held(first).items())
 
     second, solved = fresh("killed"), []
     planned, plain = plan(second), solver.solve
@@ -64,6 +66,15 @@ def test_a_result_says_the_divergence_of_every_round_and_stores_no_bit_more(fres
     assert result.bits.stored == before.bits.stored
     assert result.stages["scores"] == before.stages["scores"]  # what is tuned is scored and planned alike
     assert result.stages["plan"] == before.stages["plan"] and result.stages["weights"] != before.stages["weights"]
+
+
+def test_groups_over_an_order_of_columns_that_linears_share_are_tuned_too(fresh):
+    case = fresh("order", "GPTQ-native[act_order=true,tune=1]")
+    true, _ = true_plan(case, plan(case))
+    assert len(true.notes["tuned_kl"]) == 1
+    case = fresh("grouped", "TaCQ-budget-native[act_order=true,group=32,tune=1]")
+    true, _ = true_plan(case, plan(case))
+    assert any(layer.ordered for layer in true.layers.values())
 
 
 def test_a_tuned_row_diverges_less_on_what_it_read(fresh):

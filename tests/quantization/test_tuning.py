@@ -68,27 +68,24 @@ def test_gradients_are_those_of_autograd(how):
     one = Tunable(solved("grid", **how), torch.bfloat16, CPU)
     torch.manual_seed(0)
     towards = torch.randn(one.steps.shape)
-    delta, epsilon = (torch.zeros_like(move, requires_grad=True) for move in one.moves)
+    delta, epsilon = (torch.zeros_like(move, requires_grad=True) for move in (one.delta, one.epsilon))
     values = one.steps * (one.scale * delta.exp2())[:, one.group_of]
     values = values.masked_scatter(one.keep, one.kept + one.spread * epsilon)
     (values * towards).sum().backward()
     for move in one.moves:
         move.grad = torch.zeros_like(move)
     one.take(towards)
-    torch.testing.assert_close(one.moves[0].grad, delta.grad)
-    torch.testing.assert_close(one.moves[1].grad, epsilon.grad)
+    torch.testing.assert_close(one.delta.grad, delta.grad)
+    torch.testing.assert_close(one.epsilon.grad, epsilon.grad)
 
 
-def test_logarithmic_scales_move_by_whole_steps_and_stay_in_range():
+def test_logarithmic_scales_stay_and_kept_weights_beside_them_move():
     one = Tunable(solved("log"), torch.bfloat16, CPU)
-    before = one.scales()
-    one.moves[0].fill_(0.05)  # less than half a step
-    assert torch.equal(one.scales(), before)
-    one.moves[0].fill_(1 / 8)
-    lower = before < one.logs.values(torch.tensor([float(one.logs.last)]))
-    torch.testing.assert_close(one.scales()[lower], before[lower] * 2 ** (1 / 8))
-    one.moves[0].fill_(100.0)
-    assert (one.scales() == 2.0 ** one.logs.exponent).all()
+    assert one.delta is None and one.moves == [one.epsilon]
+    one.epsilon.fill_(1.0)
+    moved = one.stored()
+    assert torch.equal(moved.parts["scale"], one.before.parts["scale"])
+    assert not torch.equal(moved.parts["kept"].float(), one.before.parts["kept"].float())
 
 
 @pytest.fixture
@@ -124,6 +121,8 @@ def test_the_divergence_falls_and_the_model_holds_what_is_stored(work):
     assert len(kl) == 6 and kl == sorted(kl, reverse=True) and kl[0] > kl[-1]
     for name, one in tuning.tunables.items():
         assert torch.equal(tuning.weights[name].data, one.values().to(tuning.weights[name].dtype))
+        # most scales of fp16 have moved, not only what is tuned behind them
+        assert (one.stored().parts["scale"] != one.before.parts["scale"]).float().mean() > 0.5
     assert all(weight.grad is None for weight in tuning.weights.values())
 
 
@@ -145,6 +144,15 @@ def test_every_document_is_read_once_a_round(work):
     for number in range(2):
         assert sorted(doc for batch in tuning.batches(number) for doc in batch) == [0, 1, 2, 3]
     assert list(tuning.batches(0)) != list(tuning.batches(1)) and math.isfinite(RATE)
+
+
+def test_what_cannot_move_is_refused(work):
+    tuning = work(1)
+    weight, hessian = random_case()
+    stuck = {name: Tunable(solve(weight, hessian, plan_of("log", None)), torch.bfloat16, CPU)
+             for name in tuning.tunables}
+    with pytest.raises(UserError, match="nothing to tune"):
+        Tuning(tuning.module, tuning.weights, stuck, tuning.documents, tuning.full, rounds=1, seed=0)
 
 
 def test_shared_weights_are_refused(work):
