@@ -9,7 +9,7 @@ few tokens.
 "THRIFT-native"  the same ranking, kept weights and discount over one fp16 scale a row, then scales and kept weights
                  tuned end to end (quantization/tuning.py), which logarithmic scales are too coarse for.
 
-Each ingredient is a setting of any common row: ``TaCQ[discount=0.2,kept=8,scales=log]`` is THRIFT,
+Each ingredient is a setting of any common row that GPTQ solves: ``TaCQ[discount=0.2,kept=8,scales=log]`` is THRIFT,
 ``uniform[discount=0.2]`` the solver's part alone.
 """
 

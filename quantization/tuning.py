@@ -179,7 +179,6 @@ class Tuning:
         self.put()
         return lost
 
-    @torch.no_grad()
     def put(self) -> None:
         """Make the model hold what is stored now."""
         for name, one in self.tunables.items():
