@@ -30,8 +30,7 @@ def main() -> None:
     rows = []
     for bits in (args.avg_bits, *args.others):
         case = one_case(args.model, args.method, args.dataset, grid_of(args) | {"avg_bits": bits})
-        case.store.sweep()
-        case.model.linears  # noqa: B018  (loading the model is no part of it)
+        case.model.originals.restore()  # loads the model, which is no part of it
         started = time.perf_counter()
         planned = plan(case)
         between = time.perf_counter()
