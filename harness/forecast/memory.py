@@ -39,6 +39,7 @@ from harness.stages.tune import rounds_of
 from quantization.bits import uniform_bits
 from streams.blocks import batch_tokens
 from streams.gradients import SLICE
+from streams.settled import LINEARS
 
 PROCESS = 500 * 10**6  # Python, torch, the tokenizer and the documents, measured
 CONTEXT = 500 * 10**6  # a CUDA context
@@ -110,8 +111,11 @@ def solver_bytes(case: Case, tokens: int, longest: int, sequential: bool) -> int
     d = case.model.sizes
     inside = {c for _, c in case.model.shapes.values()}
     states = (1 + sequential) * d.hidden  # what enters the block, and what its solved parts gave
+    # of solved linears: an MLP's two that lead to its last
+    given = min(LINEARS, 2 * tokens * d.widest * d.itemsize) * (sequential and case.model.device.type == "cpu")
     others = 0 if sequential else sum(c * c for c in inside) + min(inside) ** 2  # all Hessians of a block at once
-    return 4 * (FACTOR * d.widest_in**2 + others + WORKING * d.largest) + tokens * (states * d.itemsize + longest)
+    matrices = 4 * (FACTOR * d.widest_in**2 + others + WORKING * d.largest)
+    return matrices + given + tokens * (states * d.itemsize + longest)
 
 
 def kinds_to_make(case: Case, scored: ScorerSpec | None) -> set[str]:
