@@ -1,7 +1,7 @@
-"""Choose the demo's budget: uniform quantization of the demo's model from the lowest level up to 4.5 bits.
+"""What uniform bits cost: round-to-nearest of the demo's model from the lowest level up to 4.5 bits.
 
 Prints, per data set, accuracy and gold log-likelihood (nats a token) with the paired change against full
-precision.  The budget should hurt clearly, and hurt clearly less than the lowest level does.
+precision.  A budget to compare methods at should hurt clearly, and hurt clearly less than the lowest level does.
 Run: python -m benchmarks.uniform_sweep [--results_dir DIR --cache_dir DIR]
 """
 
@@ -13,12 +13,13 @@ import pandas as pd
 
 from harness.grid import cells_of
 from harness.jobs.launch import run_local
-from harness.presets import build_grid
+from harness.presets import own_grid
 from harness.progress import Progress
 from report.tables.tables import tables_of
 from report.text.details import change
 from report.text.numbers import number, percent
 
+DATASETS = ("trivia_qa", "mmlu_pro", "code_mmlu")
 BUDGETS = (2.1875, 3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5)  # 2.1875 = every linear at 2 bits in groups of 96
 
 
@@ -39,10 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results_dir", default="results/uniform_sweep")
     parser.add_argument("--cache_dir", default="saved_models")
-    parser.add_argument("--eval_size", type=int)
+    parser.add_argument("--eval_size", type=int, default=2048)
     args = parser.parse_args(argv)
-    grid = build_grid("demo", methods=("uniform",), avg_bits=BUDGETS, results_dir=args.results_dir,
-                      cache_dir=args.cache_dir, eval_size=args.eval_size)
+    grid = own_grid(methods=("uniform",), datasets=DATASETS, avg_bits=BUDGETS,
+                    eval_size=args.eval_size, results_dir=args.results_dir, cache_dir=args.cache_dir)
     # a sweep of the control itself: the random rows would say nothing here
     grid = replace(grid, methods=("fp16", "uniform"))
     with Progress(len(cells_of(grid))) as progress:

@@ -13,6 +13,7 @@ from core.settings import SETTINGS, Setting
 
 KINDS = ("task", "c4", "wikitext2", "mix", "auto")
 GENERAL = ("c4", "wikitext2")  # texts without answers
+AND = "+"  # between data sets that calibrate together
 OWN = "file:"  # before the path of a text of the user's own
 
 
@@ -59,7 +60,8 @@ CALIB = Setting("calib", str, "task",
                 "file:PATH (a file of text), mix:0.5 (share of task), or auto (the share by the alignment of "
                 "gradients)", check=parse_calib)
 CALIB_DATASET = Setting("calib_dataset", str, None,
-                        "data set whose documents calibrate, whatever is asked; default: the data set that is asked")
+                        "data set whose documents calibrate, whatever is asked, or several joined by +, each with an "
+                        "equal share of the tokens; default: the data set that is asked")
 CALIB_TOKENS = Setting("calib_tokens", int, 8192, "tokens that they read, drawn by --seeds; 262144 as published", low=2)
 CALIB_WINDOW = Setting("calib_window", int, 512, "tokens of a window of general text; 2048 as published", low=2)
 LOSS_MASK = Setting("loss_mask", str, "all",

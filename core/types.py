@@ -51,6 +51,7 @@ class CalibSet:
     seed: int
     template: str  # digest of the prompt template
     truncated: int = 0  # prompts cut to the maximum length
+    mixed: bool = False  # the task's documents first, then windows of general text
 
 
 @dataclass(frozen=True)

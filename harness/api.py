@@ -23,7 +23,7 @@ from core.sample import Interval, Sample
 from core.transforms import TRANSFORM
 from core.types import Plan, Scores
 from harness.grid import with_methods
-from harness.presets import build_grid
+from harness.presets import own_grid
 from harness.progress import Progress
 from harness.stages.case import Case, open_cases
 from harness.stages.cell import compute_cell
@@ -60,8 +60,8 @@ def score(model: str, method: str, dataset: str, **grid) -> Scores:
     model: alias, hub id or folder; method: a name of ``--list``, with settings in brackets if wanted
     (``TaCQ[calib=c4]``), whose scorer runs; dataset: what it is conditioned on.  ``grid`` takes any field of the grid
     or setting of a method, as the flags do (``avg_bits=3.25`` where the scorer reads the base level,
-    ``calib_size=64``, ``data_dir="DATA"``, ``seeds=(1,)``, ``run_type="full"``; the default is the demo's, with the
-    embedded data sets).
+    ``calib_size=64``, ``data_dir="DATA"``, ``seeds=(1,)``, ``run_type="full"``); by default the embedded
+    data sets, whole, round-to-nearest, and 4.25 bits.
 
     Returns Scores: ``values`` by full name of the linear, float32 of shape [] (block, linear), [in] (channel), [out or
     1, in/g] (group) or [out, in] (element); higher = protect; ``unit`` and ``notes`` say more.
@@ -122,7 +122,7 @@ def one_case(model: str, method: str, dataset: str, grid: dict) -> Case:
     for axis in ("avg_bits", "seeds", *FROM_AXES.values(), *ACTIVATIONS, TRANSFORM.name):
         if axis in asked and not isinstance(asked[axis], tuple):
             asked[axis] = (asked[axis],)
-    whole = build_grid(asked.pop("run_type", "demo"), models=(model,), methods=(method,), datasets=(dataset,), **asked)
+    whole = own_grid(models=(model,), methods=(method,), datasets=(dataset,), **asked)
     cases = open_cases(with_methods(whole, (method,)), os.environ.get("HF_TOKEN"), Progress(1))
     if len(cases) > 1:
         raise UserError(f"{method} stands for {len(cases)} cells here; name one seed, one budget, one kept ratio and "

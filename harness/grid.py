@@ -19,7 +19,7 @@ from core.method_names import readable, resolve_method, told, variants
 from core.registry import ALLOCATORS, COMMON_OPTIONS, FROM_AXES, QUANTIZERS, SCORERS, MethodSpec
 from core.settings import SETTINGS
 from core.transforms import TRANSFORM, rotates, transform_of
-from evaluation.tasks import get_task
+from evaluation.tasks import get_tasks
 
 COMMON_QUANTIZERS = ("gptq", "rtn")
 AUTO_GROUPS = (128, 96, 64, 32)
@@ -69,7 +69,7 @@ class Grid:
     part: str = asked(DATA, "documents that are asked: eval, or dev, as many others on which settings may be chosen",
                       "eval", choices=("eval", "dev"))
     split_seed: int = asked(DATA, "seed of the stratified split", 42, metavar="S")
-    quantizer: str = asked(BITS, "quantizer of every common row; the demo rounds, to stay within minutes", "gptq",
+    quantizer: str = asked(BITS, "quantizer of every common row", "gptq",
                            choices=COMMON_QUANTIZERS)
     keep_ratio: tuple[float, ...] = asked(BITS, "kept weights of native rows such as TaCQ-native; several from one "
                                                 "scoring", (0.0035,), metavar="R")
@@ -273,10 +273,15 @@ def checked_method(name: str, common: str) -> MethodSpec:
     spec = resolve_method(name)
     reads, options = readable(spec, common)
     if spec.settings.get("calib_dataset"):
-        get_task(spec.settings["calib_dataset"])
+        get_tasks(spec.settings["calib_dataset"])
     told = {pair.partition("=")[0].strip() for pair in spec.name.partition("[")[2].removesuffix("]").split(",")}
     for setting in (*spec.settings, *(name for name in COMMON_OPTIONS if name in spec.options)):
-        if setting in told and setting not in (*reads, *options):
+        if setting in (*reads, *options):
+            continue
+        if setting not in told and setting in COMMON_OPTIONS:  # the method's own
+            raise UserError(f"{spec.name} is made with {setting}={spec.options[setting]:g} of the solver, which "
+                            f"--quantizer {common} does not read; use --quantizer gptq, or other rows (--method)")
+        if setting in told:
             raise UserError(f"{spec.name} reads no setting {setting!r} with --quantizer {common}; "
                             f"it reads: {', '.join((*reads, *options)) or 'no setting'}")
     return spec

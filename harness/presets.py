@@ -4,14 +4,14 @@ import os
 from dataclasses import fields, replace
 from pathlib import Path
 
-from core.calibration import parse_calib
+from core.calibration import AND, parse_calib
 from core.errors import UserError, did_you_mean
 from core.method_names import readable, resolve_method, told, variants
 from core.registry import COMMON, CONTROLS
 from core.settings import SETTINGS
 from core.shuffle import SHUFFLE, can_shuffle
 from core.transforms import ROTATION_SEEDS, rotates
-from evaluation.tasks import get_task
+from evaluation.tasks import get_task, get_tasks
 from evaluation.tasks.lm_eval import look_in
 from harness.grid import Grid, cells_of, reads_solver_calib, with_methods
 from quantization.packing.checkpoint import is_export
@@ -23,7 +23,8 @@ EVERY = dict(models=BRIEF_MODELS, methods=("TAQ", "TAQO", "TAQoS"), datasets=("t
              avg_bits=(4.25,))
 BLIND = ("random", "equal")  # scorers whose shuffles are themselves, or another draw
 PRESETS = {
-    "demo": EVERY | dict(models=(DEMO_MODEL,), data_source="embedded", quantizer="rtn"),
+    "demo": EVERY | dict(models=(DEMO_MODEL,), data_source="embedded", methods=("TAQ", "THRIFT"),
+                         avg_bits=(2.75,), calib_size=128, eval_size=128, calib_tokens=2048),
     "test": EVERY | dict(calib_size=32, eval_size=64, score_docs=32, kl_docs=32, oracle_docs=16, max_length=256),
     "full": EVERY | dict(calib_tokens=262144, calib_window=2048),
 }
@@ -45,6 +46,8 @@ def build_grid(run_type: str, conditioning: tuple[str, ...] = (), shuffles: int 
         known = (*names, *(setting.name for setting in SETTINGS))
         raise UserError(f"no grid has a field or setting {unknown[0]!r}{did_you_mean(unknown[0], known)}; "
                         "--help lists them")
+    if run_type == "demo" and "datasets" not in given:  # one solve for all three: the demo must end in minutes
+        given["settings"] = {"calib_dataset": AND.join(EVERY["datasets"])} | given.get("settings", {})
     if given.get("data_dir") and "data_source" not in given:
         given["data_source"] = "folder"
     asked = PRESETS[run_type] | given
@@ -54,7 +57,7 @@ def build_grid(run_type: str, conditioning: tuple[str, ...] = (), shuffles: int 
     for name in grid.datasets:
         get_task(name)
     if grid.value("calib_dataset"):
-        get_task(grid.value("calib_dataset"))
+        get_tasks(grid.value("calib_dataset"))
     if exported := [name for name in grid.models if is_export(name)]:  # quantized already: asked, not quantized again
         grid = replace(grid, methods=grid.methods if "methods" in given else ("fp16",))
     controls = CONTROLS if len(exported) < len(grid.models) else ("fp16",)
@@ -69,6 +72,15 @@ def build_grid(run_type: str, conditioning: tuple[str, ...] = (), shuffles: int 
     for flag in ("results_dir", "cache_dir"):
         check_folder(f"--{flag}", getattr(grid, flag))
     return grid
+
+
+def own_grid(run_type: str | None = None, **given) -> Grid:
+    """The grid of functions and scripts that ask for single rows: the demo's model and data, but of whole size, rounded
+    to nearest and at 4.25 bits; or a run type's.
+    """
+    alone = dict(methods=("fp16",), quantizer="rtn", avg_bits=(4.25,), calib_size=512, eval_size=2048, calib_tokens=8192)
+    return build_grid(run_type or "demo", **({} if run_type else alone) | {
+        name: value for name, value in given.items() if value is not None})
 
 
 def conditioned(grid: Grid, conditioning: tuple[str, ...]) -> tuple[str, ...]:

@@ -25,8 +25,8 @@ PORT = 8597
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
 SIZES = ("--calib_size", "32", "--eval_size", "32")
-GRID = ("run_taq_icml.py", "--run_type", "demo", "--method", "TaCQ", "TAQ", "TAQoS", "--avg_bits", "3.25", "4.25",
-        "--quantizer", "rtn", *SIZES)
+GRID = ("run_taq_icml.py", "--run_type", "demo", "--dataset", "trivia_qa", "mmlu_pro", "code_mmlu", "--method",
+        "TaCQ", "TAQ", "TAQoS", "--avg_bits", "3.25", "4.25", "--quantizer", "rtn", *SIZES)
 LINEAR = ("-m", "scripts.linear", "--model", "smollm2-135m", "--dataset", "trivia_qa", "--avg_bits", "3.25", "--linear",
           "layers.15.mlp.down_proj", *SIZES)
 SCREENS = (  # file, page, width, height, colour scheme

@@ -55,7 +55,7 @@ def chosen(ctx: ScoreContext, limit: Setting) -> list[int]:
     A mixture lists the task's documents before the text's, so of one they are taken evenly from the whole list.
     """
     docs, count = [i for i, mask in enumerate(ctx.answers.loss_mask) if mask[1:].any()], ctx.param(limit.name)
-    if "+" in ctx.answers.task and len(docs) > count:
+    if ctx.answers.mixed and len(docs) > count:
         docs = [docs[int((at + 0.5) * len(docs) / count)] for at in range(count)]
     docs = docs[:count]
     if not docs:

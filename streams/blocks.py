@@ -1,8 +1,8 @@
 """Block by block over a model: collect the inputs of its linears, quantize them, go on with what they now give.
 
 Only the hidden states that enter the current block are alive, besides the model, one block's Hessian and the outputs of
-the block's solved parts (streams/settled.py); for quantizers that ask for inputs, these are replayed by running the
-block again.
+the block's solved parts and, up to a limit, of its solved linears (streams/settled.py); for quantizers that ask for
+inputs, these are replayed by running the block again.
 
     H = (2 / sequences) Σ over sequences and tokens of x xᵀ      float32 [in, in], x = what the linear reads
 

@@ -40,6 +40,7 @@ class Settled:
                       and not any(expert_of(name) for name in names)}
         self.outputs: dict[nn.Module, dict[int, object]] = {}  # part or linear -> batch -> what it returned
         self.held = 0  # bytes of linears' outputs
+        self.unfit: set[nn.Module] = set()  # what must not be remembered
 
     def solved(self, names: Iterable[str]) -> None:
         """These linears hold their final weights now."""
@@ -55,7 +56,7 @@ class Settled:
                     self.outputs[child] = {}
             elif child in self.names:
                 for lin in (self.linears[name] for name in self.names[child] - self.left[child]):
-                    if lin.weight.device.type == "cpu":
+                    if lin.weight.device.type == "cpu" and lin not in self.unfit:
                         self.outputs.setdefault(lin, {})
 
     @contextmanager
@@ -77,6 +78,7 @@ class Settled:
         for child, given in calls.items():
             if len(given) > 1 or any(before is None or versions(output) != before for output, before in given):
                 self._forget(child, *self.outputs.pop(child).values())
+                self.unfit.add(child)
             elif given and batch not in self.outputs[child]:
                 self._hold(child, batch, given[0][0])
         for child, names in self.names.items():  # its linears will not run again

@@ -37,7 +37,8 @@ def blocks(page: str, language: str) -> list[str]:
 
 def small(tiny: Path, root: Path) -> list[str]:
     return ["--model", str(tiny), "--eval_size", "8", "--calib_size", "6", "--avg_bits", "4.75", "--threads", "1",
-            "--device", "cpu", "--cache_dir", str(root / "cache"), "--results_dir", str(root / "results")]
+            "--quantizer", "rtn", "--device", "cpu", "--cache_dir", str(root / "cache"),
+            "--results_dir", str(root / "results")]
 
 
 def test_the_example_method_runs_and_keeps_the_contract(tiny_folder, tmp_path, registries):

@@ -46,7 +46,7 @@ def build_solver_calib(choice: CalibChoice, task: Task, docs, tokenizer, *, scor
     ids, tokens, masks, cut = zip(*sequences, strict=True)
     name = {"task": task.name, "mix": f"{task.name}+c4"}.get(choice.kind, choice.kind)
     return CalibSet(task=name, doc_ids=ids, tokens=tokens, loss_mask=masks, seed=seed, template=digest(template),
-                    truncated=sum(cut))
+                    truncated=sum(cut), mixed=choice.kind == "mix")
 
 
 def calib_digest(calib: CalibSet) -> str:

@@ -3,8 +3,23 @@
 import importlib
 import pkgutil
 
+from core.calibration import AND, OWN
+from core.errors import UserError
 from core.registry import DATASETS
 from evaluation.tasks.base import Task
+
+
+def names_in(text: str) -> list[str]:
+    """The data sets of a text that joins them by "+"; a file of one's own may have that in its path."""
+    return [text] if text.startswith(OWN) else text.split(AND)
+
+
+def get_tasks(names: str) -> list[Task]:
+    """The tasks of several names joined by "+"; an unknown one, or one that is named twice, is a UserError."""
+    each = names_in(names)
+    if twice := next((name for name in each if each.count(name) > 1), None):
+        raise UserError(f"{names} names {twice} twice; name each data set once")
+    return [get_task(name) for name in each]
 
 
 def get_task(name: str) -> Task:

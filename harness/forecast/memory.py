@@ -111,8 +111,9 @@ def solver_bytes(case: Case, tokens: int, longest: int, sequential: bool) -> int
     d = case.model.sizes
     inside = {c for _, c in case.model.shapes.values()}
     states = (1 + sequential) * d.hidden  # what enters the block, and what its solved parts gave
-    # of solved linears: an MLP's two that lead to its last
-    given = min(LINEARS, 2 * tokens * d.widest * d.itemsize) * (sequential and case.model.device.type == "cpu")
+    # of solved linears: an MLP's two that lead to its last, and q, k, v where attention itself cannot be remembered
+    given = min(LINEARS, tokens * (2 * d.widest + 3 * d.hidden) * d.itemsize)
+    given *= sequential and case.model.device.type == "cpu"
     others = 0 if sequential else sum(c * c for c in inside) + min(inside) ** 2  # all Hessians of a block at once
     matrices = 4 * (FACTOR * d.widest_in**2 + others + WORKING * d.largest)
     return matrices + given + tokens * (states * d.itemsize + longest)

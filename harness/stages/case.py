@@ -25,9 +25,11 @@ from core.registry import SCORERS, MethodSpec
 from core.storage import LOG_BITS
 from core.types import Budget, CalibSet
 from evaluation.calibration.mixture import calib_digest
+from evaluation.tasks import names_in
 from harness.grid import AUTO_GROUPS, Cell, Grid, cells_of, reads_solver_calib
 from harness.progress import Progress
 from harness.stages.documents import TaskData, load_general, task_data, tokens_digest
+from harness.stages.joint import JointData
 from harness.stages.model import LazyModel, check_finite
 from harness.store.entry import Content, stage_key
 from harness.store.store import Store
@@ -64,9 +66,10 @@ class Case:
         return self._cases.data(self.cell.model, self.cell.dataset)
 
     @property
-    def calib_data(self) -> TaskData:
+    def calib_data(self) -> TaskData | JointData:
         """The task data whose documents calibrate: of the data set asked, or of --calib_dataset."""
-        return self._cases.data(self.cell.model, self.value("calib_dataset") or self.cell.dataset)
+        named = self.value("calib_dataset")
+        return self.data if named is None else self._cases.calib_data(self.cell.model, named)
 
     @cached_property
     def calib_choice(self) -> CalibChoice:
@@ -207,6 +210,7 @@ class Cases(Sequence):
         self.grid, self.store, self.models, self.progress, self._token = grid, store, models, progress, token
         self._cases = [Case(cell, self) for cell in cells_of(grid)]
         self._data: dict[tuple[str, str], TaskData] = {}
+        self._joint: dict[tuple[str, str], JointData] = {}
         self._transformed: dict[tuple[str, str], LazyModel] = {}  # by name and digest
         self.computes = True
 
@@ -231,6 +235,16 @@ class Cases(Sequence):
                 data.back_off(json.loads((entry / "batch_tokens.json").read_text()))
             self._data[key] = data
         return self._data[key]
+
+    def calib_data(self, model_name: str, datasets: str) -> TaskData | JointData:
+        """The task data of a data set, or of several that calibrate together."""
+        names = names_in(datasets)
+        if len(names) == 1:
+            return self.data(model_name, datasets)
+        key = model_name, datasets
+        if key not in self._joint:
+            self._joint[key] = JointData([self.data(model_name, name) for name in names])
+        return self._joint[key]
 
     def transformed(self, case: Case) -> LazyModel:
         """The case's model with its transform folded in; cases of one transform share it."""

@@ -26,8 +26,8 @@ def small(tiny_folder, tmp_path_factory) -> dict:
     root = tmp_path_factory.mktemp("app")
     folders = {"results": str(root / "results"), "cache": str(root / "cache"), "model": str(tiny_folder)}
     grid = build_grid("demo", models=(str(tiny_folder),), datasets=("trivia_qa", "mmlu_pro"), methods=METHODS,
-                      avg_bits=(4.75,), cache_dir=folders["cache"], device="cpu", results_dir=folders["results"],
-                      **SIZES)
+                      avg_bits=(4.75,), quantizer="rtn", cache_dir=folders["cache"], device="cpu",
+                      results_dir=folders["results"], **SIZES)
     assert all(result.ok for result in run_local(grid, None, silent(), []))
     asked = asked_of({"model": str(tiny_folder), "dataset": "trivia_qa", "avg_bits": 4.75,
                       "linear": "layers.1.mlp.down_proj", **SIZES})

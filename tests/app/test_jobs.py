@@ -126,8 +126,8 @@ def test_commands_can_be_pasted_into_a_shell(word):
 def test_a_run_shows_its_cells_and_stage(tmp_path, tiny_folder):
     """Over the harness's own notice board, while it runs; then the same bytes as the command line's."""
     words = ("run_taq_icml.py", "--run_type", "demo", "--model", str(tiny_folder), "--dataset", "mmlu_pro", "--method",
-             "TAQ", "--avg_bits", "4.75", "--group_size", "32", "--calib_size", "6", "--eval_size", "8", "--cache_dir",
-             str(tmp_path / "cache"))
+             "TAQ", "--avg_bits", "4.75", "--quantizer", "rtn", "--group_size", "32", "--calib_size", "6",
+             "--eval_size", "8", "--cache_dir", str(tmp_path / "cache"))
     job = Job(str(tmp_path / "results"), (*words, "--results_dir", str(tmp_path / "results")))
     job.start()
     now = until(lambda: standing(job), 60)

@@ -14,7 +14,7 @@ from harness.jobs.board import runs
 from harness.jobs.status import units
 
 BASE = ["--dataset", "mmlu_pro", "--eval_size", "24", "--calib_size", "6", "--avg_bits", "4.75", "--device", "cpu",
-        "--threads", "1", "--batch_tokens", "300", "--method", "TAQ"]
+        "--threads", "1", "--batch_tokens", "300", "--quantizer", "rtn", "--method", "TAQ"]
 SLURM = ["--executor", "slurm", "--cpus_per_task", "1", "--mem", "1500M", "--time", "30"]
 SLOW = """
 import time

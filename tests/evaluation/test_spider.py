@@ -162,8 +162,8 @@ def test_a_run_says_how_it_judged_and_asks_anew_when_a_database_changes(tiny_fol
     rows = [row | {"question": f"{row['question']} ({i})"} for i in range(4) for row in ROWS]
     data = write(tmp_path / "data", rows)
     run = ["--model", str(tiny_folder), "--dataset", "spider", "--data_dir", str(data), "--method", "uniform",
-           "--avg_bits", "4.75", "--eval_size", "10", "--calib_size", "6", "--threads", "1", "--device", "cpu",
-           "--cache_dir", str(tmp_path / "cache"), "--results_dir", str(tmp_path / "results")]
+           "--avg_bits", "4.75", "--quantizer", "rtn", "--eval_size", "10", "--calib_size", "6", "--threads", "1",
+           "--device", "cpu", "--cache_dir", str(tmp_path / "cache"), "--results_dir", str(tmp_path / "results")]
     assert main(run) == 0
     (result,) = [r for r in load_results(tmp_path / "results") if r.method.name == "uniform"]
     samples = load_samples(result)

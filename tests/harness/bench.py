@@ -17,8 +17,10 @@ def silent() -> Progress:
 
 
 def cases_of(**grid) -> Cases:
-    """The cells of a grid of the demo's run type, as a process that has just started sees them."""
-    return open_cases(build_grid(grid.pop("run_type", "demo"), **grid), None, silent())
+    """The cells of a grid of the demo's run type, rounded unless it says otherwise, as a process that has just started
+    sees them.
+    """
+    return open_cases(build_grid(grid.pop("run_type", "demo"), **{"quantizer": "rtn"} | grid), None, silent())
 
 
 def case_of(name: str, dataset: str = "mmlu_pro", **grid) -> Case:

@@ -13,7 +13,7 @@ from report.tables.tables import group
 from report.text.render import text
 
 COMMON = dict(datasets=("mmlu_pro",), calib_size=12, eval_size=12, device="cpu", threads=1, avg_bits=(4.75,),
-              seeds=(0,), methods=("uniform", "AWQ-channel"), score_docs=4)
+              quantizer="rtn", seeds=(0,), methods=("uniform", "AWQ-channel"), score_docs=4)
 
 
 def line(**given) -> list[str]:

@@ -13,7 +13,7 @@ from tests.harness.test_grid import run
 
 CPU = torch.device("cpu")
 
-SMALL = dict(eval_size=12, calib_size=6, device="cpu", threads=1, max_new_tokens=4, batch_tokens=600)
+SMALL = dict(eval_size=12, calib_size=6, quantizer="rtn", device="cpu", threads=1, max_new_tokens=4, batch_tokens=600)
 
 
 @pytest.fixture
@@ -36,7 +36,8 @@ def test_five_lines_give_a_quantized_model_its_bits_and_its_samples(tiny_folder,
 
 @pytest.mark.parametrize("method", ("magnitude", "GPTQ-native", "SqueezeLLM-native"))
 def test_solved_rows_come_with_their_true_bits(tiny_folder, asked, method):
-    small = quantize(str(tiny_folder), method, "mmlu_pro", avg_bits=4.75, quantizer="gptq", calib_tokens=300, **asked)
+    asked |= {"quantizer": "gptq", "calib_tokens": 300}
+    small = quantize(str(tiny_folder), method, "mmlu_pro", avg_bits=4.75, **asked)
     assert small.bits.stored == small.plan.stored_bits and (method != "magnitude" or small.bits.average <= 4.75)
 
 

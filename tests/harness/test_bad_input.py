@@ -545,7 +545,7 @@ def done(tiny_folder, tmp_path_factory):
     """The flags of a small finished grid; its cache and results lie below ``done[0]``."""
     root = tmp_path_factory.mktemp("done")
     flags = ["--model", str(tiny_folder), "--dataset", "mmlu_pro", "--method", "uniform", "--avg_bits", "4.75",
-             "--device", "cpu", "--threads", "1",
+             "--quantizer", "rtn", "--device", "cpu", "--threads", "1",
              "--eval_size", "12", "--calib_size", "6", "--cache_dir", str(root / "cache"), "--results_dir",
              str(root / "results")]
     assert main(flags) == 0

@@ -36,12 +36,18 @@ def test_presets_are_those_of_the_brief():
                                           "Qwen/Qwen2-7B-Instruct",
                                           "google/gemma-2-9b-it", "meta-llama/Llama-3.1-8B-Instruct")
     assert [(g.calib_size, g.eval_size, g.value("score_docs"), g.max_length) for g in (demo, test, full)] == [
-        (512, 2048, 256, 512), (32, 64, 32, 256), (512, 2048, 256, 512)]
+        (128, 128, 256, 512), (32, 64, 32, 256), (512, 2048, 256, 512)]
     assert [(g.value("kl_docs"), g.value("oracle_docs")) for g in (demo, test, full)] == [(64, 32), (32, 16), (64, 32)]
     assert demo.models == ("smollm2-135m",) and demo.data_source == "embedded" and full.data_source == "hub"
     for grid in (demo, test, full):
         assert grid.datasets == ("trivia_qa", "mmlu_pro", "code_mmlu")
-        assert grid.methods == ("fp16", "uniform", "random", "TAQ", "TAQO", "TAQoS")
+        assert grid.methods == ("fp16", "uniform", "random", *(
+            ("TAQ", "THRIFT") if grid is demo else ("TAQ", "TAQO", "TAQoS")))
+        assert grid.quantizer == "gptq"
+    assert demo.value("calib_dataset") == "trivia_qa+mmlu_pro+code_mmlu" and demo.value("calib_tokens") == 2048
+    assert build_grid("demo", datasets=("mmlu_pro",)).value("calib_dataset") is None
+    assert build_grid("demo", calib_dataset="mmlu").value("calib_dataset") == "mmlu"
+    assert full.value("calib_dataset") is None and full.value("calib_tokens") == 262144
     assert build_grid("full", data_dir="d").data_source == "folder"
 
 

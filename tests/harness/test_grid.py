@@ -41,7 +41,7 @@ REPO = Path(__file__).resolve().parents[2]
 def run(tiny: Path, root: Path, *more: str, datasets=("mmlu_pro", "trivia_qa")) -> int:
     """Run a small grid in this process; returns the exit status."""
     flags = ["--run_type", "demo", "--model", str(tiny), "--dataset", *datasets, "--eval_size", "12", "--calib_size",
-             "6", "--avg_bits", "4.75",
+             "6", "--avg_bits", "4.75", "--quantizer", "rtn",
              "--device", "cpu", "--threads", "1", "--max_new_tokens", "4", "--batch_tokens", "600",
              "--cache_dir", str(root / "cache"), "--results_dir", str(root / "results")]
     return main([*flags, *more])
@@ -356,7 +356,7 @@ def test_an_oracle_is_keyed_by_its_labels_and_others_are_not(done, tiny_folder):
 def test_golden_keys():
     """What a scores, plan and samples key is made of; a change here makes every stored result another one, so say why.
     """
-    grid = build_grid("demo", methods=tuple(GOLDEN_KEYS), datasets=("mmlu_pro",), avg_bits=(4.25,), quantizer="gptq")
+    grid = build_grid("demo", methods=tuple(GOLDEN_KEYS), datasets=("mmlu_pro",), avg_bits=(4.25,), calib_tokens=8192)
     grid = replace(grid, methods=tuple(GOLDEN_KEYS))
     model = SimpleNamespace(ref=ModelRef("m", "r", "bfloat16"), machine="cpu:TEST/1t", eval_machine="cpu:TEST/1t",
                             grad_machine="cpu:TEST/1t", shapes={"a": (96, 96)}, weights=96 * 96)
@@ -444,7 +444,7 @@ def test_the_token_is_never_written(tiny_folder, tmp_path):
     env = os.environ | {"PYTHONPATH": str(REPO)}
     secret = "hf_neverwritethisdown"
     command = [sys.executable, "run_taq_icml.py", "--model", str(tiny_folder), "--dataset", "mmlu_pro", "--eval_size",
-               "4", "--calib_size", "2",
+               "4", "--calib_size", "2", "--quantizer", "rtn",
                "--avg_bits", "4.75", "--threads", "1", "--cache_dir", str(tmp_path / "c"), "--results_dir",
                str(tmp_path / "r"), "--hf_token", secret]
     ran = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=300)

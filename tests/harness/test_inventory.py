@@ -13,8 +13,9 @@ def ran(tiny_folder, tmp_path_factory):
     """A grid whose row compares with a quantized model: its folder and its flags."""
     root = tmp_path_factory.mktemp("inventory")
     flags = ["--run_type", "demo", "--model", str(tiny_folder), "--dataset", "trivia_qa", "--method", "TaCQ",
-             "--avg_bits", "4.75", "--eval_size", "8", "--calib_size", "8", "--calib_tokens", "256", "--device", "cpu",
-             "--results_dir", str(root / "r"), "--cache_dir", str(root / "c")]
+             "--avg_bits", "4.75", "--quantizer", "rtn", "--eval_size", "8", "--calib_size", "8",
+             "--calib_tokens", "256", "--device", "cpu", "--results_dir", str(root / "r"),
+             "--cache_dir", str(root / "c")]
     assert main(flags) == 0
     return root, flags
 

@@ -21,7 +21,8 @@ def command(root: Path, *more: str) -> subprocess.CompletedProcess:
 
 
 def test_demo_on_the_real_model_and_again_from_the_cache(real_model, tmp_path):
-    flags = ("--model", str(real_model), "--eval_size", "8", "--calib_size", "6", "--method", "TAQ", "TAQO-native")
+    flags = ("--model", str(real_model), "--eval_size", "8", "--calib_size", "6", "--method", "TAQ", "TAQO-native",
+             "--quantizer", "rtn", "--avg_bits", "4.25")
     first = command(tmp_path, *flags)
     assert first.returncode == 0, first.stderr
     results = {(r.method.name, r.dataset): r for r in load_results(tmp_path / "results")}
@@ -40,7 +41,7 @@ def test_demo_on_the_real_model_and_again_from_the_cache(real_model, tmp_path):
 
 def test_real_rows_of_all_three_data_sets(real_model, shared, tmp_path):
     ran = command(tmp_path, "--model", str(real_model), "--data_dir", str(shared / "datasets"), "--eval_size", "3",
-                  "--calib_size", "6", "--method", "TAQO")
+                  "--calib_size", "6", "--method", "TAQO", "--quantizer", "rtn", "--avg_bits", "4.25")
     assert ran.returncode == 0, ran.stderr
     results = load_results(tmp_path / "results")
     assert {r.dataset for r in results} == {"trivia_qa", "mmlu_pro", "code_mmlu"} and {r.n for r in results} == {3}

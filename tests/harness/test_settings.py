@@ -96,6 +96,9 @@ def test_a_bracket_means_what_the_flag_means(tiny_folder, tmp_path, bracket, fla
 
 
 def test_a_setting_that_the_grids_quantizer_does_not_read_is_told(tiny_folder, capsys):
+    assert main(["--model", str(tiny_folder), "--method", "THRIFT", "--quantizer", "rtn"]) == 2
+    assert ("THRIFT is made with discount=0.2 of the solver, which --quantizer rtn does not read; use --quantizer gptq"
+            in capsys.readouterr().err)
     assert main(["--model", str(tiny_folder), "--method", "uniform[calib=c4]", "--quantizer", "rtn"]) == 2
     said = capsys.readouterr().err
     assert ("uniform[calib=c4] reads no setting 'calib' with --quantizer rtn; it reads: groups, scales, kept, "

@@ -305,7 +305,7 @@ def test_a_full_disk_stops_the_grid_and_the_same_command_goes_on(tiny_folder, tm
 def test_a_file_size_limit_is_named(tiny_folder, tmp_path):
     """ulimit -f, as some clusters set it: the command itself, in a process of its own."""
     flags = ["--model", str(tiny_folder), "--dataset", "mmlu_pro", "--eval_size", "12", "--calib_size", "6",
-             "--avg_bits", "4.75", "--threads", "1",
+             "--avg_bits", "4.75", "--quantizer", "rtn", "--threads", "1",
              "--cache_dir", str(tmp_path / "c"), "--results_dir", str(tmp_path / "r")]
     code = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
             f"resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900));sys.path.insert(0, {str(REPO)!r}); from "

@@ -15,9 +15,9 @@ from report.records import load_results, load_samples
 from report.tables.tables import group
 
 COMMON = dict(datasets=("mmlu_pro",), calib_size=12, eval_size=12, device="cpu", threads=1, avg_bits=(4.75,),
-              score_docs=4)
+              quantizer="rtn", score_docs=4)
 LINE = ["--dataset", "mmlu_pro", "--calib_size", "12", "--eval_size", "12", "--device", "cpu", "--threads", "1",
-        "--avg_bits", "4.75", "--score_docs", "4", "--dtype", "fp32"]
+        "--avg_bits", "4.75", "--quantizer", "rtn", "--score_docs", "4", "--dtype", "fp32"]
 
 
 @pytest.fixture(scope="module")
