@@ -276,15 +276,18 @@ def checked_method(name: str, common: str) -> MethodSpec:
         get_tasks(spec.settings["calib_dataset"])
     told = {pair.partition("=")[0].strip() for pair in spec.name.partition("[")[2].removesuffix("]").split(",")}
     for setting in (*spec.settings, *(name for name in COMMON_OPTIONS if name in spec.options)):
-        if setting in (*reads, *options):
-            continue
-        if setting not in told and setting in COMMON_OPTIONS:  # the method's own
-            raise UserError(f"{spec.name} is made with {setting}={spec.options[setting]:g} of the solver, which "
-                            f"--quantizer {common} does not read; use --quantizer gptq, or other rows (--method)")
-        if setting in told:
+        if setting in told and setting not in (*reads, *options):
             raise UserError(f"{spec.name} reads no setting {setting!r} with --quantizer {common}; "
                             f"it reads: {', '.join((*reads, *options)) or 'no setting'}")
+    if not is_read(spec, common):
+        raise UserError(f"{spec.name} tells the solver what --quantizer {common} does not read; use --quantizer gptq, "
+                        "or other rows (--method)")
     return spec
+
+
+def is_read(spec: MethodSpec, common: str) -> bool:
+    """Whether the common quantizer reads what a row tells the solver."""
+    return {*COMMON_OPTIONS} & spec.options.keys() <= {*readable(spec, common)[1]}
 
 
 def seeded(spec: MethodSpec) -> bool:

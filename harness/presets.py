@@ -13,7 +13,7 @@ from core.shuffle import SHUFFLE, can_shuffle
 from core.transforms import ROTATION_SEEDS, rotates
 from evaluation.tasks import get_task, get_tasks
 from evaluation.tasks.lm_eval import look_in
-from harness.grid import Grid, cells_of, reads_solver_calib, with_methods
+from harness.grid import Grid, cells_of, is_read, reads_solver_calib, with_methods
 from quantization.packing.checkpoint import is_export
 
 DEMO_MODEL = "smollm2-135m"
@@ -51,6 +51,9 @@ def build_grid(run_type: str, conditioning: tuple[str, ...] = (), shuffles: int 
     if given.get("data_dir") and "data_source" not in given:
         given["data_source"] = "folder"
     asked = PRESETS[run_type] | given
+    if "methods" not in given:  # a row that needs another quantizer is refused where it is asked for by name
+        asked["methods"] = tuple(name for name in asked["methods"] if is_read(
+            resolve_method(name), asked.get("quantizer", Grid.quantizer)))
     settings = given.get("settings", {}) | {k: asked.pop(k) for k in [*asked] if k in SETTINGS and k not in names}
     grid = Grid(**{"run_type": run_type} | asked | {"settings": settings})
     look_in(grid.lm_eval_path)

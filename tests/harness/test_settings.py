@@ -45,7 +45,7 @@ def test_settings_become_flags_with_help_and_defaults():
     text = " ".join(build_parser().format_help().split())
     for words in ("--score_docs N", "calibration documents of TAQ, TAQO and AWQ-channel (default: 256; test: 32)",
                   "read by AWQ-channel, TAQ, TAQ-native",
-                  "--corrupt {gptq,rtn}", "--calib_tokens N", "(default: 8192; full: 262144)"):
+                  "--corrupt {gptq,rtn}", "--calib_tokens N", "(default: 8192; demo: 2048; full: 262144)"):
         assert words in text, words
     assert "reads score_docs" in listing() or "score_docs" in listing()
 
@@ -97,8 +97,9 @@ def test_a_bracket_means_what_the_flag_means(tiny_folder, tmp_path, bracket, fla
 
 def test_a_setting_that_the_grids_quantizer_does_not_read_is_told(tiny_folder, capsys):
     assert main(["--model", str(tiny_folder), "--method", "THRIFT", "--quantizer", "rtn"]) == 2
-    assert ("THRIFT is made with discount=0.2 of the solver, which --quantizer rtn does not read; use --quantizer gptq"
+    assert ("THRIFT tells the solver what --quantizer rtn does not read; use --quantizer gptq, or other rows"
             in capsys.readouterr().err)
+    assert build_grid("demo", quantizer="rtn").methods == ("fp16", "uniform", "random", "TAQ")
     assert main(["--model", str(tiny_folder), "--method", "uniform[calib=c4]", "--quantizer", "rtn"]) == 2
     said = capsys.readouterr().err
     assert ("uniform[calib=c4] reads no setting 'calib' with --quantizer rtn; it reads: groups, scales, kept, "

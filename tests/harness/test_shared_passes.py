@@ -47,7 +47,7 @@ def test_a_shared_pass_is_known_by_all_that_it_depends_on(tiny_folder, tmp_path)
     """Both keys follow the documents; the outputs' also what the pass reads; and a cell says what it is made of."""
     def keys(name: str, **changes):
         case = case_of(name, models=(str(tiny_folder),), methods=(name,), eval_size=6, cache_dir=str(tmp_path / "c"),
-                       results_dir=str(tmp_path),
+                       results_dir=str(tmp_path), datasets=("mmlu_pro",),
                        **{"calib_tokens": 300, "calib_size": 12, "avg_bits": (4.75,), "threads": 3} | changes)
         return upstream(case)
 

@@ -202,6 +202,7 @@ def test_batches_do_not_change_scores_and_the_model_stays(monkeypatch):
 def test_of_a_mixture_documents_of_both_kinds_are_read():
     """It lists the task's documents first."""
     plain_docs = documents(tuple([9] * 10))
-    mixed = CalibSet("toy+c4", *[getattr(plain_docs, n) for n in ("doc_ids", "tokens", "loss_mask")], 0, "t")
+    mixed = CalibSet("toy+c4", *[getattr(plain_docs, n) for n in ("doc_ids", "tokens", "loss_mask")], 0, "t",
+                     mixed=True)
     assert chosen(ctx_of(tiny_model("llama"), calib=mixed, circuit_docs=4), CIRCUIT_DOCS) == [1, 3, 6, 8]
     assert chosen(ctx_of(tiny_model("llama"), calib=plain_docs, circuit_docs=4), CIRCUIT_DOCS) == [0, 1, 2, 3]

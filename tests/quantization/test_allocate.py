@@ -263,11 +263,10 @@ def test_published_forms_are_filled_to_the_budget(target, seed, kind):
     plan = make_plan(layers, ctx.shapes, (0, 0), notes=notes)
     if kind == "global_topk":
         check_budget(plan, ctx.budget, kind)
-        best = min(float(ctx.scores.values[f][torch.tensor(one.keep)].min()) for f, one in layers.items()
-                   if one.keep is not None)
-        rest = max(float(ctx.scores.values[f][torch.tensor(~one.keep)].max()) for f, one in layers.items()
-                   if one.keep is not None)
-        assert best >= rest
+        kept = {f: torch.tensor(one.keep) for f, one in layers.items() if one.keep is not None}
+        if kept:  # the grid alone may come as near to the target as the tolerance asks
+            best = min(float(ctx.scores.values[f][keep].min()) for f, keep in kept.items())
+            assert best >= max(float(ctx.scores.values[f][~keep].max()) for f, keep in kept.items())
         return
     assert plan.avg_bits <= target and {one.group_size for one in layers.values()} == (
         {128} if kind == "slim" else {64, 128})
