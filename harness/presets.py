@@ -24,7 +24,8 @@ EVERY = dict(models=BRIEF_MODELS, methods=("TAQ", "TAQO", "TAQoS"), datasets=("t
 BLIND = ("random", "equal")  # scorers whose shuffles are themselves, or another draw
 PRESETS = {
     "demo": EVERY | dict(models=(DEMO_MODEL,), data_source="embedded", methods=("TAQ", "THRIFT"),
-                         avg_bits=(2.75,), calib_size=128, eval_size=128, calib_tokens=2048),
+                         avg_bits=(2.75,), calib_size=128, eval_size=128, calib_tokens=2048,
+                         score_docs=128),
     "test": EVERY | dict(calib_size=32, eval_size=64, score_docs=32, kl_docs=32, oracle_docs=16, max_length=256),
     "full": EVERY | dict(calib_tokens=262144, calib_window=2048),
 }

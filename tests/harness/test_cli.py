@@ -36,7 +36,7 @@ def test_presets_are_those_of_the_brief():
                                           "Qwen/Qwen2-7B-Instruct",
                                           "google/gemma-2-9b-it", "meta-llama/Llama-3.1-8B-Instruct")
     assert [(g.calib_size, g.eval_size, g.value("score_docs"), g.max_length) for g in (demo, test, full)] == [
-        (128, 128, 256, 512), (32, 64, 32, 256), (512, 2048, 256, 512)]
+        (128, 128, 128, 512), (32, 64, 32, 256), (512, 2048, 256, 512)]
     assert [(g.value("kl_docs"), g.value("oracle_docs")) for g in (demo, test, full)] == [(64, 32), (32, 16), (64, 32)]
     assert demo.models == ("smollm2-135m",) and demo.data_source == "embedded" and full.data_source == "hub"
     for grid in (demo, test, full):
