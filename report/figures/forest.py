@@ -13,7 +13,7 @@ import pandas as pd
 from core.errors import UserError
 from report.figures.frames import SHARES, Part, load, plain, points, shown, whole
 from report.figures.style import PAPER, Figure, Look, alone, looks, panels, save
-from report.figures.svg import Drawing, Scale, drawable, num, scale_of, text_width
+from report.figures.svg import BOLD, Drawing, Scale, drawable, num, scale_of, text_width
 from report.tables.comparison import falling
 from report.tables.tables import TableData
 
@@ -46,7 +46,7 @@ def forest_figure(part: Part, table: TableData, number: int) -> Figure:
 def forest(part: Part, table: TableData, title: str, width: float = WIDTH) -> list[Drawing]:
     """One panel a data set."""
     frame, look = points(table, part.tolerance), looks(part.methods)
-    room = max(text_width(_label(row)) for row in frame.to_dict("records"))
+    room = BOLD * max(text_width(_label(row)) for row in frame.to_dict("records"))  # the best one is bold
     left = room + 12 if room <= LONGEST else 8.0
     drawings = []
     for dataset in dict.fromkeys(frame["dataset"]):

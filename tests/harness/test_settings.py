@@ -43,7 +43,8 @@ def plugin(tmp_path, registries):
 
 def test_settings_become_flags_with_help_and_defaults():
     text = " ".join(build_parser().format_help().split())
-    for words in ("--score_docs N", "calibration documents of TAQ, TAQO and AWQ-channel (default: 256; test: 32)",
+    for words in ("--score_docs N",
+                  "calibration documents of TAQ, TAQO and AWQ-channel (default: 256; demo: 128; test: 32)",
                   "read by AWQ-channel, TAQ, TAQ-native",
                   "--corrupt {gptq,rtn}", "--calib_tokens N", "(default: 8192; demo: 2048; full: 262144)"):
         assert words in text, words

@@ -288,6 +288,17 @@ def test_one_figure_for_a_page_of_ones_own(folder, tmp_path):
     assert f'fill="{LIGHT["paper"]}" d="M0 0H' in text, "and its own paper, for it stands on pages of any colour"
 
 
+def test_the_best_rows_name_has_room_in_bold(folder, tmp_path):
+    """Whichever row that is: of those that may be the best, all names are as wide."""
+    def rename(one):
+        if one["method"]["name"] != "fp16":
+            one["method"]["name"] = "WIDE-" + "ABCDEFG"[("uniform", "random", *METHODS).index(one["method"]["name"])]
+
+    assert draw([str(rewritten(folder, tmp_path / "wide", rename)), str(tmp_path / "x.svg")]) == 0
+    words = [text for text in ElementTree.fromstring((tmp_path / "x.svg").read_text()).itertext() if text.strip()]
+    assert any("WIDE-" in text for text in words) and not any("…" in text for text in words if text[0] == "W")
+
+
 def test_names_in_a_file_of_its_own_stay_as_they_are(folder, tmp_path):
     def rename(one):
         one["method"]["name"] = one["method"]["name"].replace("TAQO", "currentColor var(--x)")
