@@ -61,7 +61,8 @@ CALIB = Setting("calib", str, "task",
                 "gradients)", check=parse_calib)
 CALIB_DATASET = Setting("calib_dataset", str, None,
                         "data set whose documents calibrate, whatever is asked, or several joined by +, each with an "
-                        "equal share of the tokens; default: the data set that is asked")
+                        "equal share of the tokens; default: the data set that is asked, and of a demo that names none "
+                        "its three together")
 CALIB_TOKENS = Setting("calib_tokens", int, 8192, "tokens that they read, drawn by --seeds; 262144 as published", low=2)
 CALIB_WINDOW = Setting("calib_window", int, 512, "tokens of a window of general text; 2048 as published", low=2)
 LOSS_MASK = Setting("loss_mask", str, "all",

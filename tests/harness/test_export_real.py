@@ -21,9 +21,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.real]
 LEVELS = (2, 3, 4, 5, 6, 8)
 ROW = "six-widths[symmetric=true]"
 FLAGS = ["--run_type", "demo", "--dataset", "mmlu_pro", "--method", ROW, "--avg_bits", "5.55", "--tolerance", "0.05",
-         "--calib_size", "16", "--eval_size", "8", "--device", "cpu", "--dtype", "fp32"]
+         "--quantizer", "rtn", "--calib_size", "16", "--eval_size", "8", "--device", "cpu", "--dtype", "fp32"]
 FOURS = ["--run_type", "demo", "--dataset", "mmlu_pro", "--method", "uniform", "--levels", "4", "5",
-         "--avg_bits", "4.6", *FLAGS[FLAGS.index("--calib_size"):]]
+         "--avg_bits", "4.6", *FLAGS[FLAGS.index("--quantizer"):]]
 TOKENS, TEXT = 10_000, 250
 SHORT = 16  # tokens that MLX itself reads: on a CPU it takes a fifth of a second for each
 
