@@ -1,6 +1,7 @@
 """Each stage beside its peer or its earlier form, in one run: CPU seconds of one thread on the demo's real model.
 
     python -m benchmarks.stages [--rows 12] [--prompts 4] [--blocks 3] [--repeat 2] [--data_dir DATA] [--lm_eval]
+                                [--only solver]
 
 Runs take turns (A B A B ...); medians are printed.  "floor" is what the real tokens alone would take at the rate of
 four sequences of 256 tokens, measured in the same run: nothing that runs every token once can be faster.  With
@@ -120,7 +121,7 @@ def first_blocks(bench: Bench):
 
 
 def solver(bench: Bench) -> None:
-    """GPTQ with its stream's two savings and without; the weights must be the same."""
+    """GPTQ with what its stream saves and without; the weights must be the same."""
     calib = random_calib(16, 100, 400)
     with first_blocks(bench) as inside:
         originals = Originals(inside)
@@ -146,7 +147,7 @@ def solver(bench: Bench) -> None:
         ours, other = solve(), plain()
         same = "the same" if all(torch.equal(ours[fqn], other[fqn]) for fqn in ours) else "OTHER"
         bench.compare(f"GPTQ of {bench.args.blocks} blocks, {sum(map(len, calib.tokens))} tokens", solve,
-                      (f"attention run again, whole Hessians: {same} weights", plain), tokens=0)
+                      (f"nothing remembered, whole Hessians: {same} weights", plain), tokens=0)
 
 
 def thresholds(bench: Bench) -> None:
@@ -184,6 +185,9 @@ def thresholds(bench: Bench) -> None:
     print(bench.table(), flush=True)
 
 
+STAGES = {"blocks": block_scorers, "noise": noise_scorer, "solver": solver, "thresholds": thresholds}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=12, help="questions of each data set")
@@ -192,14 +196,16 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--data_dir", help="real rows (datasets_local/fetch_hub.py); default: the embedded ones")
     parser.add_argument("--lm_eval", action="store_true")
+    parser.add_argument("--only", choices=sorted(STAGES), help="this stage alone, without questions")
     args = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(args)
     print(f"floor: {1 / bench.rate:.0f} tokens a CPU second, float32, torch {torch.__version__}")
-    for dataset, scoring in (("mmlu_pro", "letter"), ("mmlu_pro", "cloze"), ("trivia_qa", "auto")):
+    for dataset, scoring in () if args.only else (("mmlu_pro", "letter"), ("mmlu_pro", "cloze"), ("trivia_qa", "auto")):
         questions(bench, dataset, scoring)
-    for stage in (block_scorers, noise_scorer, solver, thresholds):
-        stage(bench)
+    for name, stage in STAGES.items():
+        if args.only in (None, name):
+            stage(bench)
     return 0
 
 
