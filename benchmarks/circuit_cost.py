@@ -26,15 +26,15 @@ def one(method: str, docs: int, threads: int, grad_dtype: str) -> dict:
     from core.environment import peak_bytes
     from core.registry import SCORERS
     from harness.grid import with_methods
-    from harness.presets import own_grid
+    from harness.presets import row_grid
     from harness.progress import Progress
     from harness.stages.case import open_cases
     from harness.stages.scores import run_scorer
     from harness.store.partial import Partial
 
     name = "heads-ablation" if method == BASELINE else method
-    grid = own_grid(methods=(name,), datasets=("mmlu_pro",), threads=threads, device="cpu",
-                      circuit_docs=docs, lig_docs=docs, grad_dtype=grad_dtype, seeds=(0,))
+    grid = row_grid(methods=(name,), datasets=("mmlu_pro",), threads=threads, device="cpu",
+                    circuit_docs=docs, lig_docs=docs, grad_dtype=grad_dtype, seeds=(0,))
     case = open_cases(with_methods(grid, (name,)), None, Progress(1))[0]
     marked = [i for i, mask in enumerate(case.answers.loss_mask) if mask[1:].any()][:docs]
     tokens = [len(case.answers.tokens[i]) for i in marked]

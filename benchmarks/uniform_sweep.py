@@ -13,13 +13,12 @@ import pandas as pd
 
 from harness.grid import cells_of
 from harness.jobs.launch import run_local
-from harness.presets import own_grid
+from harness.presets import EVERY, row_grid
 from harness.progress import Progress
 from report.tables.tables import tables_of
 from report.text.details import change
 from report.text.numbers import number, percent
 
-DATASETS = ("trivia_qa", "mmlu_pro", "code_mmlu")
 BUDGETS = (2.1875, 3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5)  # 2.1875 = every linear at 2 bits in groups of 96
 
 
@@ -42,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache_dir", default="saved_models")
     parser.add_argument("--eval_size", type=int, default=2048)
     args = parser.parse_args(argv)
-    grid = own_grid(methods=("uniform",), datasets=DATASETS, avg_bits=BUDGETS,
+    grid = row_grid(methods=("uniform",), datasets=EVERY["datasets"], avg_bits=BUDGETS,
                     eval_size=args.eval_size, results_dir=args.results_dir, cache_dir=args.cache_dir)
     # a sweep of the control itself: the random rows would say nothing here
     grid = replace(grid, methods=("fp16", "uniform"))

@@ -22,11 +22,20 @@ def is_general(kind: str) -> bool:
     return kind in GENERAL or kind.startswith(OWN)
 
 
+def names_in(text: str) -> list[str]:
+    """The data sets of a text that joins them by "+"; a file of one's own may have that in its path."""
+    return [text] if text.startswith(OWN) else text.split(AND)
+
+
 class CalibChoice(NamedTuple):
     """Where the tokens come from."""
 
     kind: str  # one of KINDS, or file:PATH
     share: float  # of the token budget that the task's own documents get, 0..1
+
+    def own(self, tokens: int) -> int:
+        """How many of so many tokens are the task's own."""
+        return round(self.share * tokens)
 
     @property
     def text(self) -> str | None:

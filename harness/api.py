@@ -23,7 +23,7 @@ from core.sample import Interval, Sample
 from core.transforms import TRANSFORM
 from core.types import Plan, Scores
 from harness.grid import with_methods
-from harness.presets import own_grid
+from harness.presets import row_grid
 from harness.progress import Progress
 from harness.stages.case import Case, open_cases
 from harness.stages.cell import compute_cell
@@ -122,7 +122,7 @@ def one_case(model: str, method: str, dataset: str, grid: dict) -> Case:
     for axis in ("avg_bits", "seeds", *FROM_AXES.values(), *ACTIVATIONS, TRANSFORM.name):
         if axis in asked and not isinstance(asked[axis], tuple):
             asked[axis] = (asked[axis],)
-    whole = own_grid(models=(model,), methods=(method,), datasets=(dataset,), **asked)
+    whole = row_grid(models=(model,), methods=(method,), datasets=(dataset,), **asked)
     cases = open_cases(with_methods(whole, (method,)), os.environ.get("HF_TOKEN"), Progress(1))
     if len(cases) > 1:
         raise UserError(f"{method} stands for {len(cases)} cells here; name one seed, one budget, one kept ratio and "

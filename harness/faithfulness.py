@@ -15,7 +15,7 @@ from core.registry import SCORERS
 from core.settings import shown
 from harness.grid import Grid, cells_of, with_methods
 from harness.jobs.launch import run_local
-from harness.presets import own_grid
+from harness.presets import row_grid
 from harness.progress import Progress
 from report.records import Result, read_result
 from report.tables.faithfulness import ALLOCATOR, RANDOM, is_kept
@@ -55,8 +55,8 @@ def run(asked: Asked, **grid) -> list[Result]:
     """Run every cell of the curves, or find it stored; failed cells are results with status "error"."""
     ranked = asked.rows(asked.scorer, shares=(0, *asked.shares))
     worst = asked.rows(asked.scorer, "first=worst", shares=asked.shares)
-    base = own_grid(models=(asked.model,), datasets=asked.datasets,
-                      avg_bits=(NO_BUDGET,), seeds=asked.seeds[:1], **grid)
+    base = row_grid(models=(asked.model,), datasets=asked.datasets, avg_bits=(NO_BUDGET,),
+                    seeds=asked.seeds[:1], **grid)
     results = _cells(base, ("fp16", *ranked, *worst))
     stored = {(r.dataset, r.bits.average) for r in results if r.ok and is_kept(r) and r.name != "fp16"
               and r.method.options.get("first") != "worst" and r.method.options["fp16_ratio"]}

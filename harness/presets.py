@@ -78,12 +78,12 @@ def build_grid(run_type: str, conditioning: tuple[str, ...] = (), shuffles: int 
     return grid
 
 
-def own_grid(run_type: str | None = None, **given) -> Grid:
+def row_grid(run_type: str | None = None, **given) -> Grid:
     """The grid of functions and scripts that ask for single rows: the demo's model and data, but of whole size, rounded
     to nearest and at 4.25 bits; or a run type's.
     """
     alone = dict(methods=("fp16",), quantizer="rtn", avg_bits=(4.25,), calib_size=512, eval_size=2048,
-                 calib_tokens=8192)
+                 calib_tokens=8192, score_docs=256)
     return build_grid(run_type or "demo", **({} if run_type else alone) | {
         name: value for name, value in given.items() if value is not None})
 

@@ -15,7 +15,7 @@ from core.settings import SETTINGS, shown
 from harness.api import one_case
 from harness.grid import cells_of, with_methods
 from harness.jobs.launch import run_local
-from harness.presets import own_grid
+from harness.presets import row_grid
 from harness.progress import Progress
 from quantization.bits import activation_bits
 from report.records import Result, read_result
@@ -70,7 +70,7 @@ def run(asked: Asked, calib: str, calib_docs: int, **grid) -> list[Result]:
 
     calib: what channels are ranked on, as --calib; calib_docs: how many windows of 512 tokens of it.
     """
-    whole = own_grid(models=(asked.model,), datasets=(asked.dataset,), methods=("fp16",), avg_bits=(NO_BUDGET,),
+    whole = row_grid(models=(asked.model,), datasets=(asked.dataset,), methods=("fp16",), avg_bits=(NO_BUDGET,),
                      transform=asked.transforms, calib=calib, score_docs=calib_docs,
                      calib_tokens=calib_docs * WINDOW, calib_window=WINDOW, **grid)
     whole = with_methods(whole, asked.rows)

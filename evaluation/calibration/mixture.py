@@ -33,7 +33,7 @@ def build_solver_calib(choice: CalibChoice, task: Task, docs, tokenizer, *, scor
     """
     check_budget(budget_tokens)
     sequences: list[Tokens] = []
-    own = budget_tokens if choice.kind == "task" else round(choice.share * budget_tokens)
+    own = choice.own(budget_tokens)
     template = {"choice": list(choice), "loss": "all"}
     if choice.kind in ("task", "mix"):
         worked = worked_documents(task, docs, tokenizer, scoring=scoring, max_length=max_length, chat=chat, loss=loss)

@@ -3,15 +3,10 @@
 import importlib
 import pkgutil
 
-from core.calibration import AND, OWN
+from core.calibration import names_in
 from core.errors import UserError
 from core.registry import DATASETS
 from evaluation.tasks.base import Task
-
-
-def names_in(text: str) -> list[str]:
-    """The data sets of a text that joins them by "+"; a file of one's own may have that in its path."""
-    return [text] if text.startswith(OWN) else text.split(AND)
 
 
 def get_tasks(names: str) -> list[Task]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from core.calibration import CalibChoice, is_general, parse_calib
+from core.calibration import CalibChoice, is_general, names_in, parse_calib
 from core.digest import digest, write_json
 from core.errors import UserError
 from core.forward import is_out_of_memory
@@ -25,7 +25,6 @@ from core.registry import SCORERS, MethodSpec
 from core.storage import LOG_BITS
 from core.types import Budget, CalibSet
 from evaluation.calibration.mixture import calib_digest
-from evaluation.tasks import names_in
 from harness.grid import AUTO_GROUPS, Cell, Grid, cells_of, reads_solver_calib
 from harness.progress import Progress
 from harness.stages.documents import TaskData, load_general, task_data, tokens_digest

@@ -51,7 +51,7 @@ class JointData:
         parts = self._read(choice)
         if is_general(choice.kind):
             return parts[0].solver_calib(choice, tokens=tokens, window=window, loss=loss, seed=seed)
-        own = tokens if choice.kind == "task" else round(choice.share * tokens)
+        own = choice.own(tokens)
         worked = _joined([part.solver_calib(WORKED, tokens=max(1, own // len(parts)), window=window, loss=loss,
                                             seed=seed) for part in parts])
         if choice.kind == "task":

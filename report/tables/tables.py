@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.calibration import AND
+from core.calibration import names_in
 from core.errors import UserError
 from core.registry import CONTROLS
 from report.records import Result, load_results
@@ -153,7 +153,7 @@ def _notes(dataset: str, cells: Sequence[Result]) -> list[str]:
         text = calibrated_on(cell)
         if text not in (None, dataset) and cell.name not in elsewhere.setdefault(text, []):
             elsewhere[text].append(cell.name)
-    notes += [f"{dataset}: conditioned {'with others' if dataset in text.split(AND) else 'elsewhere'}, on {text}: "
+    notes += [f"{dataset}: conditioned {'with others' if dataset in names_in(text) else 'elsewhere'}, on {text}: "
               f"{', '.join(names)}" for text, names in elsewhere.items()]
     notes += [f"{dataset}: {cell.name}, seed {cell.seed}, calibrated on {cell.solver_calibration['chosen']}"
               for cell in cells if (cell.solver_calibration or {}).get("chosen")]

@@ -11,7 +11,7 @@ from core.errors import UserError
 from evaluation.calibration.mixture import calib_digest
 from evaluation.tasks import get_tasks
 from harness.cli.main import main
-from harness.presets import build_grid, own_grid
+from harness.presets import build_grid, row_grid
 from harness.stages.joint import _in_turns
 from report.records import load_results
 from streams.answers import chosen
@@ -76,7 +76,10 @@ def test_a_file_may_have_a_plus_in_its_path(where, tmp_path):
 
 def test_a_grids_own_setting_comes_before_the_demos():
     assert build_grid("demo", settings={"calib_dataset": "mmlu"}).value("calib_dataset") == "mmlu"
-    assert own_grid(datasets=("mmlu_pro",)).quantizer == "rtn" and own_grid("full").quantizer == "gptq"
+    assert row_grid(datasets=("mmlu_pro",)).quantizer == "rtn" and row_grid("full").quantizer == "gptq"
+    alone = row_grid(datasets=("mmlu_pro",))  # what the demo's preset says otherwise is not theirs
+    assert [alone.value(name) for name in ("calib_tokens", "score_docs", "calib_dataset")] == [8192, 256, None]
+    assert (alone.calib_size, alone.eval_size, alone.avg_bits) == (512, 2048, (4.25,))
 
 
 def test_documents_of_two_of_them_would_count_twice(where, shared):
