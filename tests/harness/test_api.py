@@ -28,7 +28,7 @@ def test_five_lines_give_a_quantized_model_its_bits_and_its_samples(tiny_folder,
     assert any(not torch.equal(linear.weight.cpu(), originals[fqn]) for fqn, linear in small.case.model.linears.items())
     answers = evaluate(small)
     assert len(answers.samples) == 12 and 0 <= answers.metrics["accuracy"].value <= 1
-    assert run(tiny_folder, tmp_path, "--method", "TAQ", datasets=("mmlu_pro",)) == 0
+    assert run(tiny_folder, tmp_path, "--method", "TAQ", "--score_docs", "256", datasets=("mmlu_pro",)) == 0
     cell = next(r for r in load_results(tmp_path / "results") if r.method.name == "TAQ")
     assert cell.stages == answers.result.stages and cell.metrics == answers.metrics
     assert cell.bits.average == small.bits.average

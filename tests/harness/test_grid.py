@@ -356,7 +356,8 @@ def test_an_oracle_is_keyed_by_its_labels_and_others_are_not(done, tiny_folder):
 def test_golden_keys():
     """What a scores, plan and samples key is made of; a change here makes every stored result another one, so say why.
     """
-    grid = build_grid("demo", methods=tuple(GOLDEN_KEYS), datasets=("mmlu_pro",), avg_bits=(4.25,), calib_tokens=8192)
+    grid = build_grid("demo", methods=tuple(GOLDEN_KEYS), datasets=("mmlu_pro",), avg_bits=(4.25,), calib_tokens=8192,
+                      score_docs=256)
     grid = replace(grid, methods=tuple(GOLDEN_KEYS))
     model = SimpleNamespace(ref=ModelRef("m", "r", "bfloat16"), machine="cpu:TEST/1t", eval_machine="cpu:TEST/1t",
                             grad_machine="cpu:TEST/1t", shapes={"a": (96, 96)}, weights=96 * 96)
