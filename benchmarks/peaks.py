@@ -1,11 +1,12 @@
 """Peak memory of every stage: predicted and measured on the demo's model, predicted for Llama-3.1-8B's shape on a GPU.
 
-    python -m benchmarks.peaks [--only predicted]
+    python -m benchmarks.peaks [--only predicted] [--offload cpu|disk]
 
 Predicted is what ``--dry_run`` says (harness/forecast/memory.py).  Measured is the most memory of the process that no
 file stands behind while the stage ran (RssAnon, looked at every 20 ms), with an allocator that gives back what is freed
 at once; the libraries' own files, which predictions count, take 0.2 GB more.  The 8B model is a configuration without
-weights; its rows are those of a grid with one GPU.
+weights; its rows are those of a grid with one GPU.  With --offload blocks rest on the CPU or in files: of the demo's
+model, which runs on the CPU, in files whichever is asked for.
 """
 
 import argparse
@@ -41,7 +42,8 @@ LLAMA_8B = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidde
             "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2}
 SEEN = (("block outputs", "prompts are scored"), ("KL under noise", "prompts are scored"), ("gradients", GRADIENTS),
         ("Hessians", "linears are solved"), ("the quantized model", "linears are solved"),
-        ("TaCQ: ", "questions are asked"), ("TAQoS: ", "questions are asked"))
+        ("kept weights are chosen", "kept weights are chosen"), ("TaCQ: ", "questions are asked"),
+        ("TAQoS: ", "questions are asked"))
 
 
 class Sampler(threading.Thread):
@@ -63,9 +65,10 @@ class Sampler(threading.Thread):
             time.sleep(0.02)
 
 
-def small(root: Path, measured: bool) -> None:
+def small(root: Path, measured: bool, offload: str) -> None:
     grid = build_grid("demo", models=(str(ensure_demo_model(Path("saved_models/base"))),), **SMALL,
-                      cache_dir=str(root / "cache"), results_dir=str(root / "results"))
+                      cache_dir=str(root / "cache"), results_dir=str(root / "results"),
+                      offload=offload if offload == "off" else "disk")
     told = highest(list(open_cases(grid, None, silent())))
     sampler = Sampler()
     if measured:
@@ -76,11 +79,11 @@ def small(root: Path, measured: bool) -> None:
             assert all(result.ok for result in run_local(grid, None, progress, []))
     print(tabulate([[name, row, size / 1e9, sampler.most.get(name, 0) / 1e9 or None]
                     for name, (_, (size, row)) in told.items()],
-                   ["stage, SmolLM2-135M-Instruct in float32", "most in", "predicted, GB", "measured, GB"], "github",
-                   floatfmt=".2f", missingval="-"), flush=True)
+                   [f"stage, SmolLM2-135M-Instruct in float32{shown(offload)}", "most in", "predicted, GB",
+                    "measured, GB"], "github", floatfmt=".2f", missingval="-"), flush=True)
 
 
-def large(root: Path) -> None:
+def large(root: Path, offload: str) -> None:
     """The same of a model that is only described."""
     folder, demo = root / "Llama-3.1-8B-shape", ensure_demo_model(Path("saved_models/base"))
     folder.mkdir()
@@ -90,8 +93,9 @@ def large(root: Path) -> None:
     (folder / "config.json").write_text(json.dumps(LLAMA_8B))
     from safetensors.torch import save_file
 
-    save_file({"nothing": torch.zeros(1)}, folder / "model.safetensors")
-    grid = build_grid("demo", models=(str(folder),), **LARGE, cache_dir=str(root / "c8"), results_dir=str(root / "r8"))
+    save_file({"nothing": torch.zeros(1, dtype=torch.bfloat16)}, folder / "model.safetensors")
+    grid = build_grid("demo", models=(str(folder),), **LARGE, cache_dir=str(root / "c8"), results_dir=str(root / "r8"),
+                      offload=offload)
     cases = open_cases(grid, None, silent())
     gpu, model = torch.device("cuda:0"), cases[0].model
     model.device, model.eval_device, model.grad_devices = gpu, gpu, (gpu,)
@@ -99,7 +103,12 @@ def large(root: Path) -> None:
     rows = [[stage, gpu / 1e9, there, cpu / 1e9, here]
             for some in (list(cases), gptq) for stage, ((gpu, there), (cpu, here)) in highest(some).items()
             if some is not gptq or stage == "linears are solved"]
-    print(tabulate(rows, ["stage, 8B in bf16, predicted", "GPU, GB", "in", "CPU, GB", "in"], "github", floatfmt=".1f"))
+    print(tabulate(rows, [f"stage, 8B in bf16{shown(offload)}, predicted", "GPU, GB", "in", "CPU, GB", "in"], "github",
+                   floatfmt=".1f"))
+
+
+def shown(offload: str) -> str:
+    return "" if offload == "off" else f", --offload {offload}"
 
 
 def give_back_at_once() -> None:
@@ -112,11 +121,12 @@ def give_back_at_once() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("predicted",), help="measure nothing")
+    parser.add_argument("--offload", choices=("cpu", "disk"), default="off", help="as the grid's flag")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        large(Path(folder))
+        large(Path(folder), args.offload)
         print()
-        small(Path(folder), measured=args.only is None)
+        small(Path(folder), measured=args.only is None, offload=args.offload)
     return 0
 
 

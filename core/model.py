@@ -17,6 +17,7 @@ from core.types import ModelRef
 LOAD_ERRORS = Exception
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+HEADER = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # types by their names in a safetensors file
 
 
 def pick_device(name: str) -> torch.device:
@@ -156,6 +157,28 @@ def empty_model(name: str, ref: ModelRef, token: str | None = None) -> nn.Module
     check_causal(name, model)
     check_sizes(name, model)
     return make_plain(model)
+
+
+def file_dtypes(path: Path) -> set[str]:
+    """The types of a safetensors file's tensors, as its header names them."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return {file.get_slice(name).get_dtype() for name in file.keys()}
+
+
+def stored_dtype(name: str, ref: ModelRef, token: str | None = None) -> str | None:
+    """The type of a checkpoint's weights, such as "bfloat16": of a folder by its files (None if there are several), of
+    one on the hub as its config.json says.
+    """
+    if Path(name).is_dir():
+        stored = {types for path in Path(name).glob("*.safetensors") for types in file_dtypes(path)}
+        return HEADER.get(stored.pop()) if len(stored) == 1 else None
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **_revision(name, ref, token))
+    told = getattr(config, "dtype", None)
+    return None if told is None else str(told).removeprefix("torch.")
 
 
 def _revision(name: str, ref: ModelRef, token: str | None) -> dict:

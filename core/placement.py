@@ -82,8 +82,8 @@ def placed(model: nn.Module, blocks: Sequence[nn.Module], devices: Devices, home
             model.to(devices[0])
         if len(devices) > 1:
             places = [devices[at] for at in shares(model, blocks, len(devices))]
-            _check_apart(blocks, places)
-            _move_rest(model, blocks, devices[0])
+            check_apart(blocks, places, "shared out over several devices; name one device")
+            move_rest(model, blocks, devices[0])
             for block, device in zip(blocks, places):
                 block.to(device)  # straight there: the first device need not hold them all
                 hooks.append(block.register_forward_pre_hook(_bring(device), with_kwargs=True))
@@ -98,7 +98,7 @@ def placed(model: nn.Module, blocks: Sequence[nn.Module], devices: Devices, home
                 torch.cuda.empty_cache()
 
 
-def _move_rest(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
+def move_rest(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
     """Move what is in no block: embeddings, norms, head, rotary frequencies."""
     inside = {id(module) for block in blocks for module in block.modules()}
     for module in model.modules():
@@ -129,10 +129,9 @@ def _take_back(device: torch.device):
     return lambda _block, _args, output: moved(output, device)
 
 
-def _check_apart(blocks: Sequence[nn.Module], places: Sequence[torch.device]) -> None:
-    """A weight that two blocks share can lie on one device only."""
-    lies: dict[int, torch.device] = {}
-    for block, device in zip(blocks, places):
-        if any(lies.setdefault(id(p), device) != device for p in block.parameters()):
-            raise UserError("blocks of this model share weights, so they cannot be shared out over several devices; "
-                            "name one device")
+def check_apart(blocks: Sequence[nn.Module], places: Sequence, what: str) -> None:
+    """A weight that two blocks share can lie in one place only."""
+    lies: dict[int, object] = {}
+    for block, place in zip(blocks, places):
+        if any(lies.setdefault(id(p), place) != place for p in block.parameters()):
+            raise UserError(f"blocks of this model share weights, so they cannot be {what}")

@@ -81,6 +81,7 @@ class ScorerSpec:
     gradients: tuple[str, ...] = ()  # which sums it reads: "abs", "square", "sum"
     forwards: Callable[[int], float] = one_pass  # passes over its calibration documents, by the number of blocks
     every_block: bool = False  # whether it has the hidden states of all blocks in memory at once
+    inside_blocks: bool = False  # whether it takes gradients of what lies there, which an offloaded one does not hold
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -186,7 +187,8 @@ def _settings(needs, params) -> tuple[str, ...]:
 
 
 def scorer(name: str, *, granularity: str, needs=("calib",), params=(), version: int = 1, gradients=(),
-           forwards: Callable[[int], float] = one_pass, every_block: bool = False):
+           forwards: Callable[[int], float] = one_pass, every_block: bool = False,
+           inside_blocks: bool = False):
     """Register the decorated function as a scorer; see :class:`ScorerSpec`.
 
     ``params`` holds settings (core/settings.py) and words: names of settings that are declared elsewhere, or of FACTS.
@@ -207,7 +209,7 @@ def scorer(name: str, *, granularity: str, needs=("calib",), params=(), version:
     def wrap(fn):
         SCORERS.add(name, ScorerSpec(name=name, fn=fn, granularity=granularity, needs=tuple(needs), params=names,
                                      version=version, gradients=tuple(gradients), forwards=forwards,
-                                     every_block=every_block))
+                                     every_block=every_block, inside_blocks=inside_blocks))
         return fn
 
     return wrap

@@ -106,6 +106,9 @@ class Grid:
                                              "cuda:0,1, share the model's blocks", None, metavar="DEV", runtime=True)
     eval_device: str | None = asked(MACHINE, "where questions are asked (default: --device)", None, metavar="DEV",
                                     runtime=True)
+    offload: str = asked(MACHINE, "where the blocks of a model rest that does not fit, each on the device only while "
+                                  "it runs: cpu (beside a GPU) or disk (files below --cache_dir)", "off",
+                         choices=("off", "cpu", "disk"), runtime=True)
     dtype: str = asked(MACHINE, "arithmetic and weights as loaded; auto: bf16 where the hardware has it", "auto",
                        choices=("auto", "bf16", "fp16", "fp32"), runtime=True)
     threads: int = asked(MACHINE, "CPU threads, 0 for all cores; part of a result's identity", 0, metavar="N", low=0,

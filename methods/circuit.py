@@ -30,7 +30,8 @@ HEADS, NEURONS = "heads", "neurons"
 
 
 @scorer("circuit", granularity="line", needs=("answers",),
-        params=(CIRCUIT_DOCS, BASELINE, IG_STEPS, GRAD, "batch_tokens"), forwards=lambda blocks: 60, every_block=True)
+        params=(CIRCUIT_DOCS, BASELINE, IG_STEPS, GRAD, "batch_tokens"), forwards=lambda blocks: 60, every_block=True,
+        inside_blocks=True)
 def circuit(ctx: ScoreContext) -> Scores:
     """Heads and neurons by integrated gradients, in one pass."""
     attention, mlps = architecture.find_heads(ctx.model), architecture.find_mlps(ctx.model)

@@ -8,9 +8,11 @@ minimises the plain error of the weights, which tells what the allocator does wi
 
 from __future__ import annotations
 
-from core.lazy import torch
+from core.lazy import Lazy, torch
 from core.registry import method, scorer
 from core.types import ScoreContext, Scores
+
+offload = Lazy("core.offload")
 
 
 @scorer("random", granularity="layer", needs=(), params=("seed",))
@@ -29,8 +31,8 @@ def equal(ctx: ScoreContext) -> Scores:
 @scorer("magnitude", granularity="element", needs=())
 def magnitude(ctx: ScoreContext) -> Scores:
     """|W| of every weight, float32 [out, in]."""
-    return Scores("element", {fqn: lin.weight.detach().abs().float().cpu() for fqn, lin in ctx.linears.items()},
-                  "weight")
+    return Scores("element", {fqn: offload.set_aside(ctx.model, lin.weight.detach().abs().float())
+                              for fqn, lin in ctx.linears.items()}, "weight")
 
 
 method("fp16", quantizer=None, allocator="none")

@@ -110,7 +110,8 @@ def _by_gradients(ctx: ScoreContext, what: str, effects_of) -> Scores:
 
 
 @scorer("heads-attribution", granularity="line", needs=("answers",),
-        params=(CIRCUIT_DOCS, ABLATION, GRAD, "batch_tokens", "seed"), forwards=lambda blocks: 4, every_block=True)
+        params=(CIRCUIT_DOCS, ABLATION, GRAD, "batch_tokens", "seed"), forwards=lambda blocks: 4, every_block=True,
+        inside_blocks=True)
 def heads_attribution(ctx: ScoreContext) -> Scores:
     """The first-order estimate of heads-ablation."""
     return _by_gradients(ctx, "heads attributed", lambda heads: lambda asked: streams.attributed(heads, asked))
@@ -118,7 +119,7 @@ def heads_attribution(ctx: ScoreContext) -> Scores:
 
 @scorer("heads-EAP-IG", granularity="line", needs=("answers",),
         params=(CIRCUIT_DOCS, BASELINE, IG_STEPS, GRAD, "batch_tokens", "seed"), forwards=lambda blocks: 60,
-        every_block=True)
+        every_block=True, inside_blocks=True)
 def heads_eap_ig(ctx: ScoreContext) -> Scores:
     """Gradients integrated from a baseline of the inputs to the inputs."""
     def effects_of(heads):

@@ -75,7 +75,7 @@ def lig(ctx: ScoreContext) -> Scores:
     return Scores("layer", ctx.spread(per_block), unit="nats/token", notes={"blocks": per_block} | _notes(ctx, gaps))
 
 
-@scorer("LIG-channel", granularity="line", needs=("answers",), params=PARAMS, every_block=True,
+@scorer("LIG-channel", granularity="line", needs=("answers",), params=PARAMS, every_block=True, inside_blocks=True,
         forwards=lambda blocks: 7 * 20 * 3 * (blocks + 1) / 2)
 def lig_channel(ctx: ScoreContext) -> Scores:
     """Per output channel of every linear: a row of its weights."""

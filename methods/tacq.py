@@ -20,11 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from core.lazy import torch
+from core.lazy import Lazy, torch
 from core.registry import method, scorer
 from core.settings import Setting
 from core.types import ScoreContext, Scores
 
+offload = Lazy("core.offload")
 PAPER = "arXiv:2504.07389"
 CORRUPT = Setting("corrupt", str, "gptq", "quantized model that TaCQ compares with", choices=("gptq", "rtn"))
 # what the gradients depend on beside the documents, which needs=("gradients",) puts in the key
@@ -66,8 +67,10 @@ def _against_corrupt(ctx: ScoreContext, formula, unit: str) -> Scores:
     """A formula of W, G and Wq, linear by linear."""
     corrupt, published = ctx.corrupted(), ctx.param("published")
     gradient = ctx.gradients("abs")  # popped one by one: scores take their place, so there is never a second copy
-    return Scores("element", {fqn: formula(w, gradient.pop(fqn), corrupt.pop(fqn), published)
-                              for fqn, w in _weights(ctx)}, unit)
+    def score(fqn: str, weight: torch.Tensor) -> torch.Tensor:
+        return offload.set_aside(ctx.model, formula(weight, gradient.pop(fqn), corrupt.pop(fqn), published))
+
+    return Scores("element", {fqn: score(fqn, weight) for fqn, weight in _weights(ctx)}, unit)
 
 
 @scorer("TaCQ", granularity="element", needs=("gradients",), params=COMPARED, gradients=("abs",))
@@ -86,7 +89,8 @@ def quantization_aware(ctx: ScoreContext) -> Scores:
 def magnitude_sharpened(ctx: ScoreContext) -> Scores:
     """|W| · Σ|g|."""
     gradient = ctx.gradients("abs")
-    return Scores("element", {fqn: sharpened(w, gradient.pop(fqn)) for fqn, w in _weights(ctx)}, "nats")
+    return Scores("element", {fqn: offload.set_aside(ctx.model, sharpened(w, gradient.pop(fqn)))
+                              for fqn, w in _weights(ctx)}, "nats")
 
 
 @scorer("TaCQ-absgrad", granularity="element", needs=("gradients",), params=GRADIENT, gradients=("abs",))
@@ -98,7 +102,8 @@ def absolute_gradient(ctx: ScoreContext) -> Scores:
 @scorer("TaCQ-gradient", granularity="element", needs=("gradients",), params=GRADIENT, gradients=("sum",))
 def plain_gradient(ctx: ScoreContext) -> Scores:
     """|Σ g|: documents that pull in opposite directions cancel."""
-    return Scores("element", {fqn: g.abs() for fqn, g in ctx.gradients("sum").items()}, "nats / weight")
+    return Scores("element", {fqn: offload.set_aside(ctx.model, g.abs()) for fqn, g in ctx.gradients("sum").items()},
+                  "nats / weight")
 
 
 @scorer("TaCQ-fisher", granularity="element", needs=("gradients",), params=GRADIENT, gradients=("square",))
@@ -110,7 +115,7 @@ def fisher(ctx: ScoreContext) -> Scores:
 @scorer("TaCQ-weight", granularity="element", needs=())
 def weight_magnitude(ctx: ScoreContext) -> Scores:
     """|W|; the control ``magnitude`` under the paper's name."""
-    return Scores("element", {fqn: w.float().abs() for fqn, w in _weights(ctx)}, "weight")
+    return Scores("element", {fqn: offload.set_aside(ctx.model, w.float().abs()) for fqn, w in _weights(ctx)}, "weight")
 
 
 for _name in ("TaCQ", "TaCQ-weight", "TaCQ-fisher", "TaCQ-gradient", "TaCQ-absgrad", "TaCQ-MSG", "TaCQ-QAL"):

@@ -25,7 +25,7 @@ from torch import nn
 from core.activations import Activations
 from core.architecture import find_heads, find_linears
 from core.errors import UserError
-from core.forward import inputs_of
+from core.forward import device_of, inputs_of
 from quantization.solvers.grid import ends, integer_grid
 
 
@@ -63,7 +63,7 @@ def quantizing(model: nn.Module, how: Activations, kept: Mapping[str, torch.Tens
     with ExitStack() as hooks:
         if how.bits < 16 and how.keep < 1:
             linears = find_linears(model)[0]
-            keep = [kept[fqn].to(linear.weight.device) if how.keep else None for fqn, linear in linears.items()]
+            keep = [kept[fqn].to(device_of(model)) if how.keep else None for fqn in linears]
             width = [linear.in_features for linear in linears.values()]
 
             def read(at: int, x: torch.Tensor) -> torch.Tensor:

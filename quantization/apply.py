@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from core.errors import UserError
 from core.lazy import torch
@@ -15,6 +16,9 @@ from core.registry import QUANTIZERS
 from core.types import Aid, Budget, CalibSet, LayerPlan, Plan, Stored
 from quantization.bits import grid_plan
 from quantization.solvers.kept import sixteen, sixteen_bit
+
+if TYPE_CHECKING:
+    from core.offload import Offload
 
 
 class Keeper:
@@ -34,9 +38,11 @@ class Keeper:
 class Originals:
     """The weights as loaded, and the only way in which they are changed."""
 
-    def __init__(self, linears: dict[str, torch.nn.Linear]):
-        self.linears = linears
-        self.weights = {fqn: lin.weight.detach().to("cpu", copy=True) for fqn, lin in linears.items()}
+    def __init__(self, linears: dict[str, torch.nn.Linear], offload: Offload | None = None):
+        """offload: how the linears' model is; where its blocks rest in files, the weights as loaded do too."""
+        self.linears, self.offload = linears, offload
+        hold = offload.scratch.copy if offload and offload.scratch else lambda weight: weight.to("cpu", copy=True)
+        self.weights = {fqn: hold(lin.weight.detach()) for fqn, lin in linears.items()}
         self.changed: set[str] = set()
         self.holds: str | None = None  # digest of what the linears hold now, for who wants to skip doing it again
 
@@ -112,7 +118,8 @@ class Originals:
 
     def _on_device(self, fqn: str) -> torch.Tensor:
         """A copy: a quantizer may write into what it is given."""
-        return self.weights[fqn].to(self.linears[fqn].weight.device, copy=True)
+        device = self.offload.device if self.offload else self.linears[fqn].weight.device
+        return self.weights[fqn].to(device, copy=True)
 
     def put(self, fqn: str, value: torch.Tensor) -> None:
         """Make one linear hold ``value`` [out, in]."""

@@ -57,8 +57,7 @@ def _changed(model: nn.Module, layers: dict[str, LayerPlan], weights: dict[str, 
 def _forwards(model: nn.Module, one: Attention, count: int, weights: dict[str, torch.Tensor]) -> list[tuple]:
     """What the linears of an attention compute in place of their products, and their names."""
     def whole(fqn: str) -> torch.Tensor:
-        linear = model.get_submodule(fqn)
-        return weights[fqn].to(linear.weight.device)
+        return weights[fqn].to(device_of(model))
 
     def both(fqn: str):
         linear, other = model.get_submodule(fqn), whole(fqn)

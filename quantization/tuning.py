@@ -83,7 +83,7 @@ class Tunable:
 
     def take(self, grad: torch.Tensor) -> None:
         """Add what a gradient of ŵ [out, in] says of δ and ε to theirs."""
-        grad = grad.float()
+        grad = grad.to(self.steps.device).float()
         if self.keep is not None:
             self.epsilon.grad.add_(grad[self.keep], alpha=self.spread)
             grad = grad.masked_fill(self.keep, 0.0)

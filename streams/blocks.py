@@ -23,6 +23,7 @@ from core.architecture import EXPERT, expert_of
 from core.batching import LAUNCH, length_batches
 from core.errors import UserError
 from core.forward import call, device_of, hidden_of, pad, watch
+from core.offload import at_work
 from core.types import Aid
 from streams.hessians import add_gram, mirror
 from streams.settled import Settled
@@ -191,13 +192,14 @@ class BlockStream:
 
 def walk(stream: BlockStream, linears: dict[str, nn.Linear], block_of: dict[str, int],
          solve_one: Callable[[str, Aid], torch.Tensor | None], *, sequential: bool = True, hessian: bool = True,
-         progress: Callable[[int, int], None] = lambda done, total: None,
+         writes: bool = True, progress: Callable[[int, int], None] = lambda done, total: None,
          resume: Callable[[int], bool] = lambda block: False,
          after: Callable[[int], None] = lambda block: None) -> None:
     """Call ``solve_one(fqn, Aid)`` for every linear in running order and put the weight that it returns into the model.
 
     sequential: a linear's Hessian reflects the linears of its own block that were quantized before it; otherwise all
-    Hessians of a block come from the block as it stood.  A returned None leaves the weight alone.
+    Hessians of a block come from the block as it stood.  A returned None leaves the weight alone; where it always does,
+    ``writes`` is False, and an offloaded block need not be written back.
     resume: puts a block's finished weights into the model, if there are any, and says so; such a block is only run.
     It is asked when the block's turn comes, so that the blocks before it run as they did the first time.
     after: called with every block that was solved, when its weights are in the model.
@@ -205,14 +207,15 @@ def walk(stream: BlockStream, linears: dict[str, nn.Linear], block_of: dict[str,
     done = 0
     for index in range(len(stream.blocks)):
         inside = {fqn: lin for fqn, lin in linears.items() if block_of[fqn] == index}
-        if inside and resume(index):
-            progress(done + len(inside), len(linears))
-        elif inside:
-            _solve_block(stream, index, inside, solve_one, sequential=sequential, hessian=hessian,
-                         progress=lambda n, before=done: progress(before + n, len(linears)))
-            after(index)
-        done += len(inside)
-        stream.advance(index)
+        with at_work(stream.model, index, written=writes):
+            if inside and resume(index):
+                progress(done + len(inside), len(linears))
+            elif inside:
+                _solve_block(stream, index, inside, solve_one, sequential=sequential, hessian=hessian,
+                             progress=lambda n, before=done: progress(before + n, len(linears)))
+                after(index)
+            done += len(inside)
+            stream.advance(index)
 
 
 def _solve_block(stream: BlockStream, index: int, inside: dict[str, nn.Linear], solve_one, *, sequential: bool,

@@ -14,7 +14,7 @@ A 16-bit model is widened in place to float32, which is exact both ways; narrowi
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import nn
 
 from core.errors import UserError
 from core.forward import call, device_of, pad
+from core.offload import Scratch, offload_of, scratch_of
 from core.placement import beside
 from core.types import CalibSet
 
@@ -64,7 +65,7 @@ def gradient_sums(model: nn.Module, linears: dict[str, nn.Linear], calib: CalibS
     try:
         with ExitStack() as state:
             state.enter_context(ready(model, [lin.weight for lin in linears.values()], DTYPES[grad_dtype]))
-            buffers = state.enter_context(_streamed(linears, kinds))
+            buffers = state.enter_context(_streamed(linears, kinds, scratch_of(model)))
             first = {id(lin.weight): fqn for fqn, lin in reversed(linears.items())}
             so_far = {fqn: buffers[weight] for weight, fqn in first.items()}
             start, losses = snapshots.resume(so_far)
@@ -132,15 +133,17 @@ def computing_in(model: nn.Module, base: torch.dtype, dtype: torch.dtype) -> Ite
 
     Parameters and buffers that a family keeps in another type (float32 rotary frequencies) stay as they are.
     """
-    exact = base in HALF and dtype == torch.float32
+    exact, offload = base in HALF and dtype == torch.float32, offload_of(model)
+    resting = offload.ids if offload else ()  # cast block by block, when they come to work
     tensors = [*model.parameters(), *(model.buffers() if base in HALF else ())]
     undo: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     try:
         for tensor in tensors if base != dtype else ():
-            if tensor.dtype == base:
+            if tensor.dtype == base and id(tensor) not in resting:
                 undo.append((tensor, None if exact else tensor.data))
                 tensor.data = tensor.data.to(dtype)
-        yield
+        with nullcontext() if offload is None else offload.in_type(base, dtype):
+            yield
     finally:
         for tensor, held in undo:
             tensor.data = tensor.data.to(base) if held is None else held
@@ -164,12 +167,21 @@ def each_gradient(weights: Sequence[nn.Parameter], take: Callable[[int, torch.Te
             hook.remove()
 
 
-@contextmanager
-def _streamed(linears: dict[str, nn.Linear], kinds: tuple[str, ...]) -> Iterator[dict[int, dict[str, torch.Tensor]]]:
-    """Yield id of a weight -> kind -> zeros that backward passes add to."""
-    weights = list({id(lin.weight): lin.weight for lin in linears.values()}.values())  # a tied one comes once, whole
-    sums = [{kind: torch.zeros(weight.shape, dtype=torch.float32, device=place) for kind in kinds}
+def zeros_for(weights: Sequence[torch.Tensor], kinds: tuple[str, ...],
+              scratch: Scratch | None) -> list[dict[str, torch.Tensor]]:
+    """float32 zeros of each weight's shape, one a kind: in files where these are given, else on its GPU or the CPU."""
+    if scratch is not None:
+        return [{kind: scratch.zeros(weight.shape, torch.float32) for kind in kinds} for weight in weights]
+    return [{kind: torch.zeros(weight.shape, dtype=torch.float32, device=place) for kind in kinds}
             for weight, place in zip(weights, beside(weights, 4 * len(kinds)))]
+
+
+@contextmanager
+def _streamed(linears: dict[str, nn.Linear], kinds: tuple[str, ...],
+              scratch: Scratch | None) -> Iterator[dict[int, dict[str, torch.Tensor]]]:
+    """Yield id of a weight -> kind -> zeros that backward passes add to, in files where a scratch folder is given."""
+    weights = list({id(lin.weight): lin.weight for lin in linears.values()}.values())  # a tied one comes once, whole
+    sums = zeros_for(weights, kinds, scratch)
     with each_gradient(weights, lambda index, grad: _take(grad, sums[index])):
         yield {id(weight): own for weight, own in zip(weights, sums, strict=True)}
 

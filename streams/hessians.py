@@ -139,7 +139,7 @@ def pivots_of(ctx: ScoreContext) -> dict[str, torch.Tensor]:
         values[fqn] = aid.shared["pivots"].clone()
 
     stream = BlockStream(ctx.model, ctx.blocks, ctx.solver_calib.tokens)
-    walk(stream, ctx.linears, ctx.block_of, solve_one=see, sequential=False,
+    walk(stream, ctx.linears, ctx.block_of, solve_one=see, sequential=False, writes=False,
          progress=lambda done, total: ctx.progress("Hessians", done, total))
     return values
 
@@ -147,6 +147,9 @@ def pivots_of(ctx: ScoreContext) -> dict[str, torch.Tensor]:
 def score_each(ctx: ScoreContext,
                score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
     """``score(weight float32 [out, in], pivots [in])`` of every linear, on the CPU."""
-    pivots = ctx.pivots()
-    return {fqn: score(lin.weight.detach().float(), pivots[fqn].to(lin.weight.device)).cpu()
+    from core.forward import device_of
+    from core.offload import set_aside
+
+    pivots, device = ctx.pivots(), device_of(ctx.model)
+    return {fqn: set_aside(ctx.model, score(lin.weight.detach().to(device).float(), pivots[fqn].to(device)))
             for fqn, lin in ctx.linears.items()}

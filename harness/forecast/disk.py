@@ -67,4 +67,17 @@ def disk_bytes(cases: list[Case], workers: int = 1) -> int:
     blocks = min(at_once, solving) + min(at_once, sum(compared.values()))
     stored = 2 * sum(libraries.values())  # finished blocks lie there beside what they are stored as
     whole = 4 * (len(entries) + snapshots) + sizes.itemsize * (len(compared) + blocks)
-    return sizes.linears * (whole + min(at_once, coded)) + stored + SMALL  # beside tuned rows' blocks lie their codes
+    # beside tuned rows' blocks lie their codes
+    return sizes.linears * (whole + min(at_once, coded)) + stored + SMALL + at_once * offloaded_bytes(cases, passes)
+
+
+def offloaded_bytes(cases: list[Case], passes: dict[str, int]) -> int:
+    """What a process at work has in files without names: blocks, linears as loaded, and one after another the sums of a
+    backward pass, scores of single weights, the quantized model to compare with.
+    """
+    model, todo = cases[0].model, [case for case in cases if not finished(case)]
+    if model.offload != "disk" or not todo:
+        return 0
+    d, scorers = model.sizes, {case.method.scorer for case in todo if case.method.scorer}
+    scores = 4 * any(SCORERS.get(name).granularity == "element" for name in scorers)
+    return d.itemsize * (d.in_blocks + d.linears) + d.linears * max(scores, 4 * max(passes.values(), default=0))

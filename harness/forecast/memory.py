@@ -12,7 +12,9 @@ A cell goes through stages, and what one stage holds is gone in the next, so eve
     allocation  kept weights are chosen                      a mask, and the rank of all that there may be room for
     questions   a batch of the evaluation                    weights + hidden states, key-value cache, logits
 
-All through a cell the linears as loaded lie once more on the CPU.  With a GPU, device and CPU are two budgets; without
+All through a cell the linears as loaded lie once more on the CPU.  Where blocks are offloaded, the largest of them
+stands for all on the device; offloaded to disk, neither they nor what is as large as the model is counted on the CPU,
+for it lies in files that the system pages in and out.  With a GPU, device and CPU are two budgets; without
 one, all adds up.
 Sums of gradients, and what forms move, are counted on the CPU: they lie on a GPU only where it has four times the room.
 Upper bounds where the code decides by the data; allocators other than torch's and memory that is lost between blocks
@@ -27,6 +29,14 @@ from core.registry import QUANTIZERS, SCORERS, ScorerSpec
 from core.storage import KEPT
 from evaluation.engine.kv_cache import LOGIT_ROWS
 from harness.forecast.sizes import Asked, asked, prompt_batches
+from harness.forecast.weights import (
+    cast_bytes,
+    large_bytes,
+    loading_bytes,
+    offloaded,
+    originals_bytes,
+    weight_bytes,
+)
 from harness.stages.base_quantized import base as base_level
 from harness.stages.case import Case
 from harness.stages.gradients import gradient_kinds, missing_kinds
@@ -98,10 +108,14 @@ def prompt_bytes(d: Sizes, tokens: int, kept: bool) -> int:
     return forward_bytes(d, tokens, d.itemsize) + kept * d.blocks * tokens * d.hidden * d.itemsize
 
 
-def backward_bytes(d: Sizes, longest: int, itemsize: int) -> int:
-    """A backward pass: what blocks hold, logits and their gradient, one weight's gradient, a slice of the loss."""
-    states = longest * d.blocks * (itemsize * (6 * d.hidden + 4 * d.widest) + 4 * 2 * d.hidden)
-    attention = d.blocks * d.attention * longest**2 * (itemsize + 4)
+def backward_bytes(d: Sizes, longest: int, itemsize: int, offloaded: bool = False) -> int:
+    """A backward pass: what blocks hold (offloaded ones what entered them, and one of them the rest), logits and their
+    gradient, one weight's gradient, a slice of the loss.
+    """
+    blocks = 1 if offloaded else d.blocks
+    states = longest * blocks * (itemsize * (6 * d.hidden + 4 * d.widest) + 4 * 2 * d.hidden)
+    states += offloaded * longest * d.blocks * d.hidden * itemsize
+    attention = blocks * d.attention * longest**2 * (itemsize + 4)
     logits = longest * d.vocabulary * itemsize * 2 + 3 * 4 * min(SLICE, longest * d.vocabulary)
     return states + attention + logits + d.largest * (itemsize + 4)
 
@@ -129,10 +143,8 @@ def kinds_to_make(case: Case, scored: ScorerSpec | None) -> set[str]:
 def memory(case: Case) -> list[Parts]:
     """The stages that a cell still has before it; the evaluation is always the last of them."""
     d, method = case.model.sizes, case.method
-    # a GPU's linears come back to the CPU when the weights have left it
-    copies = d.linears if case.model.device.type == "cpu" else 0
-    stages = [Parts("weights are loaded", originals=(d.parameters + copies) * d.itemsize)]
-    base = {"weights": d.parameters * d.itemsize, "originals": d.linears * d.itemsize,
+    stages = [Parts("weights are loaded", originals=loading_bytes(case))]
+    base = {"weights": weight_bytes(case, d.itemsize), "originals": originals_bytes(case),
             "context": context_bytes(case, "")}
     spec = SCORERS.get(method.scorer) if method.scorer else None
     # scores are read to make a plan, never again
@@ -192,15 +204,9 @@ def answers_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts
     dtype = DTYPES[case.value("grad_dtype")]
     # of every block: the units as they are, at the baseline, their gradients, and the sum of these
     held = 5 * d.blocks * tokens * (d.hidden + d.widest) * 4
-    return [Parts(ATTRIBUTED, **base | {"weights": cast_bytes(case, dtype), "context": context_bytes(case, ATTRIBUTED)},
-                  activations=backward_bytes(d, tokens, dtype.itemsize) + held)]
-
-
-def cast_bytes(case: Case, dtype) -> int:
-    """The weights in another dtype: widening is exact both ways and needs no copy, other casts hold the originals."""
-    d = case.model.sizes
-    same, wider = str(dtype) == f"torch.{case.model.ref.dtype}", dtype.itemsize > d.itemsize
-    return d.parameters * (dtype.itemsize + (0 if same or wider else d.itemsize))
+    return [Parts(ATTRIBUTED, **base | {"weights": cast_bytes(case, case.value("grad_dtype")),
+                                        "context": context_bytes(case, ATTRIBUTED)},
+                  activations=backward_bytes(d, tokens, dtype.itemsize, offloaded(case)) + held)]
 
 
 def gradient_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]:
@@ -211,8 +217,10 @@ def gradient_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Part
     d, dtype = case.model.sizes, DTYPES[case.value("grad_dtype")]
     longest = max(len(t) for t in case.solver_calib.tokens)
     made = d.linears * d.itemsize if spec and spec.compares else 0  # the quantized model was made before
-    return [Parts(GRADIENTS, **base | {"weights": cast_bytes(case, dtype), "context": context_bytes(case, GRADIENTS)},
-                  activations=backward_bytes(d, longest, dtype.itemsize), scores=4 * d.linears * len(kinds) + made)]
+    return [Parts(GRADIENTS, **base | {"weights": cast_bytes(case, case.value("grad_dtype")),
+                                       "context": context_bytes(case, GRADIENTS)},
+                  activations=backward_bytes(d, longest, dtype.itemsize, offloaded(case)),
+                  scores=large_bytes(case, 4 * d.linears * len(kinds) + made))]
 
 
 def menu_stage(case: Case, base: dict) -> Parts:
@@ -220,17 +228,21 @@ def menu_stage(case: Case, base: dict) -> Parts:
     d, dtype, count = case.model.sizes, DTYPES[case.value("grad_dtype")], len(menu_of(case))
     longest = max(len(t) for t in case.solver_calib.tokens)
     moved = min(HELD, 2 * count * d.linears) + (2 * count + 4) * d.largest
-    return Parts("forms are priced", **base | {"weights": cast_bytes(case, dtype),
+    return Parts("forms are priced", **base | {"weights": cast_bytes(case, case.value("grad_dtype")),
                                                "context": context_bytes(case, GRADIENTS)},
-                 activations=backward_bytes(d, longest, dtype.itemsize), scores=moved)
+                 activations=backward_bytes(d, longest, dtype.itemsize, offloaded(case)), scores=moved)
 
 
 def tuning_stage(case: Case, base: dict) -> Parts:
     """Backward passes while codes lie as 8 and as 16 bits beside the weights, and a mask; what moves is far less."""
     d, lengths = case.model.sizes, [len(tokens) for tokens in case.solver_calib.tokens]
     logits = max(lengths) * d.vocabulary * 4 * 3  # the full model's, the quantized one's, and their product
-    return Parts("scales and kept weights are tuned", **base, solver=d.linears * (2 + 1 + 1),
-                 activations=backward_bytes(d, max(lengths), d.itemsize) + logits + 3 * 4 * d.largest,
+    codes = d.linears * (2 + 1 + 1)
+    if offloaded(case):  # they lie where the weights rest
+        base = base | {"originals": base["originals"] + codes}
+        codes = d.linears  # of blocks as they were solved
+    return Parts("scales and kept weights are tuned", **base, solver=codes,
+                 activations=backward_bytes(d, max(lengths), d.itemsize, offloaded(case)) + logits + 3 * 4 * d.largest,
                  scores=d.linears * (1 + d.itemsize) + 2 * sum(lengths) * d.vocabulary)
 
 
@@ -239,14 +251,14 @@ def solver_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]
     d, quant = case.model.sizes, QUANTIZERS.get(case.method.quantizer) if case.method.quantizer else None
     corrupt = QUANTIZERS.get(case.value("corrupt")) if spec and spec.compares else None
     reading = {need for reader in (quant, corrupt, spec) if reader for need in reader.needs}
-    fisher = 4 * d.linears if "fisher" in reading else 0
+    fisher = large_bytes(case, 4 * d.linears) if "fisher" in reading else 0
     if not {"hessian", "inputs"} & reading:
         return [Parts("linears are solved", **base, scores=fisher, solver=4 * WORKING * d.largest)] if fisher else []
     lengths = [len(t) for t in case.solver_calib.tokens]
     scored = spec is not None and "hessian" in spec.needs
     at_once = scored or any(q.needs and not q.sequential for q in (quant, corrupt) if q)
     element = scored and spec.granularity == "element"
-    scores = max(fisher, 4 * d.linears * element, d.linears * d.itemsize if corrupt else 0)
+    scores = max(fisher, large_bytes(case, max(4 * d.linears * element, d.linears * d.itemsize if corrupt else 0)))
     together = max(*lengths, min(batch_tokens(case.model.device, d.widest_in), sum(lengths)))
     # beside the block's own, what the widest linear reads, in float32
     activations = forward_bytes(d, together, d.itemsize) + 4 * together * d.widest_in

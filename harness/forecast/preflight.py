@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from core.errors import DataError, UserError
+from core.registry import SCORERS
 from harness.forecast.disk import check_disk
 from harness.forecast.limits import check_fits
 from harness.forecast.sizes import finished
@@ -12,6 +13,7 @@ from harness.presets import check_writable
 from harness.stages.case import Case, Cases, seems_finite
 from harness.stages.cell import stored_result
 from harness.stages.model import check_plain, check_positions
+from harness.stages.scores import check_blocks
 from quantization.bits import achievable
 from quantization.packing.checkpoint import is_export
 
@@ -30,6 +32,7 @@ def preflight(cases: Cases, weights: bool = True, limit: int | None = None, work
         mine = [case for case in (cases if only is None else only) if case.cell.model == name]
         if any(case.method.allocator != "none" for case in mine) or not is_export(model.where):
             check_plain(model)
+        check_offload(mine, gpus)
         check_budgets(mine, say)
         for dataset in dict.fromkeys(case.cell.dataset for case in mine):
             asked = [case for case in mine if case.cell.dataset == dataset]
@@ -52,6 +55,16 @@ def preflight(cases: Cases, weights: bool = True, limit: int | None = None, work
         model = next(iter(cases.models.values()))
         if not seems_finite(cases.store, model):
             _ = model.module
+
+
+def check_offload(cases: list[Case], gpus: int) -> None:
+    """Refuse blocks that would rest where they run, and rows whose scorers look into blocks that are not held."""
+    for case in cases:
+        if case.model.offload == "cpu" and not gpus and all(device.type == "cpu" for device in case.model.devices):
+            raise UserError("--offload cpu has no meaning without a GPU, for the blocks would rest where they run; use "
+                            "--offload disk, or leave it out")
+        if case.method.scorer and not finished(case):
+            check_blocks(case, SCORERS.get(case.method.scorer))
 
 
 def check_budgets(cases: list[Case], say) -> None:

@@ -144,6 +144,8 @@ class Costs:
         # the logits and, back through the same matrix, the hidden states' gradient
         head = 2 * self.grad_probe.head() * length
         backward = self.grad_probe.backward(length, kinds, case.value("grad_dtype"))
+        if self.model.offload != "off":
+            backward += length * self.grad_probe.token(1, length)  # blocks run once more
         return len(lengths) * (self.sizes.blocks * backward + head)
 
     def stream(self, case: Case, sequential: bool) -> float:

@@ -271,7 +271,8 @@ def open_cases(grid: Grid, token: str | None, progress: Progress) -> Cases:
     store = Store(Path(grid.cache_dir), grid.eval_only)
     store.sweep()
     models = {name: LazyModel(name, store.root / "base", grid.device, grid.dtype, threads=grid.threads,
-                              grad_device=grid.grad_device, eval_device=grid.eval_device, token=token, say=progress.say)
+                              grad_device=grid.grad_device, eval_device=grid.eval_device, offload=grid.offload,
+                              token=token, say=progress.say)
               for name in grid.models}
     cases = Cases(grid, store, models, progress=progress, token=token)
     for name, model in models.items():

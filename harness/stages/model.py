@@ -5,6 +5,7 @@ A run whose every cell is stored never loads the weights: names, shapes and coun
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable
@@ -28,8 +29,11 @@ from core.model import (
     pick_dtype,
     ready,
     resolve_model,
+    stored_dtype,
 )
+from core.offload import Offload, Scratch, offload_of
 from core.placement import Devices, parse_devices, placed
+from core.plain import is_plain
 from core.types import ModelRef
 from harness.presets import BRIEF_MODELS, DEMO_MODEL
 from quantization.apply import Originals
@@ -65,8 +69,8 @@ class LazyModel:
     """
 
     def __init__(self, name: str, base: Path, device: str = "auto", dtype: str = "auto", *, threads: int = 0,
-                 grad_device: str | None = None, eval_device: str | None = None, token: str | None = None,
-                 say=log.info):
+                 grad_device: str | None = None, eval_device: str | None = None, offload: str = "off",
+                 token: str | None = None, say=log.info):
         self.label, self.token, self.say = name, token, say
         demo = name.lower() in (DEMO_MODEL, demo_model.NAME.lower())
         self.where = str(demo_model.ensure_demo_model(base, say)) if demo else resolve_model(name, KNOWN)
@@ -75,6 +79,8 @@ class LazyModel:
         self.device = pick_device(device)
         self.grad_devices = parse_devices(grad_device) if grad_device else (self.device,)
         self.eval_device = pick_device(eval_device) if eval_device else self.device
+        self.offload = self._checked(offload)
+        self.scratch = Scratch(base.parent / "offload") if offload == "disk" else None
         self.ref: ModelRef = model_ref(self.where, pick_dtype(dtype, self.device), token, KNOWN)
         self.threads = threads or os.cpu_count() or 1
         torch.set_num_threads(self.threads)
@@ -87,6 +93,12 @@ class LazyModel:
 
     def _machine(self, device: torch.device) -> str:
         return machine(device) + (f"/{self.threads}t" if device.type == "cpu" else "")
+
+    def _checked(self, offload: str) -> str:
+        if offload != "off" and len(self.grad_devices) > 1:
+            raise UserError(f"--offload is {offload!r} and --grad_device names {len(self.grad_devices)} devices, but "
+                            "blocks are offloaded from one; name one, or leave out --offload")
+        return offload
 
     @property
     def devices(self) -> Devices:
@@ -102,7 +114,8 @@ class LazyModel:
 
     def on(self, *devices: torch.device) -> AbstractContextManager[None]:
         """The weights on other devices for a while, then where they were."""
-        return placed(self.module, self.blocks, devices, self.device)
+        offload = offload_of(self.module)
+        return offload.on(devices[0]) if offload else placed(self.module, self.blocks, devices, self.device)
 
     @cached_property
     def tokenizer(self):
@@ -112,24 +125,32 @@ class LazyModel:
     @cached_property
     def module(self) -> nn.Module:
         """The weights, loaded on first use."""
-        module = self.loaded()
+        module = self.put_to_rest(self.loaded())
         self.on_load(module)
         return module
 
+    def put_to_rest(self, module: nn.Module) -> nn.Module:
+        """A module that was loaded, with its blocks offloaded if that is asked for."""
+        if self.offload != "off":
+            Offload(module, find_blocks(module)[1], self.device, self.scratch)
+        return module
+
     def loaded(self) -> nn.Module:
-        """The weights as the checkpoint has them, newly loaded."""
+        """The weights as the checkpoint has them, newly loaded; on the CPU if they are to be offloaded."""
         self.make_room()
-        self.say(f"Loading {self.ref.name} ({self.ref.dtype}, {self.device})")
+        at_first = self.device if self.offload == "off" else torch.device("cpu")
+        self.say(f"Loading {self.ref.name} ({self.ref.dtype}, {self.device}"
+                 + (f", blocks offloaded to the {self.offload})" if self.offload != "off" else ")"))
         if is_split(self.where) or is_packed(self.where):
             load = load_split if is_split(self.where) else load_checked  # checked when it was named
-            module = ready(load(Path(self.where), dense=True).to(self.device))
+            module = ready(load(Path(self.where), dense=True).to(at_first))
             for p in module.parameters():  # buffers keep their own type: rotary frequencies are float32
                 p.data = p.data.to(getattr(torch, self.ref.dtype))
         else:
-            module = load_model(self.where, self.ref, self.device, self.token)
+            module = load_model(self.where, self.ref, at_first, self.token)
             if not all(hasattr(linear, "weight") for linear in find_linears(module)[0].values()):
                 with torch.no_grad():  # compressed-tensors unpacks weights when they are first used
-                    module(torch.zeros(1, 1, dtype=torch.long, device=self.device))
+                    module(torch.zeros(1, 1, dtype=torch.long, device=at_first))
         with watch(find_blocks(module)[1], lambda _block, _hidden: None):
             causal, module.rows_alone = behaviour(module, self.ref.name)
         if not causal:
@@ -141,6 +162,8 @@ class LazyModel:
         """Free the weights; what is known of the model stays."""
         for name in ("originals", "linears", "blocks", "module"):
             self.__dict__.pop(name, None)
+        if self.offload != "off":
+            gc.collect()  # blocks and their offload hold each other
         if any(device.type == "cuda" for device in self.devices):
             torch.cuda.empty_cache()
 
@@ -154,7 +177,7 @@ class LazyModel:
 
     @cached_property
     def originals(self) -> Originals:
-        return Originals(self.linears)
+        return Originals(self.linears, offload_of(self.module))
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -186,6 +209,13 @@ class LazyModel:
     def other(self) -> tuple[int, int]:
         """(stored bits, values) of all that is not a quantized weight."""
         return other_bits(self.skeleton, find_linears(self.skeleton)[0])
+
+    @cached_property
+    def loads_lazily(self) -> bool:
+        """Whether weights stay in the checkpoint's file when they are loaded: it has them in the type and the form in
+        which they are wanted.
+        """
+        return is_plain(self.skeleton) and stored_dtype(self.where, self.ref, self.token) == self.ref.dtype
 
     @cached_property
     def parameters(self) -> int:
@@ -237,6 +267,8 @@ class Sizes:
         self.widest = max(max(shape) for shape in shapes)
         self.itemsize = getattr(torch, model.ref.dtype).itemsize
         self.blocks = max(model.block_of.values()) + 1
+        each = [sum(p.numel() for p in block.parameters()) for block in find_blocks(model.skeleton)[1]]
+        self.in_blocks, self.block = sum(each), max(each)  # parameters of all, of the largest
         embedded = (config.vocab_size, config.hidden_size)
         self.vocabulary, self.hidden = embedded if head is None else head.weight.shape
         # query heads of a block at most; state spaces have none

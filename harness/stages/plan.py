@@ -85,11 +85,15 @@ def _compute(case: Case, partial: Partial) -> Content:
     context = alloc_context(case, scored, plan_options(case))
     context.draw = draw
     context.menu = lambda: menu(case, partial)
+    element = scored is not None and scored.granularity == "element"
+    step = case.progress.stage("kept weights are chosen" if element else "bits are allocated")
+    step(0, 1)
     layers, notes = ALLOCATORS.get(spec.allocator).fn(context)
     plan = make_plan(layers, case.model.shapes, case.model.other, notes)
     if spec.budgeted:
         check_budget(plan, case.budget, spec.name)
     told = _probe(plan, scored)
+    step(1, 1)
 
     def write(folder) -> None:
         write_plan(folder, plan)

@@ -8,6 +8,7 @@ import torch
 from safetensors.numpy import save_file
 
 from core.digest import write_json
+from core.errors import UserError
 from core.registry import SCORERS, ScorerSpec
 from core.types import ScoreContext, Scores
 from evaluation.engine.ask import evaluate
@@ -93,8 +94,16 @@ def _compute(case: Case, partial: Partial) -> Content:
     return Content(write, {"model": case.model.label, "dataset": case.cell.dataset})
 
 
+def check_blocks(case: Case, spec: ScorerSpec) -> None:
+    """Refuse a scorer that looks into blocks which are not held."""
+    if case.model.offload != "off" and spec.inside_blocks:
+        raise UserError(f"{case.method.name} takes gradients of what lies inside blocks, which --offload "
+                        f"{case.model.offload} does not hold; leave out that method or --offload")
+
+
 def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
     """Call a scorer on the weights as loaded and check what it gives back, and that it leaves the model as it was."""
+    check_blocks(case, spec)
     model, reads, params = case.model, set(spec.needs), score_params(case, spec.params)
     model.originals.restore()
 
@@ -120,9 +129,9 @@ def run_scorer(case: Case, spec: ScorerSpec, partial: Partial) -> Scores:
     mend = "lower --batch_tokens, --score_docs or --calib_tokens, or use --device cpu or --grad_dtype bf16"
     try:
         apart = takes_gradients(spec)
-        with (untouched(model.module, f"scorer {spec.name!r}", model.release),
-              case.memory(f"{spec.name} scores", mend, model.grad_devices if apart else ()),
-              model.on(*model.grad_devices) if apart else nullcontext()):
+        with (case.memory(f"{spec.name} scores", mend, model.grad_devices if apart else ()),
+              model.on(*model.grad_devices) if apart else nullcontext(),
+              untouched(model.module, f"scorer {spec.name!r}", model.release)):
             given = spec.fn(context)
     finally:
         context.outputs = context.pivots = None  # they hold the context, which holds the model

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from core.errors import UserError
-from core.placement import beside
+from core.offload import scratch_of
 from core.types import CalibSet
 from harness.stages.case import Case
 from harness.stages.library import Library
 from harness.store.partial import Partial
 from streams.divergence import divergence, log_chances
-from streams.gradients import each_gradient, ready
+from streams.gradients import each_gradient, ready, zeros_for
 
 BENDS = (1.0, 2.0, 4.0, 8.0)  # a form's error is large: the slope alone would move every linear at once
 
@@ -84,8 +84,7 @@ class Measured:
         self.put(choice)
         model, names = self.model, self.offered.names
         tokens, weights = sum(map(len, self.training)), [self.model.linears[name].weight for name in names]
-        sums = [torch.zeros(weight.shape, dtype=torch.float32, device=place)
-                for weight, place in zip(weights, beside(weights, 4))]
+        sums = [own["sum"] for own in zeros_for(weights, ("sum",), scratch_of(model.module))]
         with (ready(model.module, weights, weights[0].dtype),
               each_gradient(weights, lambda index, grad: sums[index].add_(grad.to(sums[index].device)))):
             for ids in self.training:

@@ -31,6 +31,7 @@ class TransformedModel(LazyModel):
     def __init__(self, case: Case, how: Transform, identity: list):
         plain = case.plain
         self.__dict__ |= {name: value for name, value in plain.__dict__.items() if name not in OF_WEIGHTS}
+        self.loads_lazily = False  # a fold makes new weights
         self.case, self.how = case, how
         self.ref = TransformedRef(**asdict(plain.ref), transform=digest(identity))
         self.on_load = lambda module: finite(case.store, self, module)
@@ -45,6 +46,7 @@ class TransformedModel(LazyModel):
             smooth(module, maxima, self.how.alpha)
         else:
             rotate(module, self.how.seed)
+        self.put_to_rest(module)
         self.on_load(module)
         return module
 

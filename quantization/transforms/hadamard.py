@@ -45,8 +45,9 @@ class Rotation:
 
     def _on(self, device, dtype):
         if (device, dtype) not in self._placed:
-            self._placed[device, dtype] = (None if self.signs is None else self.signs.to(device, dtype),
-                                           [factor.to(device, dtype) for factor in self.factors])
+            with torch.inference_mode(False):  # gradients may be taken through them later
+                self._placed[device, dtype] = (None if self.signs is None else self.signs.to(device, dtype),
+                                               [factor.to(device, dtype) for factor in self.factors])
         return self._placed[device, dtype]
 
 

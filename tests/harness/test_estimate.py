@@ -177,11 +177,12 @@ def test_the_callers_limit_holds(tiny_folder, tmp_path):
     (Parts("questions are asked", activations=9, process=0), {"batch_size": 4}, "--batch_size"),
     (Parts("kept weights are chosen", scores=9, process=0), {}, "--method"),
     (Parts("linears are solved", solver=9, process=0), {}, "--calib_tokens"),
+    (Parts("gradients are taken", scores=9, process=0), {}, "--offload disk, the grid without"),
 ])
 def test_the_mend_fits_the_largest_part(stage, grid, said):
     asked = {"grad_dtype": "fp32", "batch_size": None} | grid
     case = SimpleNamespace(value=asked.get, grid=SimpleNamespace(**asked),
-                           model=SimpleNamespace(ref=SimpleNamespace(dtype="bfloat16")))
+                           model=SimpleNamespace(ref=SimpleNamespace(dtype="bfloat16"), offload="off"))
     assert said in mend(case, stage, harness.forecast.limits.Limit(1, HOST + DEVICE, "x"))
 
 

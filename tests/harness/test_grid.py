@@ -311,7 +311,8 @@ CHANGES = {  # field of the grid -> another value, and exactly which digests of 
     "score_docs": (3, set()), "oracle_docs": (3, set()), "oracle_metric": ("loglik", set()),
     "max_new_tokens": (9, set()), "eval_only": (True, set()),
     "results_dir": ("elsewhere", set()), "run_type": (None, None), "device": ("auto", set()),
-    # devices of another kind: tests/harness/test_devices.py
+    # devices of another kind: tests/harness/test_devices.py; an offload: tests/harness/test_offload.py
+    "offload": ("disk", set()),
     "grad_device": ("cpu", set()), "eval_device": ("cpu", set()),
     # what only solvers and gradients read moves nothing here (tests/harness/test_all_methods.py has the rows that read
     # it)
