@@ -118,26 +118,27 @@ class Offload:
     @contextmanager
     def at_work(self, index: int, written: bool = False) -> Iterator[None]:
         """A block's parameters on the device; written: what the linears hold in the end is what rests afterwards."""
-        own = self.parameters[index]
-        if not self.running[index]:
-            self.at_rest[index] = [p.data for p in own]
-            for p in own:
-                p.data = self._brought(p.data)
+        own, done = self.parameters[index], False
         self.running[index] += 1
         try:
+            if self.running[index] == 1:
+                self.at_rest[index] = [p.data for p in own]
+                for p in own:
+                    p.data = self._brought(p.data)
             yield
+            done = True
         finally:
             self.running[index] -= 1
             if not self.running[index]:
                 for p, rest in zip(own, self.at_rest[index], strict=True):
-                    if written and p.data_ptr() != rest.data_ptr() and p.dtype == rest.dtype:
+                    if written and done and p.data_ptr() != rest.data_ptr() and p.dtype == rest.dtype:
                         rest.copy_(p.data)
                     p.data = rest
                 self.at_rest[index] = []
 
     def _brought(self, rest: torch.Tensor) -> torch.Tensor:
         base, dtype = self.computing or (None, None)
-        there = rest.to(self.device)  # in the type that it rests in, which is never the wider
+        there = rest.to(self.device)  # first, so that the device casts
         return there.to(dtype) if rest.dtype == base else there
 
     def _move_others(self) -> None:

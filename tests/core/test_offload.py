@@ -139,6 +139,23 @@ def test_on_a_gpu_blocks_rest_on_the_cpu_and_run_on_the_device(to_disk, tmp_path
     assert not blocks[1].mlp.up_proj.weight.any() and blocks[1].mlp.up_proj.weight.device == CPU
 
 
+def test_a_block_that_does_not_fit_goes_back_to_rest(monkeypatch):
+    model = tiny_model("llama")
+    offload, brought = Offload(model, find_blocks(model)[1], CPU), []
+    at_rest = places(offload)
+
+    def bring(_self, rest):
+        brought.append(rest)
+        if len(brought) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rest.clone()
+
+    monkeypatch.setattr(Offload, "_brought", bring)
+    with pytest.raises(torch.OutOfMemoryError):
+        logits(model)
+    assert places(offload) == at_rest and offload.running == [0] * 3 and not any(offload.at_rest)
+
+
 def test_what_a_solver_writes_rests_afterwards(copies, tmp_path):
     """The solver sees what it wrote in the blocks before, and the weights it returned are those that rest."""
     def solved(model) -> tuple[dict, list]:
