@@ -14,13 +14,14 @@ EPILOG = """examples:
   python print_results.py --format lm_eval --output FOLDER     for tools that read lm-evaluation-harness's files
   python print_results.py --compare uniform TaCQ --dataset trivia_qa --avg_bits 2.25
                                                                two cells, down to the questions that flipped
+  python print_results.py --compare TaCQ THRIFT --over_seeds   a lead over all seeds, every data set
   python print_results.py --sweep act_keep --metric perplexity --figure sweep.svg
                                                                a metric over a number that rows differ in
 """
-SWEEP_REFUSES = ("html", "sort", "details", "output", "all", "compare")
+SWEEP_REFUSES = ("html", "sort", "details", "output", "all", "compare", "over_seeds")
 FILTERS = ("model", "dataset", "avg_bits", "run_type")  # they choose cells; --method and --seed, rows of whole tables
-PAGE_REFUSES = ("method", "seed", "sort", "details", "format", "output", "all", "compare")
-FILES_REFUSE = ("html", "sort", "details", "all", "compare")
+PAGE_REFUSES = ("method", "seed", "sort", "details", "format", "output", "all", "compare", "over_seeds")
+FILES_REFUSE = ("html", "sort", "details", "all", "compare", "over_seeds")
 
 
 def build_parser(formats, sorts):
@@ -48,6 +49,8 @@ def build_parser(formats, sorts):
     pair = parser.add_argument_group("two cells")
     pair.add_argument("--compare", nargs=2, metavar=("A", "B"),
                       help="METHOD, METHOD@SEED, the beginning of a digest, or a file's name without .json")
+    pair.add_argument("--over_seeds", action="store_true", help="of two rows instead of two cells: seed by seed, and "
+                      "the lead of B with an interval that holds seeds and documents, for every data set")
     pair.add_argument("--all", action="store_true", help="list every question that flipped, not the first 20")
     pair.add_argument("--margin", type=float, metavar="NATS",
                       help="test as well whether they are equivalent within so many nats a token (two one-sided tests)")
@@ -139,6 +142,11 @@ def _refuse(args) -> None:
         raise UserError("--all lists the questions that flipped between two cells; give --compare A B with it")
     if args.margin is not None and not args.compare:
         raise UserError("--margin tests two cells for equivalence; give --compare A B with it")
+    if args.over_seeds and not args.compare:
+        raise UserError("--over_seeds is of two rows; give --compare A B with it")
+    given = [name for name in ("all", "margin") if getattr(args, name)]
+    if args.over_seeds and given:
+        raise UserError(f"--{given[0]} is of two cells and --over_seeds of two rows; leave one of them out")
     if args.margin is not None and not 0 < args.margin < float("inf"):
         raise UserError(f"--margin is {args.margin:g}; give nats a token above 0, such as 0.05")
 
@@ -203,6 +211,8 @@ def _print_pair(args, results: list) -> None:
     from report.tables.pair import find_pair, story
 
     chosen = [r for r in results if not args.seed or r.seed in args.seed]
+    if args.over_seeds:
+        return _print_leads(args, chosen)
     two = story(*find_pair(chosen, args.compare), margin=args.margin)
     if args.format in (None, "terminal"):
         from report.text.terminal import show_story
@@ -212,6 +222,26 @@ def _print_pair(args, results: list) -> None:
         from report.text.render import story_text
 
         sys.stdout.write(story_text(two, args.format, args.all))
+
+
+
+def _print_leads(args, results: list) -> None:
+    from core.commandline import plain_console
+    from report.tables.seeds import leads
+
+    lines = leads(results, args.compare)
+    if args.format in (None, "terminal"):
+        from report.text.seeds import leads_sheet, notes
+        from report.text.terminal import show_sheet
+
+        console = plain_console()
+        show_sheet(leads_sheet(lines, args.compare), console)
+        for note in notes(lines):
+            console.print(note, markup=False, highlight=False)
+    else:
+        from report.text.render import leads_text
+
+        sys.stdout.write(leads_text(lines, args.compare, args.format))
 
 
 if __name__ == "__main__":

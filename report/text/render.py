@@ -15,12 +15,12 @@ from report.tables.faithfulness import Faithfulness
 from report.tables.pair import Story, as_document
 from report.tables.sweeps import Line
 from report.tables.tables import TableData
-from report.text import faithfulness, pair, sweeps
+from report.text import faithfulness, pair, seeds, sweeps
 from report.text.details import details as detail_sheets
 from report.text.lines import footnotes, verdict
 from report.text.sheets import Sheet, overview_sheet
 
-__all__ = ["FORMATS", "footnotes", "sheets_of", "story_text", "sweep_text", "text"]
+__all__ = ["FORMATS", "footnotes", "leads_text", "sheets_of", "story_text", "sweep_text", "text"]
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "json")
 SCHEMA = 1  # of the JSON form
@@ -118,6 +118,15 @@ def sweep_text(lines: Sequence[Line], axis: str, kind: str) -> str:
     if kind == "json":
         return as_json({"schema": SCHEMA, "axis": axis, "points": rows})
     return "\n\n".join(sheet_text(one, kind) for one in sweeps.sheets(lines, axis)) + "\n"
+
+
+def leads_text(lines: Sequence[dict], names: Sequence[str], kind: str) -> str:
+    """Two rows over seeds in one of the file formats; CSV and JSON hold every number, unrounded."""
+    if kind == "csv":
+        return _csv(lines)
+    if kind == "json":
+        return as_json({"schema": SCHEMA, "rows": list(names), "leads": list(lines)})
+    return sheet_text(seeds.leads_sheet(lines, names), kind) + "\n\n" + lines_text(seeds.notes(lines), kind) + "\n"
 
 
 def story_text(story: Story, kind: str, every: bool) -> str:

@@ -1,0 +1,23 @@
+"""Two rows over seeds as a sheet, and what its numbers are."""
+
+from collections.abc import Sequence
+
+from report.text.numbers import number, p_value, signed, span
+from report.text.sheets import Sheet, sheet
+
+
+def leads_sheet(lines: Sequence[dict], names: Sequence[str]) -> Sheet:
+    """A row a data set and seed, and one for a data set's seeds together."""
+    return sheet(f"{names[1]} against {names[0]}: gold log-likelihood, nats a token", [
+        {"data set": line["dataset"], "seed": f"all {line['seeds']}" if line["seed"] is None else str(line["seed"]),
+         names[0]: number(line["first"], 3), names[1]: number(line["second"], 3), "lead": span(line, signed),
+         "p": p_value(line["p"]), "p Holm": p_value(line.get("p_holm"))} for line in lines])
+
+
+def notes(lines: Sequence[dict]) -> list[str]:
+    """How the numbers came about."""
+    documents = dict.fromkeys(f"{line['n']} of {line['dataset']}" for line in lines)
+    return [f"Documents: {', '.join(documents)}. Lead: mean of the paired differences; of one seed with a bootstrap "
+            "interval over documents, of all with one that holds seeds (t) and documents, 95 %",
+            "p: paired sign-flip test over documents, of all seeds on each document's mean; Holm: corrected over the "
+            "data sets. It holds for these seeds; the interval says whether it would for others"]

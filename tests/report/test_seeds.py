@@ -1,0 +1,86 @@
+"""Two rows over seeds: each seed's lead, the lead of all, and the test that a claim rests on."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+import print_results
+from core.errors import UserError
+from evaluation.statistics.formulas import holm, seeds_and_documents_interval
+from report.records import load_results, load_samples
+from report.tables.seeds import leads
+from tests.report.handmade import put
+
+NAMES = ("TaCQ", "THRIFT")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """THRIFT is better by 0.5 on one data set, and with one seed of two on the other; a third has one seed of both."""
+    for seed in (0, 1, 2):
+        put(tmp_path, "TaCQ", 2.25, -1.0 - 0.1 * seed, seed=seed, budget=2.25)
+        put(tmp_path, "THRIFT", 2.25, -0.5 - 0.1 * seed, seed=seed, budget=2.25)
+    for seed, shift in ((0, -0.9), (1, -1.1)):
+        put(tmp_path, "TaCQ", 2.25, -1.0, dataset="trivia_qa", seed=seed, budget=2.25)
+        put(tmp_path, "THRIFT", 2.25, shift, dataset="trivia_qa", seed=seed, budget=2.25)
+    put(tmp_path, "TaCQ", 2.25, -1.0, dataset="code_mmlu", seed=0, budget=2.25)
+    put(tmp_path, "THRIFT", 2.25, -1.0, dataset="code_mmlu", seed=0, budget=2.25)
+    put(tmp_path, "THRIFT", 2.25, 0.0, dataset="code_mmlu", seed=1, budget=2.25, error="out of memory")
+    return tmp_path
+
+
+def test_leads_are_those_of_the_documents(folder):
+    results = load_results(folder)
+    lines = {(line["dataset"], line["seed"]): line for line in leads(results, NAMES)}
+    assert set(lines) == {("mmlu_pro", 0), ("mmlu_pro", 1), ("mmlu_pro", 2), ("mmlu_pro", None), ("trivia_qa", 0),
+                          ("trivia_qa", 1), ("trivia_qa", None), ("code_mmlu", 0)}
+    of = {(r.name, r.dataset, r.seed): np.array([s.gold_loglik for s in load_samples(r)]) for r in results if r.ok}
+    apart = np.column_stack([of["THRIFT", "mmlu_pro", seed] - of["TaCQ", "mmlu_pro", seed] for seed in (0, 1, 2)])
+    together = lines["mmlu_pro", None]
+    assert together["value"] == pytest.approx(apart.mean()) and together["seeds"] == 3
+    assert (together["low"], together["high"]) == pytest.approx(seeds_and_documents_interval(apart))
+    assert together["second"] - together["first"] == pytest.approx(together["value"])
+    for seed in (0, 1, 2):
+        assert lines["mmlu_pro", seed]["value"] == pytest.approx(apart[:, seed].mean())
+    assert together["p"] < 0.001 and lines["trivia_qa", None]["p"] > 0.05
+    tested = [lines["mmlu_pro", None], lines["trivia_qa", None]]
+    assert [line["p_holm"] for line in tested] == pytest.approx(holm([line["p"] for line in tested]))
+    assert "p_holm" not in lines["mmlu_pro", 0]
+    back = {(line["dataset"], line["seed"]): line for line in leads(results, NAMES[::-1])}
+    assert back["mmlu_pro", None]["value"] == pytest.approx(-together["value"])
+
+
+def test_the_command_prints_them_in_every_form(folder, capsys):
+    run = ["--results_dir", str(folder), "--compare", *NAMES, "--over_seeds"]
+    assert print_results.main(run) == 0
+    shown = capsys.readouterr().out
+    assert "THRIFT against TaCQ: gold log-likelihood" in shown and "all 3" in shown and "96 of mmlu_pro" in shown
+    assert print_results.main([*run, "--format", "markdown"]) == 0
+    assert "| mmlu_pro | all 3 |" in capsys.readouterr().out
+    assert print_results.main([*run, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert print_results.main([*run, "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"] == list(NAMES) and len(told["leads"]) == len(rows) == 8
+    assert float(rows[0]["value"]) == told["leads"][0]["value"]
+    assert print_results.main([*run, "--dataset", "mmlu_pro", "--seed", "0", "2"]) == 0
+    assert "all 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more, said", [
+    (["--dataset", "code_mmlu"], "--over_seeds finds no data set in which 'TaCQ' and 'THRIFT' share two seeds"),
+    (["--margin", "0.1"], "--margin is of two cells and --over_seeds of two rows"),
+    (["--all"], "--all is of two cells"), (["--html", "x.html"], "has no meaning with --html")])
+def test_what_it_cannot_do_is_one_sentence(folder, capsys, more, said):
+    assert print_results.main(["--results_dir", str(folder), "--compare", *NAMES, "--over_seeds", *more]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_it_needs_two_rows(folder, capsys):
+    assert print_results.main(["--results_dir", str(folder), "--over_seeds"]) == 2
+    assert "give --compare A B with it" in capsys.readouterr().err
+    with pytest.raises(UserError, match="share two seeds"):
+        leads(load_results(folder), ("TaCQ", "nobody"))
