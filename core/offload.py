@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from core.errors import UserError, one_line
-from core.placement import check_apart, move_rest
+from core.placement import check_apart, mapped, move_rest
 
 ALIGNED = 64  # bytes at which a tensor begins
 MOST_SHARED = 2**30  # bytes of a file of which tensors are cut; the first is as large as the first tensor
@@ -202,15 +202,11 @@ class _Recomputed(torch.autograd.Function):
         return None, None, *(t.grad if want else None for t, want in zip(inputs, wanted))
 
 
-class _Hole:
-    """Stands where a tensor was."""
-
-
-HOLE = _Hole()
+HOLE = torch.empty(0)  # stands where a tensor was, so that nothing holds it
 
 
 def _tensors(value) -> list[torch.Tensor]:
-    """The tensors in a value, also in tuples, lists and dicts, in order."""
+    """The tensors in a value, also in tuples, lists and dicts, of whatever class, in order."""
     if torch.is_tensor(value):
         return [value]
     if isinstance(value, (tuple, list)):
@@ -220,27 +216,18 @@ def _tensors(value) -> list[torch.Tensor]:
 
 def _hollow(value):
     """A value with holes in the places of its tensors."""
-    if torch.is_tensor(value):
-        return HOLE
-    if type(value) in (tuple, list):
-        return type(value)(map(_hollow, value))
-    if type(value) is dict:
-        return {name: _hollow(one) for name, one in value.items()}
-    if _tensors(value):
-        raise UserError(f"blocks of this model hand over tensors in a {type(value).__name__}, so they cannot be "
-                        "offloaded where gradients are taken; leave out --offload")
-    return value
+    def without_tensors(rest):
+        if _tensors(rest):
+            raise UserError(f"blocks of this model hand over tensors in a {type(rest).__name__}, so they cannot be "
+                            "offloaded where gradients are taken; leave out --offload")
+        return rest
+
+    return mapped(value, lambda _tensor: HOLE, without_tensors)
 
 
-def _filled(value, tensors: Iterator[torch.Tensor]):
+def _filled(hollow, tensors: Iterator[torch.Tensor]):
     """A value with the next tensors in its holes."""
-    if value is HOLE:
-        return next(tensors)
-    if type(value) in (tuple, list):
-        return type(value)(_filled(one, tensors) for one in value)
-    if type(value) is dict:
-        return {name: _filled(one, tensors) for name, one in value.items()}
-    return value
+    return mapped(hollow, lambda _hole: next(tensors))
 
 
 def offload_of(model: nn.Module) -> Offload | None:
@@ -257,6 +244,11 @@ def at_work(model: nn.Module, index: int, written: bool = True):
 def scratch_of(model: nn.Module) -> Scratch | None:
     """Where what is as large as the model may lie, if not in memory."""
     return getattr(offload_of(model), "scratch", None)
+
+
+def copied(tensor: torch.Tensor, scratch: Scratch | None) -> torch.Tensor:
+    """A copy on the CPU, or in a file where a scratch folder is given."""
+    return tensor.to("cpu", copy=True) if scratch is None else scratch.copy(tensor)
 
 
 def set_aside(model: nn.Module, tensor: torch.Tensor) -> torch.Tensor:

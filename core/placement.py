@@ -5,7 +5,7 @@ there; each block lies whole on one device, and what it is called with is moved 
 together, so a forward pass crosses from one device to the next once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -110,15 +110,22 @@ def move_rest(model: nn.Module, blocks: Sequence[nn.Module], device: torch.devic
             module._buffers[name] = buffer.to(device)
 
 
-def moved(value, device: torch.device):
-    """``value`` with every tensor in it, also in tuples, lists and dicts, on the device."""
+def mapped(value, change: Callable[[torch.Tensor], object], other: Callable[[object], object] = lambda value: value):
+    """``value`` with ``change`` of every tensor in it, also in tuples, lists and dicts, in order, and ``other`` of the
+    rest, among it containers of classes of their own.
+    """
     if torch.is_tensor(value):
-        return value.to(device)
-    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
-        return type(value)(moved(one, device) for one in value)
+        return change(value)
+    if type(value) in (tuple, list):
+        return type(value)(mapped(one, change, other) for one in value)
     if type(value) is dict:
-        return {name: moved(one, device) for name, one in value.items()}
-    return value
+        return {name: mapped(one, change, other) for name, one in value.items()}
+    return other(value)
+
+
+def moved(value, device: torch.device):
+    """``value`` with every tensor in it on the device."""
+    return mapped(value, lambda tensor: tensor.to(device))
 
 
 def _bring(device: torch.device):

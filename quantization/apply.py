@@ -40,9 +40,11 @@ class Originals:
 
     def __init__(self, linears: dict[str, torch.nn.Linear], offload: Offload | None = None):
         """offload: how the linears' model is; where its blocks rest in files, the weights as loaded do too."""
+        from core.offload import copied
+
         self.linears, self.offload = linears, offload
-        hold = offload.scratch.copy if offload and offload.scratch else lambda weight: weight.to("cpu", copy=True)
-        self.weights = {fqn: hold(lin.weight.detach()) for fqn, lin in linears.items()}
+        scratch = offload.scratch if offload else None
+        self.weights = {fqn: copied(lin.weight.detach(), scratch) for fqn, lin in linears.items()}
         self.changed: set[str] = set()
         self.holds: str | None = None  # digest of what the linears hold now, for who wants to skip doing it again
 

@@ -73,6 +73,15 @@ def tiny_folder(tmp_path_factory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("model") / "tiny-llama")
 
 
+@pytest.fixture
+def copies(monkeypatch):
+    """Offloaded blocks that come to work are copies, as on a GPU."""
+    from core.offload import Offload
+
+    brought = Offload._brought
+    monkeypatch.setattr(Offload, "_brought", lambda self, rest: brought(self, rest).clone())
+
+
 @pytest.fixture(scope="session")
 def source_data(tmp_path_factory) -> Path:
     """A data folder with a few rows of every source's task; not to be written to."""

@@ -204,7 +204,7 @@ def answers_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts
     dtype = DTYPES[case.value("grad_dtype")]
     # of every block: the units as they are, at the baseline, their gradients, and the sum of these
     held = 5 * d.blocks * tokens * (d.hidden + d.widest) * 4
-    return [Parts(ATTRIBUTED, **base | {"weights": cast_bytes(case, case.value("grad_dtype")),
+    return [Parts(ATTRIBUTED, **base | {"weights": cast_bytes(case),
                                         "context": context_bytes(case, ATTRIBUTED)},
                   activations=backward_bytes(d, tokens, dtype.itemsize, offloaded(case)) + held)]
 
@@ -217,7 +217,7 @@ def gradient_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Part
     d, dtype = case.model.sizes, DTYPES[case.value("grad_dtype")]
     longest = max(len(t) for t in case.solver_calib.tokens)
     made = d.linears * d.itemsize if spec and spec.compares else 0  # the quantized model was made before
-    return [Parts(GRADIENTS, **base | {"weights": cast_bytes(case, case.value("grad_dtype")),
+    return [Parts(GRADIENTS, **base | {"weights": cast_bytes(case),
                                        "context": context_bytes(case, GRADIENTS)},
                   activations=backward_bytes(d, longest, dtype.itemsize, offloaded(case)),
                   scores=large_bytes(case, 4 * d.linears * len(kinds) + made))]
@@ -228,7 +228,7 @@ def menu_stage(case: Case, base: dict) -> Parts:
     d, dtype, count = case.model.sizes, DTYPES[case.value("grad_dtype")], len(menu_of(case))
     longest = max(len(t) for t in case.solver_calib.tokens)
     moved = min(HELD, 2 * count * d.linears) + (2 * count + 4) * d.largest
-    return Parts("forms are priced", **base | {"weights": cast_bytes(case, case.value("grad_dtype")),
+    return Parts("forms are priced", **base | {"weights": cast_bytes(case),
                                                "context": context_bytes(case, GRADIENTS)},
                  activations=backward_bytes(d, longest, dtype.itemsize, offloaded(case)), scores=moved)
 

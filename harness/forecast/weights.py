@@ -15,11 +15,11 @@ def weight_bytes(case: Case, itemsize: int) -> int:
     return itemsize * (d.parameters - d.in_blocks + d.block if offloaded(case) else d.parameters)
 
 
-def cast_bytes(case: Case, grad_dtype: str) -> int:
-    """The weights in another dtype: widening is exact both ways and needs no copy, other casts hold the originals,
+def cast_bytes(case: Case) -> int:
+    """The weights in --grad_dtype: widening is exact both ways and needs no copy, other casts hold the originals,
     which an offloaded block does at rest.
     """
-    model, dtype = case.model, DTYPES[grad_dtype]
+    model, dtype = case.model, DTYPES[case.value("grad_dtype")]
     d = model.sizes
     same, wider = str(dtype) == f"torch.{model.ref.dtype}", dtype.itemsize > d.itemsize
     twice = d.parameters - d.in_blocks * offloaded(case)

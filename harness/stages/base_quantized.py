@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import save_file
 
-from core.offload import set_aside
+from core.offload import copied, scratch_of
 from core.registry import QUANTIZERS
 from core.storage import LOG_BITS, SCALES
 from core.types import Budget, LayerPlan
@@ -80,6 +80,7 @@ def _quantize(case: Case, keeper: SolvedBlocks) -> dict[str, torch.Tensor]:
     else:
         model.originals.restore()
         model.originals.write(layers, name, step)
-    values = {fqn: set_aside(model.module, linear.weight.detach().clone()) for fqn, linear in model.linears.items()}
+    scratch = scratch_of(model.module)
+    values = {fqn: copied(linear.weight.detach(), scratch) for fqn, linear in model.linears.items()}
     model.originals.restore()
     return values

@@ -34,13 +34,6 @@ class Absent(Offload):
         return self.true[rest.data_ptr()].clone()
 
 
-@pytest.fixture
-def copies(monkeypatch):
-    """Blocks that come to work are copies, as on a GPU."""
-    brought = Offload._brought
-    monkeypatch.setattr(Offload, "_brought", lambda self, rest: brought(self, rest).clone())
-
-
 def parts(model) -> tuple:
     return find_linears(model)[0], find_blocks(model)[1]
 

@@ -28,10 +28,7 @@ def of(tiny, root, **changes) -> dict:
 
 
 @pytest.mark.parametrize("name, settings", ROWS, ids=[f"{name} {' '.join(more)}".strip() for name, more in ROWS])
-def test_a_row_is_the_same_under_the_same_keys(tiny_folder, tmp_path, monkeypatch, name, settings):
-    """Blocks that come to work are copies, as on a GPU."""
-    brought = Offload._brought
-    monkeypatch.setattr(Offload, "_brought", lambda self, rest: brought(self, rest).clone())
+def test_a_row_is_the_same_under_the_same_keys(tiny_folder, tmp_path, copies, name, settings):
     plain, apart = (case_of(name, methods=(name,), **of(tiny_folder, tmp_path / offload, **settings, offload=offload))
                     for offload in ("off", "disk"))
     (result, samples), (same, asked) = map(compute_cell, (plain, apart))
@@ -82,8 +79,8 @@ def test_a_function_refuses_it_too_and_a_finished_row_stands(tiny_folder, tmp_pa
 
 @pytest.mark.parametrize("name", ("TALK", "THRIFT-native", "TAQO-oracle"))
 @pytest.mark.slow
-def test_rows_that_tune_search_and_ask(tiny_folder, tmp_path, monkeypatch, name):
-    test_a_row_is_the_same_under_the_same_keys(tiny_folder, tmp_path, monkeypatch, name, {"oracle_docs": 3})
+def test_rows_that_tune_search_and_ask(tiny_folder, tmp_path, copies, name):
+    test_a_row_is_the_same_under_the_same_keys(tiny_folder, tmp_path, copies, name, {"oracle_docs": 3})
 
 
 def test_no_more_is_at_work_than_was_foreseen(tiny_folder, tmp_path, monkeypatch):
