@@ -23,13 +23,12 @@ def main() -> int:
     args = _parser().parse_args()
     from tabulate import tabulate
 
-    from core.demo_model import ensure_demo_model
+    from benchmarks.random_llama import random_llama
     from report.records import load_results
 
     with tempfile.TemporaryDirectory() as temp:
         out = args.out or Path(temp)
-        model = args.model or (_random(args.shape, Path(temp), ensure_demo_model(REPO / "saved_models/base"))
-                               if args.shape else "smollm2-135m")
+        model = args.model or (random_llama(args.shape, Path(temp) / "random") if args.shape else "smollm2-135m")
         runs = {}
         for device in args.devices:
             _run(device, model, args, out / device)
@@ -55,23 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calib_size", type=int, default=32)
     parser.add_argument("--eval_size", type=int, default=64)
     return parser
-
-
-def _random(shape: str, folder: Path, base: Path) -> str:
-    """A folder with a random Llama in bf16 and the tokenizer of ``base``."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    width, mlp, blocks = map(int, shape.split("x"))
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    config = LlamaConfig(hidden_size=width, intermediate_size=mlp, num_hidden_layers=blocks, vocab_size=len(tokenizer),
-                         num_attention_heads=width // 64, num_key_value_heads=width // 256 or 1, dtype=torch.bfloat16)
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(folder / "random")
-    tokenizer.save_pretrained(folder / "random")
-    return str(folder / "random")
 
 
 def _run(device: str, model: str, args, folder: Path) -> None:

@@ -7,6 +7,7 @@ repetitions together take about half a second.
 """
 
 import copy
+import math
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -22,6 +23,7 @@ from core.registry import QUANTIZERS
 from core.types import Aid, CalibSet, LayerPlan
 from evaluation.engine.kv_cache import call, expand, prefill
 from harness.stages.model import LazyModel
+from quantization.bits import layer_bits
 from streams.gradients import gradient_sums
 
 VOCABULARY = 256
@@ -170,9 +172,12 @@ class Probe:
         """Seconds a weight of a quantizer's own work on the commonest linear, factors of wide Hessians not counted."""
         shapes = list(self.source.shapes.values())
         rows, cols = max(dict.fromkeys(shapes), key=lambda shape: (shapes.count(shape), shape))
-        rows, cols = rows if self.device.type == "cuda" else min(rows, ROWS), min(cols, SOLVED)
+        piece = rows if self.device.type == "cuda" else min(rows, ROWS), min(cols, SOLVED)
+        if options.get("target"):  # what the whole linear has room for; a codebook a row takes more of a piece
+            room = max(0.0, options["target"] - layer_bits(layer, (rows, cols)) / (rows * cols))
+            options = options | {"target": layer_bits(layer, piece) / math.prod(piece) + room}
         return self.once((quantizer, repr(layer), repr(options)),
-                         lambda: self._solve(quantizer, layer, options, shape=(rows, cols)))
+                         lambda: self._solve(quantizer, layer, options, shape=piece))
 
     def _solve(self, quantizer: str, layer: LayerPlan, options: dict, *, shape: tuple[int, int]) -> float:
         spec, generator = QUANTIZERS.get(quantizer), torch.Generator().manual_seed(0)

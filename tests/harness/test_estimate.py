@@ -21,7 +21,7 @@ from core.architecture import find_blocks
 from core.errors import UserError
 from core.model import empty_model
 from core.registry import SCORERS
-from core.types import ModelRef
+from core.types import LayerPlan, ModelRef
 from harness.cli.main import main
 from harness.forecast.disk import SMALL as REST
 from harness.forecast.disk import disk_bytes
@@ -482,3 +482,10 @@ def test_a_family_that_cannot_be_cut_is_estimated_from_its_size(tiny_folder, tmp
     monkeypatch.setattr(harness.forecast.probe, "one_block", lambda model, device: None)
     found = seconds(opened(tiny_folder, tmp_path, methods=("SqueezeLLM",)))
     assert 0 < found["fp16", None] < found["SqueezeLLM", 4.75]
+
+
+@pytest.mark.parametrize("target", (2.25, 3.25))  # less than the form alone, and more
+def test_a_piece_of_a_linear_holds_what_the_whole_would(target):
+    model = SimpleNamespace(shapes={"proj": (576, 576)}, ref=ModelRef("tiny", "x", "float32"), sizes=None)
+    probe = Probe(model, torch.device("cpu"))
+    assert 0 < probe.solve("squeezellm", LayerPlan(3, 576, form="codebook"), {"target": target}) < 1
