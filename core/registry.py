@@ -176,7 +176,8 @@ FOLLOWS = {"N": lambda bits: min(8, int(bits)), "N-1": lambda bits: min(8, max(1
 # options that take their value from a grid's axis, and come once a value
 FROM_AXES = {"ratio": "keep_ratio", "heads": "dynamic_heads"}
 COMMON = "common"  # the quantizer of a common row: the grid's own (--quantizer)
-COMMON_OPTIONS = ("percdamp", "discount")  # what a common row may still tell it: nothing that changes what is stored
+# what a common row may still tell it: nothing that changes what is stored
+COMMON_OPTIONS = ("percdamp", "discount", "act_order")
 DEFAULT_ALLOCATOR = {"layer": "knapsack", "linear": "knapsack", "group": "knapsack", "channel": "topk_keep",
                      "line": "topk_keep", "element": "topk_keep"}
 

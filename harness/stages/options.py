@@ -26,9 +26,14 @@ def distortion_quantizer(case: Case) -> str | None:
 
 
 def quantizer_options(case: Case, quantizer: str) -> dict:
-    """The row's options that a quantizer reads; of published quirks, those of native rows alone."""
+    """The row's options that a quantizer reads; of published quirks, those of native rows alone.
+
+    Common rows store no order of columns, so where they are taken in another one, groups stay as they stand.
+    """
     named = {k: v for k, v in case.method.options.items() if k in QUANTIZERS.get(quantizer).options}
-    return named | ({"published": True} if case.value("published") and case.method.native else {})
+    if case.method.native:
+        return named | ({"published": True} if case.value("published") else {})
+    return named | ({"static_groups": True} if named.get("act_order") else {})
 
 
 def buys_forms(method: MethodSpec) -> bool:

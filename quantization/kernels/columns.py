@@ -54,8 +54,9 @@ def quantize_group(columns: torch.Tensor, upper: torch.Tensor, pivots: torch.Ten
                    stored: torch.dtype | Float8 | None = None, limit: float = math.inf) -> None:
     """Quantize the columns ``group`` inside ``block`` of ``columns`` float32 [in, out], in place, all in one grid.
 
-    upper: U [in, in]; pivots: d [in]; grid: scale and zero point [out]; codes: uint8 [in, out], filled in; errors: of
-    the block, [block, out], filled in at the group.  Later columns of the block get their updates.
+    upper: U [in, in]; pivots: d [in]; grid: scale and zero point [out], of a Grid also those of each column,
+    [group, out]; codes: uint8 [in, out], filled in; errors: of the block, [block, out], filled in at the group.  Later
+    columns of the block get their updates.
     keep: bool [in, out], the kept weights, each rounded to ``stored`` (None: not rounded).  A finite ``limit`` keeps
     every weight with e² above it, writes ``keep``, and gives it the code of 0.
     """
@@ -73,4 +74,5 @@ def quantize_group(columns: torch.Tensor, upper: torch.Tensor, pivots: torch.Ten
             errors, codes if keep is None else keep.view(torch.uint8), rows, block.start, width,
             group.start - block.start, float(grid.top), float(limit), 2.0**stored.exponent if float8 else 1.0,
             COUNT=group.stop - group.start, KIND=kind, KEEP=keep is not None, KEPT=3 if float8 else forms[stored],
-            SEARCH=math.isfinite(limit), SPAN=max(16, 1 << (width - 1).bit_length()), ROWS=ROWS)
+            SEARCH=math.isfinite(limit), EACH=grid.scale.ndim == 2, SPAN=max(16, 1 << (width - 1).bit_length()),
+            ROWS=ROWS)

@@ -40,10 +40,10 @@ def kept_value(w, unit, KEPT: tl.constexpr):
 @triton.jit
 def quantize_columns(columns, upper, pivots, scales, zeros, codes, errors, keep, rows, start, width, first,
                      top, limit, unit, COUNT: tl.constexpr, KIND: tl.constexpr, KEEP: tl.constexpr, KEPT: tl.constexpr,
-                     SEARCH: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr):
+                     SEARCH: tl.constexpr, EACH: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr):
     """COUNT columns from ``first`` on of the block of ``width`` columns that begins at ``start``; ROWS rows of W.
 
-    upper: U of the block alone, [width, width].
+    upper: U of the block alone, [width, width].  EACH: scales and zeros are those of each column, [COUNT, rows].
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < rows
@@ -58,6 +58,10 @@ def quantize_columns(columns, upper, pivots, scales, zeros, codes, errors, keep,
         divisor = tl.maximum(scale, 1e-9)
     for step in range(COUNT):
         j = first + step
+        if EACH:
+            scale = tl.load(scales + step * rows + row, mask=live, other=1.0)
+            zero = tl.load(zeros + step * rows + row, mask=live, other=0.0)
+            divisor = tl.where(scale == 0.0, 1.0, scale)
         at = (start + j).to(tl.int64) * rows + row
         w = tl.sum(tl.where((column == j)[:, None], tile, 0.0), axis=0)
         if KIND == 0:

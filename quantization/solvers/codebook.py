@@ -35,17 +35,31 @@ from quantization.solvers.spqr import TARGET
 
 def kept_mask(weight: torch.Tensor, fisher: torch.Tensor, magnitude_share: float, fisher_share: float) -> np.ndarray:
     """Bool [out, in]: the largest |w| of the linear, then the largest Fisher (> 0) among the rest; ties by position."""
-    for name, share in {"magnitude_share": magnitude_share, "fisher_share": fisher_share}.items():
-        if not 0 <= share < 0.5:
-            raise UserError(f"{name} = {share} is not a share of kept weights in [0, 0.5); SqueezeLLM keeps 0.0045 and "
-                            "0.0005")
-    size = weight.abs().flatten().float()
-    keep = torch.zeros(size.numel(), dtype=torch.bool)
-    keep[first_k(size, round(magnitude_share * size.numel()), key=_position)] = True
-    rest = fisher.flatten().float().masked_fill(keep, 0.0)
-    best = first_k(rest, round(fisher_share * size.numel()), key=_position)
-    keep[best[rest[best] > 0]] = True
-    return keep.reshape(weight.shape).numpy()
+    return _Ranked(weight, fisher, magnitude_share, fisher_share).mask(magnitude_share, fisher_share)
+
+
+class _Ranked:
+    """The weights of a linear by |w| and by Fisher, as far as the shares go: each is ranked once for all masks."""
+
+    def __init__(self, weight: torch.Tensor, fisher: torch.Tensor, magnitude_share: float, fisher_share: float):
+        for name, share in {"magnitude_share": magnitude_share, "fisher_share": fisher_share}.items():
+            if not 0 <= share < 0.5:
+                raise UserError(f"{name} = {share} is not a share of kept weights in [0, 0.5); SqueezeLLM keeps 0.0045 "
+                                "and 0.0005")
+        self.shape, self.fisher = tuple(weight.shape), fisher.flatten().float().cpu()
+        large, sensitive = (round(share * weight.numel()) for share in (magnitude_share, fisher_share))
+        self.by_size = first_k(weight.abs().flatten().float().cpu(), large, key=_position)
+        # those kept for their size are passed over, so as many more may be looked at
+        order = first_k(self.fisher, min(large + sensitive, weight.numel()), key=_position)
+        self.by_fisher = order[self.fisher[order] > 0]
+
+    def mask(self, magnitude_share: float, fisher_share: float) -> np.ndarray:
+        """Bool [out, in] of shares not above those ranked."""
+        large, sensitive = (round(share * self.fisher.numel()) for share in (magnitude_share, fisher_share))
+        keep = torch.zeros(self.fisher.numel(), dtype=torch.bool)
+        keep[self.by_size[:large]] = True
+        keep[self.by_fisher[~keep[self.by_fisher]][:sensitive]] = True
+        return keep.reshape(self.shape).numpy()
 
 
 def _position(positions: np.ndarray) -> np.ndarray:
@@ -67,11 +81,13 @@ def filling_mask(weight: torch.Tensor, fisher: torch.Tensor, layer: LayerPlan, t
                           f"linear, more than the target of {target}; raise --avg_bits")
     whole = magnitude_share + fisher_share
 
-    def mask(count: int) -> np.ndarray:
+    def shares(count: int) -> tuple[float, float]:
         share = count / (weight.numel() * whole)
-        return kept_mask(weight, fisher, magnitude_share=share * magnitude_share, fisher_share=share * fisher_share)
+        return share * magnitude_share, share * fisher_share
 
-    return mask(most(min(room // 16, int(0.49 * weight.numel())), lambda count: kept_bits(mask(count)) <= room))
+    high = min(room // 16, int(0.49 * weight.numel()))
+    ranked = _Ranked(weight, fisher, *shares(high))
+    return ranked.mask(*shares(most(high, lambda count: kept_bits(ranked.mask(*shares(count))) <= room)))
 
 
 def solve_codebook(weight: torch.Tensor, fisher: torch.Tensor, layer: LayerPlan, *, magnitude_share: float = 0.0045,
@@ -89,7 +105,7 @@ def solve_codebook(weight: torch.Tensor, fisher: torch.Tensor, layer: LayerPlan,
     shares = {"magnitude_share": magnitude_share, "fisher_share": fisher_share}
     keep = (kept_mask(weight, fisher, **shares) if target is None
             else filling_mask(weight, fisher, layer, target, **shares))
-    kept = torch.as_tensor(keep)
+    kept = torch.as_tensor(keep, device=weight.device)
     weights = fisher.float().masked_fill(kept, 0.0)
     blind = weights.amax(1, keepdim=True) == 0
     weights = torch.where(blind, (~kept).float(), weights)
@@ -109,7 +125,7 @@ def decode(parts: dict[str, torch.Tensor], keep: np.ndarray | None = None) -> to
     """ŵ float32 [out, in] from codes [out, in], centers [out, K] and the kept weights."""
     values = parts["centers"].float().gather(1, parts["codes"].long())
     if "kept" in parts:
-        values[torch.as_tensor(keep)] = parts["kept"].float()
+        values[torch.as_tensor(keep, device=values.device)] = parts["kept"].float()
     return values
 
 
@@ -133,7 +149,7 @@ def squeezellm(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
     if aid.fisher is None:
         raise UserError(f"SqueezeLLM got no Fisher information for {aid.fqn}; run it with calibration documents")
     options = {k: v for k, v in aid.options.items() if k in ("magnitude_share", "fisher_share", "target")}
-    try:  # on the CPU, whose work sorting and tables of a row at a time are
-        return solve_codebook(weight.cpu(), aid.fisher.cpu(), layer, kept_dtype=aid.kept_dtype, **options)
+    try:
+        return solve_codebook(weight, aid.fisher.to(weight.device), layer, kept_dtype=aid.kept_dtype, **options)
     except UserError as error:
         raise UserError(f"{aid.fqn}: {error}") from error

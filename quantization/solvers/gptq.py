@@ -9,7 +9,7 @@ Paper: arXiv 2210.17323, Eq. 2–3 and Algorithm 1.  One factor serves every lin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -145,12 +145,24 @@ class _Columns:
         def quantize(block: slice, span: slice, errors: torch.Tensor) -> None:
             if how.stale:
                 self.fit_groups(self.group_of[block])
-            for number, run in groupby(range(span.start, span.stop), key=self.group_of.__getitem__):
-                run = list(run)
-                self.fit_groups([number])
-                quantize_group(self.columns, factor.upper, pivots, self.grids[number], self.codes, errors, block=block,
-                               group=slice(run[0], run[-1] + 1), keep=self.keep, stored=stored)
+            for group, grid in self._runs(span):
+                quantize_group(self.columns, factor.upper, pivots, grid, self.codes, errors, block=block, group=group,
+                               keep=self.keep, stored=stored)
         return quantize
+
+    def _runs(self, span: slice) -> Iterator[tuple[slice, Grid]]:
+        """Columns that one launch of the kernel takes and their grid: a group, fitted now, or all of the span where
+        each column brings the grid of a static group.
+        """
+        numbers = self.group_of[span]
+        if self.how.static_groups and len(set(numbers)) > 1 and len({self.grids[n].top for n in numbers}) == 1:
+            scale, zero = (torch.stack([getattr(self.grids[n], part) for n in numbers]) for part in ("scale", "zero"))
+            yield span, Grid(scale, zero, self.grids[numbers[0]].top)
+            return
+        for number, run in groupby(range(span.start, span.stop), key=self.group_of.__getitem__):
+            run = list(run)
+            self.fit_groups([number])
+            yield slice(run[0], run[-1] + 1), self.grids[number]
 
     def stored(self, layer: LayerPlan, order: torch.Tensor | None, notes: dict) -> Stored:
         """What came out, columns in their own order again."""

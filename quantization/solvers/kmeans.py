@@ -19,7 +19,8 @@ PASSES = 3  # on 200 rows of 576 none ended more than 1 % above the optimum; wit
 
 GOLDEN = 0.6180339887498949  # successive multiples, modulo 1, shift the candidates evenly
 
-BLOCK_VALUES = 2**18  # values sorted at once, and entries of a cost table at once: both stay in the cache
+# values sorted at once, and entries of a cost table at once: on a CPU both stay in the cache, a GPU waits for launches
+BLOCK_VALUES, GPU_VALUES = 2**18, 2**24
 
 
 def weighted_kmeans(values: torch.Tensor, weights: torch.Tensor, levels: int, iterations: int = 100,
@@ -30,10 +31,14 @@ def weighted_kmeans(values: torch.Tensor, weights: torch.Tensor, levels: int, it
     shifts the candidate ends.  A row whose weights are all zero counts every value alike.
     """
     check(values, weights, levels)
-    rows = max(1, BLOCK_VALUES // values.shape[1])
+    rows = max(1, _together(values) // values.shape[1])
     centers = torch.cat([_cluster(v, w, levels, iterations=iterations, seed=seed)
                          for v, w in zip(values.split(rows), weights.split(rows))])
     return centers, nearest(values, centers)
+
+
+def _together(values: torch.Tensor) -> int:
+    return GPU_VALUES if values.is_cuda else BLOCK_VALUES
 
 
 def nearest(values: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
@@ -89,40 +94,42 @@ def _midpoints(centers: torch.Tensor) -> torch.Tensor:
 
 def _candidates(x: torch.Tensor, w: torch.Tensor, levels: int, *, offset: float) -> torch.Tensor:
     """Where intervals of sorted ``x`` may end, int64 [rows, M + 1] from 0 to n, ascending."""
-    rows, n = x.shape
+    (rows, n), place = x.shape, x.device
     bins = 48 + 3 * levels
     if n <= bins:
-        return torch.arange(n + 1).expand(rows, n + 1).contiguous()
+        return torch.arange(n + 1, device=place).expand(rows, n + 1).contiguous()
     gap = torch.cat([x[:, 1:2] - x[:, :1], (x[:, 2:] - x[:, :-2]) / 2, x[:, -1:] - x[:, -2:-1]], 1)
     density = w.pow(1 / 3) * gap.pow(2 / 3)
     mass = (density / density.sum(1, keepdim=True).clamp(min=1e-300) + (w > 0) / n).cumsum(1)
-    inner = torch.searchsorted(mass, mass[:, -1:] * ((torch.arange(bins - 1) + offset) / (bins - 1)).to(mass))
+    steps = (torch.arange(bins - 1, device=place) + offset) / (bins - 1)
+    inner = torch.searchsorted(mass, mass[:, -1:] * steps.to(mass))
     rank = (x[:, 1:] > x[:, :-1]).cumsum(1)  # rank of each value but the first among the row's distinct values
-    distinct = torch.searchsorted(rank, torch.arange(1, bins, dtype=rank.dtype).expand(rows, -1).contiguous()) + 1
+    every = torch.arange(1, bins, dtype=rank.dtype, device=place).expand(rows, -1).contiguous()
+    distinct = torch.searchsorted(rank, every) + 1
     inner = torch.where(rank[:, -1:] < bins, distinct, inner)  # few distinct values: their borders, and no others
-    zero = torch.zeros(rows, 1, dtype=torch.long)
+    zero = torch.zeros(rows, 1, dtype=torch.long, device=place)
     return torch.cat([zero, inner.clamp(max=n), zero + n], 1)
 
 
 def _best_intervals(total: torch.Tensor, moment: torch.Tensor, levels: int) -> torch.Tensor:
     """Positions [rows, levels + 1] among the candidates that end the best intervals; intervals may be empty."""
-    step = max(1, BLOCK_VALUES // 2 // total.shape[1] ** 2)
+    step = max(1, _together(total) // 2 // total.shape[1] ** 2)
     return torch.cat([_intervals(t, m, levels) for t, m in zip(total.split(step), moment.split(step))])
 
 
 def _intervals(total: torch.Tensor, moment: torch.Tensor, levels: int) -> torch.Tensor:
-    rows, count = total.shape
+    (rows, count), place = total.shape, total.device
     width = total[:, :, None] - total[:, None, :]  # [rows, end, start]
     cost = (moment[:, :, None] - moment[:, None, :]).square_().div_(width.clamp(min=1e-300)).neg_()  # Σ F w² is fixed
     cost.masked_fill_(width <= 0, 0.0)
-    cost.masked_fill_(torch.ones(count, count, dtype=torch.bool).triu(1), torch.inf)
+    cost.masked_fill_(torch.ones(count, count, dtype=torch.bool, device=place).triu(1), torch.inf)
     best = [cost[:, :, 0]]  # best[k][end]: the first k + 1 intervals reach ``end``
     for _ in range(levels - 1):
         best.append((cost + best[-1][:, None, :]).amin(2))
-    row, ends = torch.arange(rows), [torch.full((rows,), count - 1)]
+    row, ends = torch.arange(rows, device=place), [torch.full((rows,), count - 1, device=place)]
     for k in range(levels - 2, -1, -1):
         ends.append((cost[row, ends[-1]] + best[k]).argmin(1))
-    return torch.stack([*ends, torch.zeros(rows, dtype=torch.long)][::-1], 1)
+    return torch.stack([*ends, torch.zeros_like(row)][::-1], 1)
 
 
 def _lloyd(x: torch.Tensor, total: torch.Tensor, moment: torch.Tensor, *, ends: torch.Tensor, iterations: int):
@@ -146,5 +153,14 @@ def _lloyd(x: torch.Tensor, total: torch.Tensor, moment: torch.Tensor, *, ends: 
 def _exact_means(values: torch.Tensor, weights: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
     """Each cluster's mean summed again: differences of cumulative sums lose the digits of a light cluster."""
     codes = nearest(values, centers).long()
-    mass, first = (torch.zeros_like(centers).scatter_add_(1, codes, t) for t in (weights, weights * values))
+    mass, first = (_sums(t, codes, centers.shape[1]) for t in (weights, weights * values))
     return torch.where(mass > 0, first / mass.clamp(min=1e-300), centers).sort(1).values.float()
+
+
+def _sums(values: torch.Tensor, codes: torch.Tensor, levels: int) -> torch.Tensor:
+    """Σ of each row's values [rows, n] by code, [rows, levels]; on a GPU code by code, for there the order in which
+    numbers are scattered, and with it the last digits, would be chance.
+    """
+    if values.is_cuda:
+        return torch.stack([values.masked_fill(codes != level, 0.0).sum(1) for level in range(levels)], 1)
+    return values.new_zeros(len(values), levels).scatter_add_(1, codes, values)

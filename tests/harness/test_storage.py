@@ -28,6 +28,17 @@ def test_rows_of_one_table_with_groups_and_scales_of_their_own(quantizer, tiny_f
     assert any("rows differ in the size of their groups" in line and "16" in line for line in table.said)
 
 
+def test_a_common_row_in_another_order_of_columns_stores_no_order(tiny_folder, tmp_path):
+    names = ("uniform[act_order=true]", "TaCQ[kept=8,scales=log]", "TaCQ[act_order=true,kept=8,scales=log]")
+    assert main(flags(**where_of(tiny_folder, tmp_path) | {"quantizer": "gptq"}, methods=names, avg_bits=(4.9,))) == 0
+    bits = {r.name: r.bits for r in load_results(tmp_path / "results")}
+    metrics = {r.name: r.metrics["gold_loglik"].value for r in load_results(tmp_path / "results")}
+    for name, other in (("uniform", names[0]), names[1:]):
+        assert bits[name].stored == pytest.approx(bits[other].stored, rel=1e-3)  # the index of other kept weights
+        assert bits[other].average <= 4.9 and metrics[name] != metrics[other]
+    assert bits["uniform"].stored == bits[names[0]].stored
+
+
 def test_the_base_level_is_stored_as_the_row_is(done_storage):
     case = done_storage("TaCQ[groups=16,scales=log]")
     from harness.stages.base_quantized import base, base_layer

@@ -131,6 +131,27 @@ def test_centers_ascend_codes_are_nearest_and_nothing_is_random():
     assert torch.equal(before[0], values) and torch.equal(before[1], weights)
 
 
+@pytest.mark.parametrize("cols", (20, 300))
+def test_nothing_of_a_clustering_leaves_its_device(cols, monkeypatch):
+    """Tensors without memory refuse to be put together with those of another device, as a GPU's do."""
+    monkeypatch.setattr(kmeans.torch, "equal", lambda *_: True)
+    values, weights = torch.empty(2, 30, cols, device="meta")
+    centers = kmeans._cluster(values, weights, 4, iterations=2, seed=0)
+    assert (centers.device.type, centers.shape) == ("meta", (30, 4))
+    assert nearest(values, centers).device.type == "meta"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("levels", (4, 8, 16))
+def test_a_gpu_clusters_as_well_and_the_same_each_time(levels):
+    values, weights = rows_of("fisher", 64, 576)
+    here = weighted_kmeans(values, weights, levels)[0]
+    there, again = (weighted_kmeans(values.cuda(), weights.cuda(), levels)[0].cpu() for _ in range(2))
+    assert torch.equal(there, again)
+    np.testing.assert_allclose(reached(values, weights, there), reached(values, weights, here), rtol=1e-3)
+
+
 def test_weights_matter_only_relative_to_each_other():
     values, weights = rows_of("fisher", 6, 300)
     centers = weighted_kmeans(values, weights, 8)[0]

@@ -86,7 +86,8 @@ SOLVERS = {
     "fp16": Solver(kept_dtype=torch.float16)}
 
 
-CASES = [(layer, "plain") for layer in LAYERS] + [("kept", how) for how in SOLVERS if how != "plain"]
+CASES = [*((layer, "plain") for layer in LAYERS), *(("kept", how) for how in SOLVERS if how != "plain"),
+         ("ragged", "static"), ("kept in 8 bits", "static")]
 
 
 @pytest.mark.parametrize("layer, how", CASES)
