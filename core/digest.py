@@ -65,8 +65,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a file so that a reader sees the old bytes or the new ones, never a half.
+def atomic_write(path: Path, *pieces: bytes | str) -> None:
+    """Write a file, one piece after the other, so that a reader sees the old bytes or the new ones, never a half.
 
     Temp file in the same folder, fsync, ``os.replace``.  A killed process leaves at most a
     ``.tmp-*`` file that no reader looks at.
@@ -76,7 +76,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     handle, temp = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as out:
-            out.write(data.encode() if isinstance(data, str) else data)
+            for piece in pieces:
+                out.write(piece.encode() if isinstance(piece, str) else piece)
             out.flush()
             os.fsync(out.fileno())
         os.chmod(temp, 0o644)

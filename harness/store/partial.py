@@ -32,13 +32,15 @@ class Partial:
         self._counted: set[str] = set()  # names whose seconds are this process's own, or are in ``spent``
         self._since = time.perf_counter()
 
-    def save(self, name: str, data: bytes) -> None:
-        """Write a file; it is whole or absent whatever happens."""
-        seconds = time.perf_counter() - self._since
-        head = f"{hashlib.sha256(data).hexdigest()} {seconds:.6f}\n".encode()
+    def save(self, name: str, *pieces: bytes) -> None:
+        """Write a file; it is whole or absent whatever happens.  Pieces of gigabytes are not put together first."""
+        seconds, sha = time.perf_counter() - self._since, hashlib.sha256()
+        for piece in pieces:
+            sha.update(piece)
+        head = f"{sha.hexdigest()} {seconds:.6f}\n".encode()
         for left in reversed(range(TRIES)):
             try:
-                atomic_write(self.folder / name, head + data)
+                atomic_write(self.folder / name, head, *pieces)
                 break
             except FileNotFoundError:
                 if not left:
@@ -87,7 +89,7 @@ class Partial:
     def save_record(self, name: str, value, tensors: dict[str, torch.Tensor]) -> None:
         """Plain data and tensors that only count together."""
         body = save({key: t.detach().cpu().contiguous() for key, t in tensors.items()})
-        self.save(name, canonical_json(value).encode() + b"\n" + body)
+        self.save(name, canonical_json(value).encode() + b"\n", body)
 
     def load_record(self, name: str) -> tuple[Any, dict[str, torch.Tensor]] | None:
         """What :meth:`save_record` wrote, or None."""

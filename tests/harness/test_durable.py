@@ -419,11 +419,11 @@ def test_a_piece_is_written_although_the_folder_goes_away_meanwhile(tmp_path, mo
     """Another process stored the samples and removed the folder just now; for good is another matter."""
     fails = [1, 1]
 
-    def gone(path, data):
+    def gone(path, *pieces):
         if fails:
             fails.pop()
             raise FileNotFoundError(path)
-        atomic_write(path, data)
+        atomic_write(path, *pieces)
 
     monkeypatch.setattr(harness.store.partial, "atomic_write", gone)
     kept = Partial(tmp_path / "stage")
