@@ -35,8 +35,7 @@ def dry_run(cases: Cases, console: Console, limit: int | None = None, workers: i
     size, whose = cpu_limit(limit, sharing)
     shared = f", shared by {workers} workers" if workers > 1 else ""
     memory_of = f"{size / 1e9:.1f} GB are {whose}; " if sharing or limit is not None else ""
-    offloaded = " and blocks that come to a GPU" if cases.grid.offload != "off" else ""
-    console.print(f"About {duration(total / workers).lstrip('~')} of work{shared}, models to be loaded{offloaded} not "
+    console.print(f"About {duration(total / workers).lstrip('~')} of work{shared}, models to be loaded not "
                   f"counted; {memory_of}nothing was computed.")
 
 

@@ -30,6 +30,7 @@ VOCABULARY = 256
 SECONDS = 0.15  # of one repetition
 HEAD = 32768  # columns of the head that are timed
 SOLVED = 256  # columns of a linear that are timed
+MOVED = 2**24  # bytes that are moved at a time
 SHORT = 8  # tokens of a document whose backward pass is mostly that of its gradients
 # rows of it on a CPU, whose time goes with the number of weights; a GPU waits for its launches, so there all rows
 ROWS = 512
@@ -133,6 +134,12 @@ class Probe:
             a, b = (torch.ones(size, 1024, device=self.device, dtype=dtype) for size in (512, 1024))
             return 2 * 512 * 1024 * 1024 / self.seconds(lambda n: [a @ b for _ in range(n)], 2**16)
         return self.once(("flops", dtype), make)
+
+    def byte(self) -> float:
+        """Seconds in which a byte of a block that rests elsewhere comes to the device."""
+        rest = torch.ones(MOVED, dtype=torch.uint8)
+        return self.once("byte", lambda: self.seconds(lambda n: [rest.to(self.device, copy=True) for _ in range(n)],
+                                                      32) / MOVED)
 
     def head(self) -> float:
         """Seconds of the logits of one token, and of their log-softmax."""

@@ -10,6 +10,8 @@ cell that needs it, and what is in the store is not counted.  What a scorer does
     gradients        one backward pass a document of the solvers' calibration set
     needs hessian    the block run twice over that set, and one factor a linear; shared by all such scorers
 
+Where blocks rest elsewhere (--offload), every pass brings them to the device once, a backward pass twice.
+
 Not counted: loading the model, allocators, statistics, reading and writing files.
 """
 
@@ -103,7 +105,13 @@ class Costs:
         run = sum(b.rows * (b.width - b.prefix) + b.padded for b in batches) * token
         if middle.steps:
             run += sum(b.steps - 1 for b in batches) * probe.step(middle.rows, middle.width)
-        return self.sizes.blocks * run + probe.head() * sum(b.padded + b.rows * max(1, b.steps) for b in batches)
+        forwards = sum(max(1, b.steps) for b in batches)
+        head = probe.head() * sum(b.padded + b.rows * max(1, b.steps) for b in batches)
+        return self.sizes.blocks * run + head + self.moved(forwards, probe)
+
+    def moved(self, times: float, probe: Probe) -> float:
+        """All blocks brought to the device so many times, where they rest elsewhere."""
+        return times * self.sizes.in_blocks * self.sizes.itemsize * probe.byte() if self.model.offload != "off" else 0.0
 
     def scores(self, case: Case) -> float:
         """One scorer's work; see the rules above."""
@@ -116,13 +124,15 @@ class Costs:
             lengths = [len(tokens) for tokens in case.answers.tokens[:documents_read(case, spec)]]
             token = self.probe.token(max(1, case.grid.batch_tokens // max(lengths)), max(lengths))
             steps = case.value("ig_steps") / 20 if "ig_steps" in spec.params else 1.0  # what scorers declare is for 20
-            total += steps * spec.forwards(blocks) * blocks * token * sum(lengths)
+            total += steps * spec.forwards(blocks) * (blocks * token * sum(lengths)
+                                                      + self.moved(len(lengths), self.probe))
         elif "calib" in spec.needs:
             batches = sorted(prompt_batches(case, spec))
             token, passes = self.probe.token(*batches[len(batches) // 2]), spec.forwards(blocks)
             if "outputs" in spec.needs and not self._first(case, outputs_key(case, documents_read(case, spec))[0]):
                 passes -= 1  # another row's pass gives its statistics too
-            total += passes * blocks * token * sum(rows * width for rows, width in batches)
+            total += passes * (blocks * token * sum(rows * width for rows, width in batches)
+                               + self.moved(len(batches), self.probe))
         total += self.gradients(case) if spec.gradients else 0.0
         reads_hessians = "hessian" in spec.needs and self._first(case, pivots_key(case)[0])
         total += self.stream(case, sequential=False) if reads_hessians else 0.0
@@ -146,7 +156,7 @@ class Costs:
         backward = self.grad_probe.backward(length, kinds, case.value("grad_dtype"))
         if self.model.offload != "off":
             backward += length * self.grad_probe.token(1, length)  # blocks run once more
-        return len(lengths) * (self.sizes.blocks * backward + head)
+        return len(lengths) * (self.sizes.blocks * backward + head) + self.moved(2 * len(lengths), self.grad_probe)
 
     def stream(self, case: Case, sequential: bool) -> float:
         """The calibration documents through all blocks, a Hessian and a factor a linear."""
@@ -155,7 +165,7 @@ class Costs:
         token = self.probe.token(min(rows, len(lengths)), max(lengths))
         operations = sum(FACTOR * c**3 + 2 * c * c * sum(lengths) for _, c in self.model.shapes.values())
         run = RUNS[sequential] * sum(lengths) * self.sizes.blocks * token
-        return run + operations / self.probe.flops(torch.float32)
+        return run + operations / self.probe.flops(torch.float32) + self.moved(1, self.probe)
 
     def solving(self, case: Case, quantizer: str) -> float:
         """Every linear by a quantizer that reads data, or rounded."""

@@ -43,7 +43,7 @@ from tests.tiny import CONFIGS
 SMALL = dict(datasets=("mmlu_pro",), eval_size=12, calib_size=6, avg_bits=(4.75,), device="cpu", threads=1,
              max_new_tokens=4, batch_tokens=600, calib_tokens=400, quantizer="rtn")
 # what a probe would say, made up
-TIMES = {"token": 1e-3, "step": 1e-2, "head": 1e-4, "backward": 1.0, "solve": 1e-6, "flops": 1e12}
+TIMES = {"token": 1e-3, "step": 1e-2, "head": 1e-4, "backward": 1.0, "solve": 1e-6, "flops": 1e12, "byte": 1e-6}
 
 
 def opened(tiny: Path, root: Path, **changes) -> Cases:
@@ -384,6 +384,21 @@ def test_what_is_scored_beside_a_row_is_counted_once(tiny_folder, tmp_path, time
     for first, again in (names[2:4], names[4:]):
         assert one_pass <= found[first] - found["uniform"] < 2 * one_pass
         assert found[again] == pytest.approx(found["uniform"])
+
+
+def test_blocks_that_rest_elsewhere_are_brought_by_every_pass(tiny_folder, tmp_path, timed):
+    rows = dict(methods=("TAQ", "TaCQ"), quantizer="gptq")
+    plain, apart = (opened(tiny_folder, tmp_path, **rows, offload=offload) for offload in ("off", "disk"))
+    alone, moved, sizes = seconds(plain), seconds(apart), apart[0].model.sizes
+    once = sizes.in_blocks * sizes.itemsize * TIMES["byte"]
+    asks, documents = len(apart[0].data.batches), len(apart[-1].solver_calib.tokens)
+    solves = {name: moved[name, 4.75] - alone[name, 4.75] for name in ("uniform", "TAQ", "TaCQ")}
+    assert moved["fp16", None] - alone["fp16", None] == pytest.approx(asks * once)
+    assert solves["uniform"] == pytest.approx((asks + 1) * once)
+    assert solves["TAQ"] > (asks + 1.9) * once  # prompts are scored in one batch or more
+    again = 8 * TIMES["token"] * sum(map(len, apart[-1].solver_calib.tokens))  # blocks run once more
+    # TaCQ solves a model to compare with as well
+    assert solves["TaCQ"] == pytest.approx((asks + 2 + 2 * documents) * once + again, rel=0.05)
 
 
 def test_generated_tokens_and_solvers_cost_more(tiny_folder, tmp_path, timed):
