@@ -1,10 +1,16 @@
-"""What a GPU does with the harness: the tests marked gpu, then a model in Llama-3.1-8B's shape through its stages.
+"""What a GPU does with the harness, in one call of a few minutes.
 
-    python -m benchmarks.gpu [--blocks 4] [--skip_tests]
+    python -m benchmarks.gpu [--blocks 2] [--skip tests stages devices whole]
 
-Random weights: seconds, tokens a second and peak memory are worth reading, metrics are not.  Blocks are all alike, so
-the solver's numbers are a block's; with fewer blocks than the 32 of the shape the embeddings weigh more than they do.
-The solver runs with the kernel and with PyTorch's loop in turn (A B A B), on the same block from the same inputs.
+tests    those marked gpu
+stages   a few blocks in Llama-3.1-8B's shape: forward, gradients, and the solver with the kernel and with PyTorch's
+         loop in turn (A B A B), on the same block from the same inputs
+devices  the demo's model on the CPU and on the GPU, bitsandbytes' rows among them: benchmarks/devices.py
+whole    all 32 blocks through scores, solver and questions: benchmarks/whole.py
+
+Random weights, but for the demo's model: seconds, tokens a second and peak memory are worth reading, metrics are not.
+Blocks are all alike, so the solver's numbers are a block's; with fewer blocks than the 32 of the shape the embeddings
+weigh more than they do.
 """
 
 import argparse
@@ -29,26 +35,42 @@ from streams.gradients import gradient_sums
 
 REPO = Path(__file__).resolve().parents[1]
 GIB = 2**30
+STEPS = ("tests", "stages", "devices", "whole")
+ROWS = ("uniform", "TaCQ", "bnb-nf4", "bnb-int8")
 DOCUMENTS, LENGTH = 8, 512
 SHAPE = dict(hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8,
              vocab_size=128256, max_position_embeddings=8192)
 
 
 def main() -> int:
-    """Run the tests, then the stages; print one table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--blocks", type=int, default=4, help="of the 32 of the shape (default: 4)")
-    parser.add_argument("--skip_tests", action="store_true", help="only the stages")
+    """Run every step that is not skipped; returns how many failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=2, help="of the 32 of the shape, for the stages (default: 2)")
+    parser.add_argument("--skip", nargs="+", choices=STEPS, default=[], help="steps to leave out")
+    parser.add_argument("--root", type=Path, help="folder with 32 GB of room for the whole model (default: temporary)")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("no GPU is there: torch.cuda.is_available() says no")
+    other = {"tests": ["pytest", "-q", "-m", "gpu"], "devices": ["benchmarks.devices", "--method", *ROWS],
+             "whole": ["benchmarks.whole", *(["--root", str(args.root)] if args.root else [])]}
     failed = 0
-    if not args.skip_tests:
-        failed = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu"], cwd=REPO).returncode
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {args.blocks} blocks of 32, {DOCUMENTS} "
-          f"documents of {LENGTH} tokens, weights in bf16", flush=True)
-    print(tabulate(_stages(_model(args.blocks)), "keys", "github", floatfmt=".2f"))
+    for step in STEPS:
+        if step in args.skip:
+            continue
+        start = time.perf_counter()
+        if step == "stages":
+            _print_stages(args.blocks)
+        else:  # in processes of their own, each with all of the GPU's memory
+            failed += subprocess.run([sys.executable, "-m", *other[step]], cwd=REPO).returncode != 0
+        print(f"== {step}: {time.perf_counter() - start:.0f} s\n", flush=True)
     return failed
+
+
+def _print_stages(blocks: int) -> None:
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {blocks} blocks of 32, {DOCUMENTS} "
+          f"documents of {LENGTH} tokens, weights in bf16", flush=True)
+    print(tabulate(_stages(_model(blocks)), "keys", "github", floatfmt=".2f"))
+    torch.cuda.empty_cache()
 
 
 def _model(blocks: int) -> LlamaForCausalLM:
