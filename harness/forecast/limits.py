@@ -116,6 +116,6 @@ def mend(case: Case, stage: Parts, budget: Limit) -> str:
         asked = "--batch_size" if case.grid.batch_size else "--batch_tokens"
         return f"a lower {'--max_length or --calib_window' if stage.name in LONGEST else asked}"
     in_files = largest in ("weights", "originals") or (largest == "scores" and stage.name in LONGEST)
-    if in_files and case.model.offload == "off":
+    if in_files and not case.model.offloaded:
         return f"--offload {'cpu' if largest == 'weights' and budget.parts == DEVICE else 'disk'}, {MENDS[largest]}"
     return MENDS[largest]

@@ -33,7 +33,6 @@ from harness.forecast.weights import (
     cast_bytes,
     large_bytes,
     loading_bytes,
-    offloaded,
     originals_bytes,
     weight_bytes,
 )
@@ -206,7 +205,7 @@ def answers_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts
     held = 5 * d.blocks * tokens * (d.hidden + d.widest) * 4
     return [Parts(ATTRIBUTED, **base | {"weights": cast_bytes(case),
                                         "context": context_bytes(case, ATTRIBUTED)},
-                  activations=backward_bytes(d, tokens, dtype.itemsize, offloaded(case)) + held)]
+                  activations=backward_bytes(d, tokens, dtype.itemsize, case.model.offloaded) + held)]
 
 
 def gradient_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]:
@@ -219,7 +218,7 @@ def gradient_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Part
     made = d.linears * d.itemsize if spec and spec.compares else 0  # the quantized model was made before
     return [Parts(GRADIENTS, **base | {"weights": cast_bytes(case),
                                        "context": context_bytes(case, GRADIENTS)},
-                  activations=backward_bytes(d, longest, dtype.itemsize, offloaded(case)),
+                  activations=backward_bytes(d, longest, dtype.itemsize, case.model.offloaded),
                   scores=large_bytes(case, 4 * d.linears * len(kinds) + made))]
 
 
@@ -230,19 +229,20 @@ def menu_stage(case: Case, base: dict) -> Parts:
     moved = min(HELD, 2 * count * d.linears) + (2 * count + 4) * d.largest
     return Parts("forms are priced", **base | {"weights": cast_bytes(case),
                                                "context": context_bytes(case, GRADIENTS)},
-                 activations=backward_bytes(d, longest, dtype.itemsize, offloaded(case)), scores=moved)
+                 activations=backward_bytes(d, longest, dtype.itemsize, case.model.offloaded), scores=moved)
 
 
 def tuning_stage(case: Case, base: dict) -> Parts:
     """Backward passes while codes lie as 8 and as 16 bits beside the weights, and a mask; what moves is far less."""
     d, lengths = case.model.sizes, [len(tokens) for tokens in case.solver_calib.tokens]
     logits = max(lengths) * d.vocabulary * 4 * 3  # the full model's, the quantized one's, and their product
+    passes = backward_bytes(d, max(lengths), d.itemsize, case.model.offloaded)
     codes = d.linears * (2 + 1 + 1)
-    if offloaded(case):  # they lie where the weights rest
+    if case.model.offloaded:  # they lie where the weights rest
         base = base | {"originals": base["originals"] + codes}
         codes = d.linears  # of blocks as they were solved
     return Parts("scales and kept weights are tuned", **base, solver=codes,
-                 activations=backward_bytes(d, max(lengths), d.itemsize, offloaded(case)) + logits + 3 * 4 * d.largest,
+                 activations=passes + logits + 3 * 4 * d.largest,
                  scores=d.linears * (1 + d.itemsize) + 2 * sum(lengths) * d.vocabulary)
 
 

@@ -111,7 +111,7 @@ class Costs:
 
     def moved(self, times: float, probe: Probe) -> float:
         """All blocks brought to the device so many times, where they rest elsewhere."""
-        return times * self.sizes.in_blocks * self.sizes.itemsize * probe.byte() if self.model.offload != "off" else 0.0
+        return times * self.sizes.in_blocks * self.sizes.itemsize * probe.byte() if self.model.offloaded else 0.0
 
     def scores(self, case: Case) -> float:
         """One scorer's work; see the rules above."""
@@ -154,7 +154,7 @@ class Costs:
         # the logits and, back through the same matrix, the hidden states' gradient
         head = 2 * self.grad_probe.head() * length
         backward = self.grad_probe.backward(length, kinds, case.value("grad_dtype"))
-        if self.model.offload != "off":
+        if self.model.offloaded:
             backward += length * self.grad_probe.token(1, length)  # blocks run once more
         return len(lengths) * (self.sizes.blocks * backward + head) + self.moved(2 * len(lengths), self.grad_probe)
 

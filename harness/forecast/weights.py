@@ -4,15 +4,10 @@ from core.model import DTYPES
 from harness.stages.case import Case
 
 
-def offloaded(case: Case) -> bool:
-    """Whether one block at a time is on the device."""
-    return case.model.offload != "off"
-
-
 def weight_bytes(case: Case, itemsize: int) -> int:
     """Weights on the device: all, or what is outside the blocks and the largest block."""
     d = case.model.sizes
-    return itemsize * (d.parameters - d.in_blocks + d.block if offloaded(case) else d.parameters)
+    return itemsize * (d.parameters - d.in_blocks + d.block if case.model.offloaded else d.parameters)
 
 
 def cast_bytes(case: Case) -> int:
@@ -22,7 +17,7 @@ def cast_bytes(case: Case) -> int:
     model, dtype = case.model, DTYPES[case.value("grad_dtype")]
     d = model.sizes
     same, wider = str(dtype) == f"torch.{model.ref.dtype}", dtype.itemsize > d.itemsize
-    twice = d.parameters - d.in_blocks * offloaded(case)
+    twice = d.parameters - d.in_blocks * case.model.offloaded
     return weight_bytes(case, dtype.itemsize) + (0 if same or wider else twice * d.itemsize)
 
 

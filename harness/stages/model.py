@@ -101,6 +101,11 @@ class LazyModel:
         return offload
 
     @property
+    def offloaded(self) -> bool:
+        """Whether one block at a time is on the device."""
+        return self.offload != "off"
+
+    @property
     def devices(self) -> Devices:
         """All that the model lies on at some time."""
         return tuple(dict.fromkeys((self.device, *self.grad_devices, self.eval_device)))
@@ -131,16 +136,16 @@ class LazyModel:
 
     def put_to_rest(self, module: nn.Module) -> nn.Module:
         """A module that was loaded, with its blocks offloaded if that is asked for."""
-        if self.offload != "off":
+        if self.offloaded:
             Offload(module, find_blocks(module)[1], self.device, self.scratch)
         return module
 
     def loaded(self) -> nn.Module:
         """The weights as the checkpoint has them, newly loaded; on the CPU if they are to be offloaded."""
         self.make_room()
-        at_first = self.device if self.offload == "off" else torch.device("cpu")
+        at_first = torch.device("cpu") if self.offloaded else self.device
         self.say(f"Loading {self.ref.name} ({self.ref.dtype}, {self.device}"
-                 + (f", blocks offloaded to the {self.offload})" if self.offload != "off" else ")"))
+                 + (f", blocks offloaded to the {self.offload})" if self.offloaded else ")"))
         if is_split(self.where) or is_packed(self.where):
             load = load_split if is_split(self.where) else load_checked  # checked when it was named
             module = ready(load(Path(self.where), dense=True).to(at_first))
@@ -162,7 +167,7 @@ class LazyModel:
         """Free the weights; what is known of the model stays."""
         for name in ("originals", "linears", "blocks", "module"):
             self.__dict__.pop(name, None)
-        if self.offload != "off":
+        if self.offloaded:
             gc.collect()  # blocks and their offload hold each other
         if any(device.type == "cuda" for device in self.devices):
             torch.cuda.empty_cache()

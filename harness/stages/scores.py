@@ -96,7 +96,7 @@ def _compute(case: Case, partial: Partial) -> Content:
 
 def check_blocks(case: Case, spec: ScorerSpec) -> None:
     """Refuse a scorer that looks into blocks which are not held."""
-    if case.model.offload != "off" and spec.inside_blocks:
+    if case.model.offloaded and spec.inside_blocks:
         raise UserError(f"{case.method.name} takes gradients of what lies inside blocks, which --offload "
                         f"{case.model.offload} does not hold; leave out that method or --offload")
 

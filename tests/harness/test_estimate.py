@@ -182,7 +182,7 @@ def test_the_callers_limit_holds(tiny_folder, tmp_path):
 def test_the_mend_fits_the_largest_part(stage, grid, said):
     asked = {"grad_dtype": "fp32", "batch_size": None} | grid
     case = SimpleNamespace(value=asked.get, grid=SimpleNamespace(**asked),
-                           model=SimpleNamespace(ref=SimpleNamespace(dtype="bfloat16"), offload="off"))
+                           model=SimpleNamespace(ref=SimpleNamespace(dtype="bfloat16"), offload="off", offloaded=False))
     assert said in mend(case, stage, harness.forecast.limits.Limit(1, HOST + DEVICE, "x"))
 
 
