@@ -20,7 +20,7 @@ PASSES = 3  # on 200 rows of 576 none ended more than 1 % above the optimum; wit
 GOLDEN = 0.6180339887498949  # successive multiples, modulo 1, shift the candidates evenly
 
 # values sorted at once, and entries of a cost table at once: on a CPU both stay in the cache, a GPU waits for launches
-BLOCK_VALUES, GPU_VALUES = 2**18, 2**24
+BLOCK_VALUES, GPU_VALUES = 2**18, 2**22
 
 
 def weighted_kmeans(values: torch.Tensor, weights: torch.Tensor, levels: int, iterations: int = 100,
