@@ -54,7 +54,7 @@ def compare(shape: tuple[int, int], bits: int, rows: int, model_weights: float) 
             for w, f in zip(weight[:rows].double().numpy(), fisher[:rows].double().numpy() / float(fisher.max()))]
     theirs = sum(f[0] for f in fits) / rows
     ratio = [inertia(w, f, c) / inertia(w, f, fit.cluster_centers_.ravel()) for w, f, c, (_, fit) in
-             zip(weight.double().numpy(), fisher.double().numpy(), ours[1][0].double().numpy(), fits)]
+             zip(weight.double().numpy(), fisher.double().numpy(), ours[1].double().numpy(), fits)]
     each = ours[0] / shape[0]
     return {"shape": f"{shape[0]}×{shape[1]}", "bits": bits, "ours ms/row": f"{1e3 * each:.2f}",
             "scikit-learn ms/row": f"{1e3 * theirs:.1f}",

@@ -20,12 +20,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from tabulate import tabulate
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from benchmarks.random_llama import SHAPE, VOCABULARY, llama_config
 from core.architecture import find_blocks, find_linears
 from core.types import Aid, CalibSet, LayerPlan
 from quantization.kernels.columns import SWITCH
@@ -38,8 +40,6 @@ GIB = 2**30
 STEPS = ("tests", "stages", "devices", "whole")
 ROWS = ("uniform", "TaCQ", "bnb-nf4", "bnb-int8")
 DOCUMENTS, LENGTH = 8, 512
-SHAPE = dict(hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8,
-             vocab_size=128256, max_position_embeddings=8192)
 
 
 def main() -> int:
@@ -60,7 +60,7 @@ def main() -> int:
         start = time.perf_counter()
         if step == "stages":
             _print_stages(args.blocks)
-        else:  # in processes of their own, each with all of the GPU's memory
+        else:  # in a process of its own
             failed += subprocess.run([sys.executable, "-m", *other[step]], cwd=REPO).returncode != 0
         print(f"== {step}: {time.perf_counter() - start:.0f} s\n", flush=True)
     return failed
@@ -69,20 +69,20 @@ def main() -> int:
 def _print_stages(blocks: int) -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {blocks} blocks of 32, {DOCUMENTS} "
           f"documents of {LENGTH} tokens, weights in bf16", flush=True)
-    print(tabulate(_stages(_model(blocks)), "keys", "github", floatfmt=".2f"))
+    with patch.dict(os.environ):  # the kernel is switched off and on
+        print(tabulate(_stages(_model(blocks)), "keys", "github", floatfmt=".2f"))
     torch.cuda.empty_cache()
 
 
 def _model(blocks: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
     with torch.device("cuda"):
-        return LlamaForCausalLM(LlamaConfig(num_hidden_layers=blocks, dtype=torch.bfloat16, **SHAPE)).to(
-            torch.bfloat16).eval()
+        return LlamaForCausalLM(llama_config(SHAPE.rpartition("x")[0] + f"x{blocks}")).to(torch.bfloat16).eval()
 
 
 def _stages(model: LlamaForCausalLM) -> list[dict]:
-    rng, vocab = np.random.default_rng(0), SHAPE["vocab_size"]
-    tokens = tuple(rng.integers(0, vocab, LENGTH) for _ in range(DOCUMENTS))
+    rng = np.random.default_rng(0)
+    tokens = tuple(rng.integers(0, VOCABULARY, LENGTH) for _ in range(DOCUMENTS))
     ids = torch.from_numpy(np.stack(tokens)).cuda()
     calib = CalibSet("random", tuple(map(str, range(DOCUMENTS))), tokens,
                      tuple(np.ones(LENGTH, dtype=bool) for _ in tokens), seed=0, template="")

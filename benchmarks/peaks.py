@@ -11,7 +11,6 @@ model, which runs on the CPU, in files whichever is asked for.
 
 import argparse
 import ctypes
-import json
 import shutil
 import tempfile
 import threading
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
+from benchmarks.random_llama import SHAPE, llama_config
 from core.demo_model import ensure_demo_model
 from harness.forecast.dry_run import highest
 from harness.forecast.memory import GRADIENTS
@@ -36,10 +36,6 @@ SMALL = dict(datasets=("mmlu_pro",), methods=ROWS, avg_bits=(4.25,), quantizer="
              calib_tokens=2048, kl_docs=4, score_docs=16, dtype="fp32", threads=1, device="cpu")
 LARGE = dict(datasets=("mmlu_pro",), methods=("TaCQ", "TAQoS", "SPQR"), avg_bits=(4.25,), quantizer="gptq",
              eval_size=256, calib_size=128, calib_tokens=128 * 512, dtype="bf16", grad_dtype="bf16", device="cpu")
-LLAMA_8B = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "head_dim": 128,
-            "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-            "vocab_size": 128256, "max_position_embeddings": 8192, "tie_word_embeddings": False, "rms_norm_eps": 1e-5,
-            "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2}
 SEEN = (("block outputs", "prompts are scored"), ("KL under noise", "prompts are scored"), ("gradients", GRADIENTS),
         ("Hessians", "linears are solved"), ("the quantized model", "linears are solved"),
         ("kept weights are chosen", "kept weights are chosen"), ("TaCQ: ", "questions are asked"),
@@ -90,7 +86,7 @@ def large(root: Path, offload: str) -> None:
     for file in demo.iterdir():
         if file.name.startswith(("tokenizer", "special", "vocab", "merges")):
             shutil.copy(file, folder)
-    (folder / "config.json").write_text(json.dumps(LLAMA_8B))
+    llama_config(SHAPE).save_pretrained(folder)
     from safetensors.torch import save_file
 
     save_file({"nothing": torch.zeros(1, dtype=torch.bfloat16)}, folder / "model.safetensors")

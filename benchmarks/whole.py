@@ -2,9 +2,9 @@
 
     python -m benchmarks.whole [--shape 4096x14336x32] [--method TAQ] [--offload cpu] [--root DIR]
 
-Prints seconds and peak memory of every stage, predicted by ``--dry_run`` and measured: on a GPU what torch held, on the
-CPU what no file stands behind (as benchmarks/peaks.py).  --root keeps the model for the next run; caches and results
-are made anew.  Metrics of random weights mean nothing.
+Prints seconds of every stage and its peak memory, as ``--dry_run`` predicts it and as measured: on a GPU what torch
+held, on the CPU what no file stands behind (as benchmarks/peaks.py).  --root keeps the model for the next run; caches
+and results are made anew.  Metrics of random weights mean nothing.
 """
 
 import argparse
@@ -75,13 +75,16 @@ def main() -> int:
         with Progress(len(cases)) as progress:
             progress.watchers.append(sampler.see)
             sampler.since = time.monotonic()
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
             sampler.start()
             results = run_local(grid, None, progress, [])
         sampler.close(sampler.stage)
         written = sum(file.stat().st_size for file in Path(temp, "cache").rglob("*") if file.is_file())
         shutil.rmtree(Path(temp, "cache"))
     print(f"\n{results[-1].machine}; torch {torch.__version__}; {args.shape}, {grid.eval_size} documents asked, "
-          f"{grid.value('calib_tokens')} tokens to solvers; --offload {args.offload}; {written / 1e9:.1f} GB written\n")
+          f"{sum(map(len, cases[-1].solver_calib.tokens))} tokens to solvers; --offload {args.offload}; "
+          f"{written / 1e9:.1f} GB left in the cache\n")
     print(tabulate([row(stage, told, sampler) for stage in sampler.seconds],
                    ["stage", "s", "GPU, GB: predicted", "measured", "CPU, GB: predicted", "measured"], "github",
                    floatfmt=".1f", missingval="-"))

@@ -56,6 +56,7 @@ GRADIENTS, ASKING = "gradients are taken", "questions are asked"
 ATTRIBUTED = "answers are attributed"
 FACTOR = 4  # matrices [in, in] at once: the Hessian, two on the way to its factor, and room to make the second
 RANKED = 60  # bytes a weight that may be kept takes while they are ranked: positions, keys, rows, scores
+CLUSTERED = 13  # the same of SqueezeLLM: Fisher, what is not kept of it, codes, mask, and a few rows in float64
 WORKING = 5  # float32 copies of the weight that a solver works on: the weight, columns, errors, values, codes and masks
 
 
@@ -253,7 +254,7 @@ def solver_stage(case: Case, base: dict, spec: ScorerSpec | None) -> list[Parts]
     reading = {need for reader in (quant, corrupt, spec) if reader for need in reader.needs}
     fisher = large_bytes(case, 4 * d.linears) if "fisher" in reading else 0
     if not {"hessian", "inputs"} & reading:
-        return [Parts("linears are solved", **base, scores=fisher, solver=4 * WORKING * d.largest)] if fisher else []
+        return [Parts("linears are solved", **base, scores=fisher, solver=4 * CLUSTERED * d.largest)] if fisher else []
     lengths = [len(t) for t in case.solver_calib.tokens]
     scored = spec is not None and "hessian" in spec.needs
     at_once = scored or any(q.needs and not q.sequential for q in (quant, corrupt) if q)

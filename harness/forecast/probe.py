@@ -136,10 +136,17 @@ class Probe:
         return self.once(("flops", dtype), make)
 
     def byte(self) -> float:
-        """Seconds in which a byte of a block that rests elsewhere comes to the device."""
-        rest = torch.ones(MOVED, dtype=torch.uint8)
-        return self.once("byte", lambda: self.seconds(lambda n: [rest.to(self.device, copy=True) for _ in range(n)],
-                                                      32) / MOVED)
+        """Seconds in which a byte of a block comes from the CPU's memory to the device; none where that is the CPU.
+        Reading files is not in it.
+        """
+        def make():
+            rest = torch.ones(MOVED, dtype=torch.uint8)
+
+            def run(n):
+                for _ in range(n):
+                    rest.to(self.device)
+            return self.seconds(run, 32) / MOVED
+        return 0.0 if self.device.type == "cpu" else self.once("byte", make)
 
     def head(self) -> float:
         """Seconds of the logits of one token, and of their log-softmax."""

@@ -105,7 +105,7 @@ class Costs:
         run = sum(b.rows * (b.width - b.prefix) + b.padded for b in batches) * token
         if middle.steps:
             run += sum(b.steps - 1 for b in batches) * probe.step(middle.rows, middle.width)
-        forwards = sum(max(1, b.steps) for b in batches)
+        forwards = sum(max(1, b.steps) + (b.tails > 0) for b in batches)
         head = probe.head() * sum(b.padded + b.rows * max(1, b.steps) for b in batches)
         return self.sizes.blocks * run + head + self.moved(forwards, probe)
 
@@ -165,7 +165,8 @@ class Costs:
         token = self.probe.token(min(rows, len(lengths)), max(lengths))
         operations = sum(FACTOR * c**3 + 2 * c * c * sum(lengths) for _, c in self.model.shapes.values())
         run = RUNS[sequential] * sum(lengths) * self.sizes.blocks * token
-        return run + operations / self.probe.flops(torch.float32) + self.moved(1, self.probe)
+        # a short pass to see how blocks are called, then block by block
+        return run + operations / self.probe.flops(torch.float32) + self.moved(2, self.probe)
 
     def solving(self, case: Case, quantizer: str) -> float:
         """Every linear by a quantizer that reads data, or rounded."""
@@ -173,7 +174,7 @@ class Costs:
         own = self.sizes.linears * self.probe.solve(quantizer, self.layer(case), quantizer_options(case, quantizer))
         if not {"hessian", "inputs"} & set(spec.needs):
             return own
-        return own + self.pushed() + self.stream(case, spec.sequential)
+        return own + self.pushed() + self.stream(case, spec.sequential) + self.moved(1, self.probe)  # and back
 
     def pushed(self) -> float:
         """Errors of all linears into later columns."""
@@ -190,6 +191,7 @@ class Costs:
         steps = 0 if planned else STEPS.of(case.method.options)
         lengths = [len(tokens) for tokens in case.solver_calib.tokens]
         forward = self.sizes.blocks * sum(lengths) * self.probe.token(1, max(lengths))
+        forward += self.moved(len(lengths), self.probe)
         return total + steps * (one_pass + len(BENDS) * forward)
 
     def tuning(self, case: Case) -> float:

@@ -1,6 +1,6 @@
 """Which options and versions a row's allocator and quantizer have."""
 
-from core.registry import ALLOCATORS, QUANTIZERS, MethodSpec
+from core.registry import ALLOCATORS, COMMON, METHODS, QUANTIZERS, MethodSpec
 from harness.stages.case import Case
 
 VERSIONS = {"distortion": 1, "gradients": 1, "outputs": 1, "pivots": 1, "scores": 2, "plan": 1, "weights": 2,
@@ -28,12 +28,13 @@ def distortion_quantizer(case: Case) -> str | None:
 def quantizer_options(case: Case, quantizer: str) -> dict:
     """The row's options that a quantizer reads; of published quirks, those of native rows alone.
 
-    Common rows store no order of columns, so where they are taken in another one, groups stay as they stand.
+    Rows on the common grid store no order of columns: where these are taken in another one, groups stay as they stand.
     """
-    named = {k: v for k, v in case.method.options.items() if k in QUANTIZERS.get(quantizer).options}
-    if case.method.native:
-        return named | ({"published": True} if case.value("published") else {})
-    return named | ({"static_groups": True} if named.get("act_order") else {})
+    method = case.method
+    named = {k: v for k, v in method.options.items() if k in QUANTIZERS.get(quantizer).options}
+    if METHODS.get(method.plain).quantizer == COMMON and named.get("act_order"):
+        named["static_groups"] = True
+    return named | ({"published": True} if case.value("published") and method.native else {})
 
 
 def buys_forms(method: MethodSpec) -> bool:

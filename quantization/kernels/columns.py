@@ -1,7 +1,8 @@
-"""The column loop of quantization/solvers/columns.py over a group's columns as one Triton kernel, for weights on a GPU.
+"""The column loop of quantization/solvers/columns.py over a span of columns as one Triton kernel, for weights on a GPU.
 
-A row of W meets no other row in the loop, so a program takes a few rows through all columns of the group with the block
-in registers: one launch a group, where the loop in PyTorch takes about a dozen a column.
+A row of W meets no other row in the loop, so a program takes a few rows through all columns of the span with the block
+in registers: one launch a group, or one for columns that each bring their own scales, where the loop in PyTorch takes
+about a dozen a column.
 
 The same formulas in float32; products and sums may be contracted, so the last bit may differ from PyTorch's, and a
 weight half-way between two codes may take the other.  Triton comes with PyTorch's builds for CUDA; without it, and on
@@ -40,8 +41,9 @@ def seen_running(device: torch.device) -> bool:
     """Run the kernel once on 16 weights: Triton needs a C compiler and Python's headers there."""
     one = torch.ones(4, 4, device=device)
     try:
-        quantize_group(one.clone(), one, one[0], Grid(one[0], 0 * one[0], 3), one.byte(), one.clone(),
-                       block=slice(0, 4), group=slice(0, 4))
+        for scale in (one[0], one):
+            quantize_group(one.clone(), one, one[0], Grid(scale, 0 * scale, 3), one.byte(), one.clone(),
+                           block=slice(0, 4), group=slice(0, 4))
     except Exception as error:  # whatever a toolchain may lack
         log.warning("the GPU kernel of the column loop does not run here (%s); PyTorch's loop takes its place, several "
                     "times as slow", one_line(error))
@@ -52,7 +54,7 @@ def seen_running(device: torch.device) -> bool:
 def quantize_group(columns: torch.Tensor, upper: torch.Tensor, pivots: torch.Tensor, grid: Grid, codes: torch.Tensor,
                    errors: torch.Tensor, *, block: slice, group: slice, keep: torch.Tensor | None = None,
                    stored: torch.dtype | Float8 | None = None, limit: float = math.inf) -> None:
-    """Quantize the columns ``group`` inside ``block`` of ``columns`` float32 [in, out], in place, all in one grid.
+    """Quantize the columns ``group`` inside ``block`` of ``columns`` float32 [in, out], in place.
 
     upper: U [in, in]; pivots: d [in]; grid: scale and zero point [out], of a Grid also those of each column,
     [group, out]; codes: uint8 [in, out], filled in; errors: of the block, [block, out], filled in at the group.  Later

@@ -32,6 +32,8 @@ from quantization.solvers.kept import kept_values
 from quantization.solvers.kmeans import check, nearest, weighted_kmeans
 from quantization.solvers.spqr import TARGET
 
+ERROR_ROWS = 256
+
 
 def kept_mask(weight: torch.Tensor, fisher: torch.Tensor, magnitude_share: float, fisher_share: float) -> np.ndarray:
     """Bool [out, in]: the largest |w| of the linear, then the largest Fisher (> 0) among the rest; ties by position."""
@@ -109,7 +111,7 @@ def solve_codebook(weight: torch.Tensor, fisher: torch.Tensor, layer: LayerPlan,
     weights = fisher.float().masked_fill(kept, 0.0)
     blind = weights.amax(1, keepdim=True) == 0
     weights = torch.where(blind, (~kept).float(), weights)
-    centers = weighted_kmeans(weight.float(), weights, 2**layer.bits, seed=seed)[0].half()
+    centers = weighted_kmeans(weight.float(), weights, 2**layer.bits, seed=seed).half()
     if torch.isinf(centers).any():
         raise UserError("a codebook value exceeds 65504, the largest fp16 number; the weights are broken, load the "
                         "model again")
@@ -131,9 +133,10 @@ def decode(parts: dict[str, torch.Tensor], keep: np.ndarray | None = None) -> to
 
 def _relative_error(weight: torch.Tensor, values: torch.Tensor, fisher: torch.Tensor) -> float | None:
     """Σ F (w − ŵ)² / Σ F w², None without any Fisher information."""
-    fisher, weight = fisher.double(), weight.double()
-    whole = float((fisher * weight.square()).sum())
-    error = float((fisher * (weight - values.double()).square()).sum())
+    whole = error = 0.0
+    for f, w, q in zip(*(t.split(ERROR_ROWS) for t in (fisher, weight, values)), strict=True):  # copies in float64
+        whole += float((f.double() * w.double().square()).sum())
+        error += float((f.double() * (w.double() - q.double()).square()).sum())
     return error / whole if whole else None
 
 

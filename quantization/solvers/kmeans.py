@@ -24,17 +24,16 @@ BLOCK_VALUES, GPU_VALUES = 2**18, 2**22
 
 
 def weighted_kmeans(values: torch.Tensor, weights: torch.Tensor, levels: int, iterations: int = 100,
-                    seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cluster each row of ``values`` float32 [rows, n] under ``weights`` >= 0.
+                    seed: int = 0) -> torch.Tensor:
+    """Centers of the clusters of each row of ``values`` float32 [rows, n] under ``weights`` >= 0: float32
+    [rows, levels], ascending.
 
-    Returns centers float32 [rows, levels], ascending, and each value's nearest center, uint8 [rows, n].  ``seed``
-    shifts the candidate ends.  A row whose weights are all zero counts every value alike.
+    ``seed`` shifts the candidate ends.  A row whose weights are all zero counts every value alike.
     """
     check(values, weights, levels)
     rows = max(1, _together(values) // values.shape[1])
-    centers = torch.cat([_cluster(v, w, levels, iterations=iterations, seed=seed)
-                         for v, w in zip(values.split(rows), weights.split(rows))])
-    return centers, nearest(values, centers)
+    return torch.cat([_cluster(v, w, levels, iterations=iterations, seed=seed)
+                      for v, w in zip(values.split(rows), weights.split(rows))])
 
 
 def _together(values: torch.Tensor) -> int:

@@ -1,8 +1,12 @@
 """How a row stores its grid, told in its brackets."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from core.method_names import resolve_method
 from harness.cli.main import main
+from harness.stages.options import quantizer_options
 from quantization.bits import layer_bits
 from report.records import load_results
 from report.tables.tables import tables
@@ -60,3 +64,11 @@ def done_storage(tiny_folder, tmp_path):
 def test_what_cannot_be_is_said(given, said, tiny_folder, tmp_path, capsys):
     assert main(flags(**where_of(tiny_folder, tmp_path), methods=given)) != 0
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, static", [("heads-static-native[act_order=true]", True), ("THRIFT", True),
+                                          ("uniform", None), ("GPTQ-native[act_order=true]", None)])
+def test_rows_on_the_common_grid_keep_their_groups_in_another_order(name, static):
+    spec = resolve_method(name)
+    case = SimpleNamespace(method=spec, value=lambda _setting: False)
+    assert quantizer_options(case, "gptq").get("static_groups") is static

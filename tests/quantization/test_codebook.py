@@ -49,7 +49,7 @@ def test_no_worse_than_ten_restarts_of_scikit_learn(levels, kind):
     from sklearn.cluster import KMeans
 
     values, weights = rows_of(kind, 24, 576)
-    ours = reached(values, weights, weighted_kmeans(values, weights, levels)[0])
+    ours = reached(values, weights, weighted_kmeans(values, weights, levels))
     fits = [KMeans(levels, n_init=10, random_state=0).fit(v[:, None], sample_weight=w).cluster_centers_.ravel()
             for v, w in zip(values.double().numpy(), weights.double().numpy())]
     ratio = ours / reached(values, weights, torch.tensor(np.array(fits)))
@@ -61,9 +61,9 @@ def test_no_worse_than_ten_restarts_of_scikit_learn(levels, kind):
 def test_within_one_percent_of_the_optimum(levels, kind, monkeypatch):
     """The optimum: every position of the row may end an interval."""
     values, weights = rows_of(kind, 12, 576)
-    ours = reached(values, weights, weighted_kmeans(values, weights, levels)[0])
+    ours = reached(values, weights, weighted_kmeans(values, weights, levels))
     monkeypatch.setattr(kmeans, "_candidates", lambda x, *_, offset: torch.arange(x.shape[1] + 1).repeat(len(x), 1))
-    best = reached(values, weights, weighted_kmeans(values, weights, levels)[0])
+    best = reached(values, weights, weighted_kmeans(values, weights, levels))
     assert (ours <= 1.01 * best).all() and (best <= ours * (1 + 1e-6)).all(), ours / best
 
 
@@ -85,7 +85,7 @@ def test_short_rows_are_solved_exactly(levels):
     rng = np.random.default_rng(levels)
     values = torch.tensor(rng.normal(size=(30, 11)), dtype=torch.float32)
     weights = torch.tensor(rng.exponential(size=(30, 11)) ** 4 * (rng.random((30, 11)) < 0.9), dtype=torch.float32)
-    ours = reached(values, weights, weighted_kmeans(values, weights, levels)[0])
+    ours = reached(values, weights, weighted_kmeans(values, weights, levels))
     best = [best_by_search(v, w, levels) for v, w in zip(values.double().numpy(), weights.double().numpy())]
     np.testing.assert_allclose(ours, best, rtol=1e-5, atol=1e-9)
 
@@ -100,34 +100,38 @@ def test_rows_with_few_values_lose_nothing(levels, cols):
     pick = np.minimum(rng.geometric(0.2, (6, cols)) - 1, min(levels, cols) - 1)
     pick[:, : min(levels, cols)] = np.arange(min(levels, cols))  # every value at least once
     values = torch.tensor(np.take_along_axis(table, pick, 1))
-    centers, codes = weighted_kmeans(values, torch.ones_like(values), levels)
+    centers = weighted_kmeans(values, torch.ones_like(values), levels)
+    codes = nearest(values, centers)
     assert torch.equal(centers.gather(1, codes.long()), values)
 
 
 def test_two_valued_rows_give_the_two_values():
     values = torch.where(torch.arange(600)[None] < torch.tensor([[1], [300], [599]]), -0.25, 3.0)
     weights = torch.rand(values.shape, generator=torch.Generator().manual_seed(0)) + 1e-3
-    centers, codes = weighted_kmeans(values, weights, 2)
+    centers = weighted_kmeans(values, weights, 2)
+    codes = nearest(values, centers)
     assert centers.tolist() == [[-0.25, 3.0]] * 3 and torch.equal(codes, (values > 0).to(torch.uint8))
 
 
 def test_closed_form_of_one_and_two_clusters():
     values, weights = torch.tensor([[0.0, 1.0, 10.0, 14.0]]), torch.tensor([[3.0, 1.0, 1.0, 3.0]])
-    assert weighted_kmeans(values, weights, 1)[0].item() == (1 + 10 + 42) / 8
-    centers, codes = weighted_kmeans(values, weights, 2)
+    assert weighted_kmeans(values, weights, 1).item() == (1 + 10 + 42) / 8
+    centers = weighted_kmeans(values, weights, 2)
+    codes = nearest(values, centers)
     assert centers.tolist() == [[0.25, 13.0]] and codes.tolist() == [[0, 0, 1, 1]]
 
 
 def test_centers_ascend_codes_are_nearest_and_nothing_is_random():
     values, weights = rows_of("fisher", 40, 576)
     before = values.clone(), weights.clone()
-    centers, codes = weighted_kmeans(values, weights, 8)
+    centers = weighted_kmeans(values, weights, 8)
+    codes = nearest(values, centers)
     assert centers.dtype == torch.float32 and codes.dtype == torch.uint8 and (centers.diff(dim=1) >= 0).all()
     away = (values.double()[..., None] - centers.double()[:, None]).abs()
     assert torch.equal(away.gather(2, codes.long()[..., None]).squeeze(2), away.amin(2))
     again = weighted_kmeans(values, weights, 8)
     alone = weighted_kmeans(values[17:18], weights[17:18], 8)
-    assert torch.equal(again[0], centers) and torch.equal(alone[0][0], centers[17])  # no row depends on its neighbours
+    assert torch.equal(again, centers) and torch.equal(alone[0], centers[17])  # no row depends on its neighbours
     assert torch.equal(before[0], values) and torch.equal(before[1], weights)
 
 
@@ -146,30 +150,30 @@ def test_nothing_of_a_clustering_leaves_its_device(cols, monkeypatch):
 @pytest.mark.parametrize("levels", (4, 8, 16))
 def test_a_gpu_clusters_as_well_and_the_same_each_time(levels):
     values, weights = rows_of("fisher", 64, 576)
-    here = weighted_kmeans(values, weights, levels)[0]
-    there, again = (weighted_kmeans(values.cuda(), weights.cuda(), levels)[0].cpu() for _ in range(2))
+    here = weighted_kmeans(values, weights, levels)
+    there, again = (weighted_kmeans(values.cuda(), weights.cuda(), levels).cpu() for _ in range(2))
     assert torch.equal(there, again)
     np.testing.assert_allclose(reached(values, weights, there), reached(values, weights, here), rtol=1e-3)
 
 
 def test_weights_matter_only_relative_to_each_other():
     values, weights = rows_of("fisher", 6, 300)
-    centers = weighted_kmeans(values, weights, 8)[0]
+    centers = weighted_kmeans(values, weights, 8)
     for factor in (2.0**-60, 2.0**60):
-        assert torch.equal(weighted_kmeans(values, weights * factor, 8)[0], centers)
+        assert torch.equal(weighted_kmeans(values, weights * factor, 8), centers)
     doubled = torch.cat([values, values], 1), torch.cat([weights, weights], 1) / 2
-    again = weighted_kmeans(*doubled, 8)[0]
+    again = weighted_kmeans(*doubled, 8)
     np.testing.assert_allclose(reached(values, weights, again), reached(values, weights, centers), rtol=1e-2)
 
 
 def test_no_weight_means_even_weight_and_tiny_weights_do_no_harm():
     values, weights = rows_of("fisher", 4, 200)
     weights[2] = 0
-    even = weighted_kmeans(values, torch.ones_like(values), 4)[0]
-    centers = weighted_kmeans(values, weights, 4)[0]
+    even = weighted_kmeans(values, torch.ones_like(values), 4)
+    centers = weighted_kmeans(values, weights, 4)
     assert torch.equal(centers[2], even[2]) and not torch.equal(centers[1], even[1])
     weights[:, 0] = 1e18  # cumulative sums lose every digit of the others
-    centers = weighted_kmeans(values, weights, 4)[0]
+    centers = weighted_kmeans(values, weights, 4)
     assert (centers >= values.amin(1, keepdim=True)).all() and (centers <= values.amax(1, keepdim=True)).all()
     assert ((centers - values[:, :1]).abs().amin(1) < 1e-6).all()
 
