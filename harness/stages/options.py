@@ -1,6 +1,7 @@
 """Which options and versions a row's allocator and quantizer have."""
 
-from core.registry import ALLOCATORS, COMMON, METHODS, QUANTIZERS, MethodSpec
+from core.method_names import resolve_method
+from core.registry import ALLOCATORS, COMMON, QUANTIZERS, MethodSpec
 from harness.stages.case import Case
 
 VERSIONS = {"distortion": 1, "gradients": 1, "outputs": 1, "pivots": 1, "scores": 2, "plan": 1, "weights": 2,
@@ -32,7 +33,8 @@ def quantizer_options(case: Case, quantizer: str) -> dict:
     """
     method = case.method
     named = {k: v for k, v in method.options.items() if k in QUANTIZERS.get(quantizer).options}
-    if METHODS.get(method.plain).quantizer == COMMON and named.get("act_order"):
+    # its own name says what it was before the grid gave it a quantizer and an axis a number
+    if named.get("act_order") and resolve_method(method.name.partition("@")[0]).quantizer == COMMON:
         named["static_groups"] = True
     return named | ({"published": True} if case.value("published") and method.native else {})
 

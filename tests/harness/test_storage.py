@@ -1,10 +1,7 @@
 """How a row stores its grid, told in its brackets."""
 
-from types import SimpleNamespace
-
 import pytest
 
-from core.method_names import resolve_method
 from harness.cli.main import main
 from harness.stages.options import quantizer_options
 from quantization.bits import layer_bits
@@ -66,9 +63,10 @@ def test_what_cannot_be_is_said(given, said, tiny_folder, tmp_path, capsys):
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, static", [("heads-static-native[act_order=true]", True), ("THRIFT", True),
-                                          ("uniform", None), ("GPTQ-native[act_order=true]", None)])
-def test_rows_on_the_common_grid_keep_their_groups_in_another_order(name, static):
-    spec = resolve_method(name)
-    case = SimpleNamespace(method=spec, value=lambda _setting: False)
+@pytest.mark.parametrize("name, static", [
+    ("heads-static-native[act_order=true]", True), ("THRIFT", True), ("TaCQ+global_topk[act_order=true]", True),
+    ("uniform", None), ("GPTQ-native[act_order=true]", None), ("TaCQ-native", None)])
+def test_rows_on_the_common_grid_keep_their_groups_in_another_order(name, static, tiny_folder, tmp_path):
+    case = case_of(name, **where_of(tiny_folder, tmp_path), methods=(name,), quantizer="gptq",
+                   datasets=("mmlu_pro",))
     assert quantizer_options(case, "gptq").get("static_groups") is static
