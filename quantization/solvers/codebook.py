@@ -107,7 +107,7 @@ def solve_codebook(weight: torch.Tensor, fisher: torch.Tensor, layer: LayerPlan,
     shares = {"magnitude_share": magnitude_share, "fisher_share": fisher_share}
     keep = (kept_mask(weight, fisher, **shares) if target is None
             else filling_mask(weight, fisher, layer, target, **shares))
-    kept = torch.as_tensor(keep, device=weight.device)
+    fisher, kept = fisher.to(weight.device), torch.as_tensor(keep, device=weight.device)
     weights = fisher.float().masked_fill(kept, 0.0)
     blind = weights.amax(1, keepdim=True) == 0
     weights = torch.where(blind, (~kept).float(), weights)
@@ -153,6 +153,6 @@ def squeezellm(weight: torch.Tensor, layer: LayerPlan, aid: Aid) -> Stored:
         raise UserError(f"SqueezeLLM got no Fisher information for {aid.fqn}; run it with calibration documents")
     options = {k: v for k, v in aid.options.items() if k in ("magnitude_share", "fisher_share", "target")}
     try:
-        return solve_codebook(weight, aid.fisher.to(weight.device), layer, kept_dtype=aid.kept_dtype, **options)
+        return solve_codebook(weight, aid.fisher, layer, kept_dtype=aid.kept_dtype, **options)
     except UserError as error:
         raise UserError(f"{aid.fqn}: {error}") from error

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from tests.report.conftest import METHODS
-
-# tests of other rooms also run where there is no notebook, on a machine that lends its GPU
-nbformat = pytest.importorskip("nbformat")
-NotebookClient = pytest.importorskip("nbclient").NotebookClient
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "results_report.ipynb"
 
