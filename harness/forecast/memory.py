@@ -56,8 +56,8 @@ GRADIENTS, ASKING = "gradients are taken", "questions are asked"
 ATTRIBUTED = "answers are attributed"
 FACTOR = 4  # matrices [in, in] at once: the Hessian, two on the way to its factor, and room to make the second
 RANKED = 60  # bytes a weight that may be kept takes while they are ranked: positions, keys, rows, scores
-CLUSTERED = 13  # the same of SqueezeLLM: Fisher, what is not kept of it, codes, mask, and a few rows in float64
 WORKING = 5  # float32 copies of the weight that a solver works on: the weight, columns, errors, values, codes and masks
+CLUSTERED = 13  # the same of SqueezeLLM: Fisher, what is not kept of it, codes, mask, and a few rows in float64
 
 
 @dataclass(frozen=True)
