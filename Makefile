@@ -18,7 +18,7 @@ help:
 	@echo "make clean     remove .venv and caches; results and models stay"
 
 demo: $(VENV)/runtime
-	$(BIN)/python run_taq_icml.py --run_type demo
+	$(BIN)/python run_taq_icml.py --run_type demo --executor process
 
 app: $(VENV)/app
 	$(BIN)/python -m streamlit run app/streamlit_app.py

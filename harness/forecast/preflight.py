@@ -74,17 +74,18 @@ def check_budgets(cases: list[Case], say) -> None:
         if case.method.budgeted:
             grids.setdefault((case.group_size, case.budget.scale_bits), []).append(case)
     for alike in grids.values():
-        _check_grid(alike, say)
+        _check_grid(alike, say, named=len(grids) > 1)
 
 
-def _check_grid(cases: list[Case], say) -> None:
-    """Budgets of rows with one grid."""
+def _check_grid(cases: list[Case], say, named: bool) -> None:
+    """Budgets of rows with one grid; named: others have another."""
     case, asked = cases[0], dict.fromkeys(case.cell.avg_bits for case in cases)
     low, high = achievable(case.model.shapes, case.budget)
     low = math.ceil(low * 1e4 - 1e-9) / 1e4  # what is printed can be asked for
-    say(f"{case.model.ref.name}: group size {case.group_size}; stored bits a weight can be {low:.4f} to {high:.2f}; "
-        "asked: "
-        + ", ".join(f"{b:g}" for b in asked))
+    rows = list(dict.fromkeys(case.method.name for case in cases))
+    of = f" for {', '.join(rows[:4])}{f' and {len(rows) - 4} more' if rows[4:] else ''}" if named else ""
+    say(f"{case.model.ref.name}: group size {case.group_size}; stored bits a weight can be {low:.4f} to {high:.2f}{of}"
+        f"; asked: {', '.join(f'{b:g}' for b in asked)}")
     share, names = case.model.rest
     if names:
         more = f" and {len(names) - 4} more" if names[4:] else ""

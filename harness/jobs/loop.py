@@ -2,7 +2,7 @@
 rest goes on.
 
 Several processes may run one grid, on one machine or on several: a cell is claimed by a lock before it is begun,
-and one that another process has, or that waits for scores another process is making, is put off to the end.
+and one that another process has, or that needs what another process is making, is put off to the end.
 """
 
 import logging
@@ -16,7 +16,7 @@ from core.errors import StorageError, UserError, storage_error
 from harness.jobs.board import results_folder, unit_name
 from harness.jobs.post import Post
 from harness.stages.case import Case, Cases
-from harness.stages.cell import cell_key, run_cell, served, stored_result, upstream
+from harness.stages.cell import being_made, cell_key, in_words, run_cell, served, stored_result
 from harness.stages.scores import scores
 from report.records import Result
 
@@ -59,7 +59,7 @@ def _attempt(case: Case, unit: str, folder: Path, post: Post | None, *, patient:
     with _left_to_run_cell(case):
         # one that is there needs no lock: its cache may be read-only
         if stored_result(case, folder) is None and not served(case):
-            if patient and any(map(case.store.busy, upstream(case).values())):
+            if patient and being_made(case):
                 return None
             if (lock := case.store.take(claim(case))) is None:
                 return None
@@ -97,7 +97,7 @@ def run_unit(case: Case, unit: str, folder: Path, post: Post | None) -> Result:
         post.finish("waiting", reason=_why(error))
         raise
     if result.ok:
-        post.finish("done", cell=result.cell, file=result.file.stem)
+        post.finish("done", cell=result.cell, file=result.file.stem, reason=in_words(result))
     else:
         post.finish("failed", cell=result.cell, file=result.file.stem, error=result.error)
     return result

@@ -70,7 +70,7 @@ def _elsewhere(board: Board, lost: Unit, *, facts: dict, others: dict[str, list[
     if other.id not in others:
         others[other.id] = units(other, others=others)
     there = next(unit for unit in others[other.id] if unit.name == facts["there"])
-    return replace(there, name=lost.name, label=lost.label, reason=f"run {other.id} {there.reason}".rstrip())
+    return replace(there, name=lost.name, label=lost.label, reason=f"run {other.id}: {there.reason}".removesuffix(": "))
 
 
 def known(board: Board, name: str) -> dict:

@@ -47,6 +47,23 @@ def upstream(case: Case) -> dict[str, str]:
     return keys | {"scores": scores_key(case)[0]}
 
 
+def being_made(case: Case) -> bool:
+    """Whether another process seems to be making something that the cell needs: scores, its plan, or its weights."""
+    busy = case.store.busy
+    if any(map(busy, upstream(case).values())):
+        return True
+    if case.method.allocator == "none":
+        return False
+    if not case.store.has(key := plan_key(case)[0]):
+        return busy(key)
+    return reads_data(case.method) and busy(weights_key(case, _plan_id(case))[0])
+
+
+def _plan_id(case: Case) -> str:
+    """The plan's identity; every forecast asks, and masks take long to read."""
+    return case.once("plan id", lambda: plan(case).id)
+
+
 def run_cell(case: Case, folder: Path) -> Result:
     """Run a cell and write its result; an error is written down, not raised, unless the disk refuses."""
     label, cell = case.cell.label, case.cell
@@ -64,7 +81,7 @@ def run_cell(case: Case, folder: Path) -> Result:
             raise stop from error
         if isinstance(error, SystemExit) and _queued_again(error):
             raise
-        result, answers = failed(case, key, _in_words(error), traceback.format_exc()), None
+        result, answers = failed(case, key, _reason(error), traceback.format_exc()), None
     if result.file is None:
         stem = file_stem(case, key)
         write_result(folder, stem, result, answers)
@@ -76,17 +93,22 @@ def run_cell(case: Case, folder: Path) -> Result:
 
 
 def _line(label: str, result: Result) -> str:
-    """What is said of a finished cell: its task's first metric, and how likely the gold answers are."""
+    """What is said of a cell that has ended."""
     if not result.ok:
         return f"FAILED  {label}: {result.error}"
+    return f"{label}: {in_words(result)}"
+
+
+def in_words(result: Result) -> str:
+    """What a finished cell measured: its task's first metric, and how likely the gold answers are."""
     name = next(iter(result.task.metrics))
     measured = result.metrics.get(name)
     first = "" if measured is None else f"{name} {measured.value:.3f}, "
-    return (f"{label}: {first}gold log-likelihood {result.metrics['gold_loglik'].value:.3f} nats/token "
+    return (f"{first}gold log-likelihood {result.metrics['gold_loglik'].value:.3f} nats/token "
             f"at {result.bits.average:.3f} bits")
 
 
-def _in_words(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return (f"SystemExit: {one_line(error)}; a scorer, allocator or quantizer must return or raise, "
                 "not end the program")
@@ -128,8 +150,7 @@ def served(case: Case) -> bool:
     """Whether the store has all that the cell's result is read from: its plan, its weights' record, its samples."""
     if case.method.allocator != "none" and not case.store.has(plan_key(case)[0]):
         return False
-    planned = case.once("plan id", lambda: plan(case).id)  # every forecast asks; masks take long to read
-    solved = reads_data(case.method)
+    planned, solved = _plan_id(case), reads_data(case.method)
     return (case.store.has(samples_key(case, planned)[0])
             and (not solved or case.store.has(weights_key(case, planned)[0])))
 

@@ -35,12 +35,35 @@ def local(tiny_folder, tmp_path_factory):
 def test_two_processes_share_a_grid(local, tiny_folder, tmp_path, capsys):
     assert run(tiny_folder, tmp_path, "--method", "TAQ", "TAQoS", "--executor", "process", "--max_parallel", "2",
                datasets=BITS) == 0
-    assert "5 of 5 cells" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "5 of 5 cells" in out and "TAQ on mmlu_pro, 4.75 bits, seed 42 (tiny-llama): accuracy " in err
     assert files(tmp_path / "results", "*.jsonl") == files(local / "results", "*.jsonl")
     lines = [json.loads(line) for p in (tmp_path / "cache" / "journal").iterdir()
              for line in p.read_text().splitlines()]
     assert max(Counter(line["key"] for line in lines).values()) == 1
     assert not (tmp_path / "results" / ".runs").exists()
+
+
+def test_a_cell_whose_weights_are_being_solved_is_put_off(tiny_folder, tmp_path):
+    """uniform is solved once for two data sets: whoever comes second takes another cell meanwhile."""
+    from harness.stages.cell import being_made, plan_key
+    from harness.stages.plan import plan
+    from harness.stages.weights import weights_key
+    from tests.harness.bench import cases_of
+
+    cases = cases_of(models=(str(tiny_folder),), methods=("fp16",), quantizer="gptq", device="cpu", threads=1,
+                     eval_size=8, calib_size=8, cache_dir=str(tmp_path / "cache"),
+                     results_dir=str(tmp_path / "results"))
+    uniform = [case for case in cases if case.method.name == "uniform"]
+    assert len({plan_key(case)[0] for case in uniform}) == 1 < len(uniform)
+    with uniform[0].store.lock(plan_key(uniform[0])[0], "plan"):
+        assert all(map(being_made, uniform))
+    assert not any(map(being_made, uniform))
+    key = weights_key(uniform[0], plan(uniform[0]).id)[0]
+    with uniform[0].store.lock(key, "weights"):
+        assert all(map(being_made, uniform))
+        assert not any(being_made(case) for case in cases if case.method.name != "uniform")
+    assert not any(map(being_made, uniform))
 
 
 @pytest.mark.slow
