@@ -110,6 +110,9 @@ class AllocatorSpec:
     exempt: bool = False  # a published allocation: its rows carry their own bits, no budget
     needs: tuple[str, ...] = ()  # "library": forms of every linear, solved and priced
     keeps: bool = False  # weights, columns or rows inside a linear at more bits than the others
+    # scores of single weights only through quantization.allocators.ranking.first_k, which tells when the best of them
+    # are not enough; any other allocator is handed all
+    ranks: bool = False
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -242,11 +245,11 @@ def method(name: str, *, scorer: str | None = None, allocator: str | None = None
 
 
 def allocator(name: str, version: int = 1, options: tuple = (), exempt: bool = False, needs: tuple[str, ...] = (),
-              keeps: bool = False):
+              keeps: bool = False, ranks: bool = False):
     """Register the decorated function as an allocator; see :class:`AllocatorSpec`."""
     names = _options(f"allocator {name!r}", options)
     return lambda fn: ALLOCATORS.add(name, AllocatorSpec(name, fn, version, options=names, exempt=exempt,
-                                                         needs=needs, keeps=keeps)).fn
+                                                         needs=needs, keeps=keeps, ranks=ranks)).fn
 
 
 def quantizer(name: str, version: int = 1, *, needs: tuple[str, ...] = (), sequential: bool = True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -66,7 +66,7 @@ class Scores:
     """
 
     granularity: str
-    values: dict[str, torch.Tensor]
+    values: Mapping[str, torch.Tensor]
     unit: str
     levels: tuple[int, ...] | None = None
     notes: dict[str, Any] = field(default_factory=dict)  # e.g. ties, per-block vectors; plain JSON

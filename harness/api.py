@@ -29,7 +29,7 @@ from harness.stages.case import Case, open_cases
 from harness.stages.cell import compute_cell
 from harness.stages.options import published_quantizer, reads_data
 from harness.stages.plan import Planned, plan
-from harness.stages.scores import scores
+from harness.stages.scores import whole_scores
 from harness.stages.weights import hold_weights, true_plan
 from report.records import Bits, Result
 
@@ -70,7 +70,7 @@ def score(model: str, method: str, dataset: str, **grid) -> Scores:
     case = one_case(model, method, dataset, grid)
     if not case.method.scorer:
         raise UserError(f"method {method!r} has no scorer, so there is nothing to score; quantize() applies it")
-    return scores(case)
+    return whole_scores(case)
 
 
 def quantize(model: str, method: str, dataset: str, avg_bits: float = 4.25, **grid) -> Quantized:

@@ -7,6 +7,7 @@ from core.registry import QUANTIZERS, SCORERS
 from harness.forecast.memory import kinds_to_make
 from harness.forecast.sizes import finished
 from harness.stages.base_quantized import base_quantized_key
+from harness.stages.best_scores import BYTES
 from harness.stages.case import Case
 from harness.stages.gradients import gradients_key
 from harness.stages.library import library_key, menu_of
@@ -40,7 +41,8 @@ def disk_bytes(cases: list[Case], workers: int = 1) -> int:
     (workers 0): they count
     once, and every job asks again.
     """
-    entries: set[str] = set()
+    sums: set[str] = set()
+    element: set[str] = set()
     compared: dict[str, bool] = {}  # quantized models to compare with -> whether a solver makes them
     passes: dict[str, int] = {}
     libraries: dict[str, int] = {}  # of forms -> their bytes
@@ -51,9 +53,9 @@ def disk_bytes(cases: list[Case], workers: int = 1) -> int:
         to_score = None
         if case.method.scorer and not store.has(plan_key(case)[0]) and not store.has(scores_key(case)[0]):
             to_score = SCORERS.get(case.method.scorer)
-            entries |= {scores_key(case)[0]} if to_score.granularity == "element" else set()
+            element |= {scores_key(case)[0]} if to_score.granularity == "element" else set()
         kinds = kinds_to_make(case, to_score)
-        entries |= {gradients_key(case, kind)[0] for kind in kinds}
+        sums |= {gradients_key(case, kind)[0] for kind in kinds}
         passes |= {gradients_key(case, KINDS[0])[0]: len(kinds)} if kinds else {}
         if to_score and to_score.compares and not store.has(key := base_quantized_key(case)[0]):
             compared[key] = bool(QUANTIZERS.get(case.value("corrupt")).needs)
@@ -66,9 +68,10 @@ def disk_bytes(cases: list[Case], workers: int = 1) -> int:
     snapshots = 2 * sum(sorted(passes.values())[-at_once:])
     blocks = min(at_once, solving) + min(at_once, sum(compared.values()))
     stored = 2 * sum(libraries.values())  # finished blocks lie there beside what they are stored as
-    whole = 4 * (len(entries) + snapshots) + sizes.itemsize * (len(compared) + blocks)
+    whole = 4 * (len(sums) + snapshots) + BYTES * len(element) + sizes.itemsize * (len(compared) + blocks)
     # beside tuned rows' blocks lie their codes
-    return sizes.linears * (whole + min(at_once, coded)) + stored + SMALL + at_once * offloaded_bytes(cases, passes)
+    whole += min(at_once, coded)
+    return int(sizes.linears * whole) + stored + SMALL + at_once * offloaded_bytes(cases, passes)
 
 
 def offloaded_bytes(cases: list[Case], passes: dict[str, int]) -> int:

@@ -166,7 +166,7 @@ def memory(case: Case) -> list[Parts]:
     if buys_forms(method) and not planned:
         stages.append(menu_stage(case, base))
     if element and not planned:
-        stages.append(Parts("kept weights are chosen", **base, scores=d.linears + RANKED * room(case) + 4 * d.largest))
+        stages.append(Parts("kept weights are chosen", **base, scores=d.linears + RANKED * room(case) + 8 * d.largest))
     activations = max(batch_bytes(d, batch) for batch in asked(case.data))
     # heads chosen at run time: the attention's linears lie there in both versions; all linears are more than these
     twice = d.linears * d.itemsize if method.allocator == "heads_a_token" else 0

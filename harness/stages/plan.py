@@ -14,19 +14,19 @@ from core.registry import ALLOCATORS, QUANTIZERS
 from core.types import Budget, LayerPlan, Plan, Scores
 from harness.grid import table_settings
 from harness.stages.base_quantized import own_grid
+from harness.stages.best_scores import sample_of
 from harness.stages.case import Case
 from harness.stages.options import VERSIONS, buys_forms, distortion_quantizer, plan_options
 from harness.stages.prices import menu, menu_key
-from harness.stages.scores import scores, scores_key
+from harness.stages.scores import scores, scores_key, whole_scores
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
 from quantization.allocators.common import AllocContext
-from quantization.allocators.ranking import shuffled
+from quantization.allocators.ranking import BelowBest, shuffled
 from quantization.apply import distortion_table
 from quantization.bits import check_budget, full_precision_plan, make_plan
 
 GAINED = ("zero_bits", "kept_bits")
-PROBE = 64  # positions of a score tensor or mask that a result carries
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def plan(case: Case) -> Planned:
 
 def _compute(case: Case, partial: Partial) -> Content:
     spec = case.method
-    scored, draw = scores(case) if spec.scorer else None, case.value("shuffle")
+    rank = scores if ALLOCATORS.get(spec.allocator).ranks else whole_scores
+    scored, draw = rank(case) if spec.scorer else None, case.value("shuffle")
     if draw and scored is not None:
         scored = shuffled(scored, case.model.block_of, draw)
     context = alloc_context(case, scored, plan_options(case))
@@ -88,7 +89,7 @@ def _compute(case: Case, partial: Partial) -> Content:
     element = scored is not None and scored.granularity == "element"
     step = case.progress.stage("kept weights are chosen" if element else "bits are allocated")
     step(0, 1)
-    layers, notes = ALLOCATORS.get(spec.allocator).fn(context)
+    layers, notes = allocated(case, context)
     plan = make_plan(layers, case.model.shapes, case.model.other, notes)
     if spec.budgeted:
         check_budget(plan, case.budget, spec.name)
@@ -102,6 +103,16 @@ def _compute(case: Case, partial: Partial) -> Content:
     return Content(write, provenance(case, plan))
 
 
+def allocated(case: Case, context: AllocContext) -> tuple[dict[str, LayerPlan], dict]:
+    """What the row's allocator decides, on all scores where the best that are stored do not reach."""
+    allocate = ALLOCATORS.get(case.method.allocator).fn
+    try:
+        return allocate(context)
+    except BelowBest:
+        context.scores = whole_scores(case)
+        return allocate(context)
+
+
 def alloc_context(case: Case, scored: Scores | None, options: dict) -> AllocContext:
     """What an allocator may read of a case."""
     model = case.model
@@ -111,14 +122,13 @@ def alloc_context(case: Case, scored: Scores | None, options: dict) -> AllocCont
 
 
 def _probe(plan: Plan, scored: Scores | None) -> dict:
-    """PROBE positions of scores and masks a linear, drawn by the linear's name; and the scorer's notes."""
+    """A sample of scores and masks a linear, and the scorer's notes."""
     probe: dict[str, dict] = {}
-    for fqn, value in (scored.values if scored else {}).items():
-        flat = value.flatten()
-        at = np.random.default_rng(int(digest(fqn)[:8], 16)).integers(0, flat.numel(), min(PROBE, flat.numel()))
-        probe[fqn] = {"scores": [float(f"{flat[i]:.6g}") for i in (at if flat.numel() > 1 else [0])]}
+    for fqn in scored.values if scored else ():
+        at, sample = sample_of(scored.values, fqn)
+        probe[fqn] = {"scores": [float(f"{score:.6g}") for score in sample.tolist()]}
         keep = plan.layers[fqn].keep if fqn in plan.layers else None
-        if keep is not None and flat.numel() == keep.size:
+        if keep is not None and scored.granularity == "element":
             probe[fqn] |= {"positions": at.tolist(), "kept": keep.ravel()[at].astype(int).tolist()}
     return {"probe": probe, "score_notes": scored.notes if scored else {}}
 

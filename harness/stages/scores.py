@@ -2,7 +2,7 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from safetensors.numpy import save_file
@@ -14,6 +14,7 @@ from core.types import ScoreContext, Scores
 from evaluation.engine.ask import evaluate
 from evaluation.statistics.summary import mean_task_metric
 from harness.stages.base_quantized import base, base_layer, base_quantized, corrupting
+from harness.stages.best_scores import FILE, BestScores, write_best
 from harness.stages.case import Case
 from harness.stages.gradients import gradients, gradients_key
 from harness.stages.options import VERSIONS
@@ -24,6 +25,7 @@ from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
 from harness.store.tensors import load_tensors
 
+WHOLE, ALL_WEIGHTS = "scores.safetensors", "element_scores"  # a file; the stage of every single weight's score
 SHAPES = {"group": "[out or 1, in/g]", "line": "[out, 1] or [1, in]"}
 FACTS = {"seed": lambda case: case.cell.seed, "batch_tokens": lambda case: case.grid.batch_tokens,
          "group_size": lambda case: case.group_size, "levels": lambda case: case.budget.levels, "base": base,
@@ -74,21 +76,41 @@ def takes_gradients(spec: ScorerSpec) -> bool:
 
 
 def scores(case: Case) -> Scores:
-    """The row's scores, from the store or from its scorer; what is used is what is stored."""
+    """The row's scores, from the store or from its scorer; what is used is what is stored.
+
+    Of single weights these are the best ones (harness/stages/best_scores.py); :func:`whole_scores` has all.
+    """
     entry = case.store.make(*scores_key(case), lambda partial: _compute(case, partial))
     head = json.loads((entry / "scores.json").read_text())
-    values = load_tensors(entry / "scores.safetensors")
+    # an entry of a version that stored all scores of single weights has no best ones
+    best = (entry / FILE).is_file()
+    values = BestScores(entry / FILE, case.model.shapes) if best else load_tensors(entry / WHOLE)
     levels = tuple(head["levels"]) if head["levels"] else None
     return Scores(granularity=head["granularity"], values=values, unit=head["unit"], levels=levels, notes=head["notes"])
 
 
-def _compute(case: Case, partial: Partial) -> Content:
+def whole_scores(case: Case) -> Scores:
+    """The row's scores, of single weights every one: the scorer runs once more for those, from gradients that are
+    stored.
+    """
+    best = scores(case)
+    if not isinstance(best.values, BestScores):
+        return best
+    key, identity = stage_key(ALL_WEIGHTS, VERSIONS["scores"], scores=scores_key(case)[0])
+    entry = case.store.make(key, identity, lambda partial: _compute(case, partial, whole=True))
+    return replace(best, values=load_tensors(entry / WHOLE))
+
+
+def _compute(case: Case, partial: Partial, whole: bool = False) -> Content:
     given = run_scorer(case, SCORERS.get(case.method.scorer), partial)
     values = {fqn: value.float().cpu().contiguous().numpy() for fqn, value in given.values.items()}
     head = {"granularity": given.granularity, "unit": given.unit, "levels": given.levels, "notes": given.notes}
 
     def write(folder) -> None:
-        save_file(values, folder / "scores.safetensors")
+        if given.granularity == "element" and not whole:
+            write_best(folder, values)
+        else:
+            save_file(values, folder / WHOLE)
         write_json(folder / "scores.json", head)
 
     return Content(write, {"model": case.model.label, "dataset": case.cell.dataset})

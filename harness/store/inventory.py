@@ -24,7 +24,8 @@ from core.locks import held
 DROPPABLE = {  # stage: what it is
     "gradients": "sums of gradients, 4 bytes a weight and kind",
     "pivots": "what SPQR and SliM-LLM read of Hessians",
-    "scores": "what methods rank by; of single weights 4 bytes each",
+    "scores": "what methods rank by; of single weights the best, 5 bits a weight in all",
+    "element_scores": "scores of every single weight, where somebody asked for them all: 4 bytes each",
     "corrupted": "quantized models that TaCQ compares with",
     "library": "forms of every linear that TALK has solved",
     "dots": "slopes of the loss along those forms",

@@ -31,7 +31,8 @@ from harness.store.partial import Partial
 log = logging.getLogger(__name__)
 OLD_S = 24 * 3600.0  # a temporary folder this old belongs to nobody any more
 ABANDONED_S = 30 * 24 * 3600.0  # an unfinished stage that nobody has gone on with for so long
-SCORED = ("gradients", "outputs", "pivots", "scores", "plan", "weights")  # stages that --eval_only leaves alone
+# stages that --eval_only leaves alone
+SCORED = ("gradients", "outputs", "pivots", "scores", "element_scores", "plan", "weights")
 
 
 class Missing(UserError):

@@ -10,7 +10,8 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -176,7 +177,7 @@ def positive_weights(scores: Scores, names: list[str], ranks: bool = False) -> n
     return np.maximum(raw, FLOOR * raw.max()) if raw.max() > 0 else np.ones_like(raw)
 
 
-@allocator("topk_keep", 2, keeps=True)
+@allocator("topk_keep", 2, keeps=True, ranks=True)
 def topk_keep(ctx: AllocContext):
     """Global top-k of weights, columns or rows kept at 16 bits over the highest uniform level that fits.
 
@@ -193,12 +194,12 @@ def keep_within(ctx: AllocContext, spare: int, bits: int) -> tuple[dict[str, np.
     """Masks of the best weights, columns or rows of the model whose values, of ``bits`` each, and index take at most
     ``spare`` bits; and how many they are.
     """
-    values = {name: ctx.scores.values[name].float() for name in ctx.shapes}
-    rows = {name for name, value in values.items() if ctx.scores.granularity == "line" and value.shape[1] == 1}
-    scores = [value.flatten() for value in values.values()]
+    scores, single = InOrder(ctx), ctx.scores.granularity == "element"
+    lines = ctx.shapes if ctx.scores.granularity == "line" else ()
+    rows = {name for name in lines if ctx.scores.values[name].shape[1] == 1}
     whole = ["row" if name in rows else "column" for name in ctx.shapes]
-    cost = _KeepCost(list(ctx.shapes.values()), [len(one) for one in scores], bits,
-                     whole if ctx.scores.granularity in ("channel", "line") else None)
+    sizes = [math.prod(shape) for shape in ctx.shapes.values()] if single else [len(one) for one in scores]
+    cost = _KeepCost(list(ctx.shapes.values()), sizes, bits, None if single else whole)
     # an upper bound on how many fit: their values alone would fill what is left
     order = first_k(scores, min(sum(cost.sizes), spare // (bits * cost.weights_a_score)))
     cost.rank(order.numpy())
@@ -206,6 +207,16 @@ def keep_within(ctx: AllocContext, spare: int, bits: int) -> tuple[dict[str, np.
     kept = most(len(order), lambda count: cost.of_first(count) <= spare)
     masks = keep_masks(ctx.shapes, order[:kept], cost.sizes, rows)
     return masks, {"kept": kept, "kept_share": float(sum(m.sum() for m in masks.values()) / weights_of(ctx.shapes))}
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """The scores of the linears one after another, float32 [n] each, made while they are looked at."""
+
+    ctx: AllocContext
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (self.ctx.scores.values[name].float().flatten() for name in self.ctx.shapes)
 
 
 @dataclass

@@ -27,7 +27,7 @@ from core.registry import allocator
 from core.settings import Setting
 from core.storage import KEPT, LOG_BITS, SCALES
 from core.types import LayerPlan
-from quantization.allocators.common import AllocContext, keep_within, raised
+from quantization.allocators.common import AllocContext, InOrder, keep_within, raised
 from quantization.allocators.ranking import first_k, keep_masks, spread_order
 from quantization.bits import bits_within, grid_plan, layer_bits, weights_of
 from quantization.solvers.bnb import bnb_layer
@@ -184,7 +184,8 @@ def _searched(layer: LayerPlan, width: int) -> LayerPlan:
     return replace(layer, group_bits=bits)
 
 
-@allocator("global_topk", 2, options=(BITS, GROUP, RATIO, TARGET, SCALES, KEPT), exempt=True, keeps=True)
+@allocator("global_topk", 2, options=(BITS, GROUP, RATIO, TARGET, SCALES, KEPT), exempt=True, keeps=True,
+           ranks=True)
 def global_topk(ctx: AllocContext):
     """int(ratio · weights) best weights of the model, whatever linear they are in, kept at 16 or 8 bits over a flat
     grid.
@@ -195,9 +196,8 @@ def global_topk(ctx: AllocContext):
     _scored(ctx, "element", "global_topk keeps single weights; combine it with an element scorer such as TaCQ")
     if TARGET.of(ctx.options) is not None:
         return _filled(ctx, TARGET.of(ctx.options))
-    scores = [ctx.scores.values[name].float().flatten() for name in ctx.shapes]
-    sizes = [len(one) for one in scores]
-    best = first_k(scores, int(RATIO.of(ctx.options) * sum(sizes)))
+    sizes = [math.prod(shape) for shape in ctx.shapes.values()]
+    best = first_k(InOrder(ctx), int(RATIO.of(ctx.options) * sum(sizes)))
     masks, layers = keep_masks(ctx.shapes, best, sizes), {n: _flat(ctx, shape) for n, shape in ctx.shapes.items()}
     return _keeping(ctx, layers, masks), {"kept": len(best)}
 

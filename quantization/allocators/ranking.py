@@ -11,8 +11,8 @@ order, which knows no score and is the same each time; each of its prefixes is s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,10 @@ from core.types import Scores
 
 PIECE = 2**20  # scores that are looked at at a time
 ROOT = np.uint64(0x6A09E667F3BCC909)  # 2^64 · (√2 − 1), made odd so that no two positions have one key
+
+
+class BelowBest(ValueError):
+    """More scores are asked for than were stored; the others, of −∞, have no order."""
 
 
 def spread_order(count: int) -> list[int]:
@@ -77,17 +81,20 @@ def most(high: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def first_k(scores: torch.Tensor | Sequence[torch.Tensor], k: int,
+def first_k(scores: torch.Tensor | Iterable[torch.Tensor], k: int,
             key: Callable[[np.ndarray], np.ndarray] = spread_key) -> torch.Tensor:
     """Positions of the k highest, best first; of equal scores the lowest ``key`` first.
 
-    scores: float32 [n], or several such, through which positions count on; they are read one after another and never
-    copied whole.  The first j positions are ``first_k(scores, j)``.
+    scores: float32 [n], or several such, through which positions count on; they are gone through three times, one after
+    another, and never held whole.  The first j positions are ``first_k(scores, j)``.  Raises BelowBest where the k-th
+    is −∞.
     """
     if k == 0:
         return torch.zeros(0, dtype=torch.long)
-    parts = [one.float().numpy() for one in ([scores] if torch.is_tensor(scores) else scores)]
-    threshold, above = _kth_highest(parts, k)
+    parts = _Arrays([scores] if torch.is_tensor(scores) else scores)
+    threshold, above = kth_highest(parts, k)
+    if threshold == -np.inf:
+        raise BelowBest(f"{k} scores are asked for, of which only {above} are stored")
     chosen, values, tied, start, room = [], [], np.zeros(0, np.int64), 0, k - above
     for part in parts:
         at = np.flatnonzero(part > threshold)
@@ -101,8 +108,21 @@ def first_k(scores: torch.Tensor | Sequence[torch.Tensor], k: int,
     return torch.from_numpy(chosen[np.lexsort((key(chosen), -values))])
 
 
-def _kth_highest(parts: list[np.ndarray], k: int) -> tuple[np.float32, int]:
-    """(the k-th highest value, how many are higher), by counting the upper and then the lower half of the bits."""
+@dataclass(frozen=True)
+class _Arrays:
+    """Tensors as arrays, each while it is looked at."""
+
+    tensors: Iterable[torch.Tensor]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (one.float().numpy() for one in self.tensors)
+
+
+def kth_highest(parts: Iterable[np.ndarray], k: int) -> tuple[np.float32, int]:
+    """(the k-th highest value of float32 arrays [n], how many are higher).
+
+    Counts the upper and then the lower half of the bits, so the arrays are gone through twice.
+    """
     above, upper = _bucket((bits >> 16 for bits in _ordered(parts)), k)
     more, lower = _bucket((bits[bits >> 16 == upper] & 0xFFFF for bits in _ordered(parts)), k - above)
     bits = np.array([upper << 16 | lower], np.uint32)
@@ -110,7 +130,7 @@ def _kth_highest(parts: list[np.ndarray], k: int) -> tuple[np.float32, int]:
     return (bits ^ sign).view(np.float32)[0], above + more
 
 
-def _ordered(parts: list[np.ndarray]) -> Iterator[np.ndarray]:
+def _ordered(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """The parts piece by piece as uint32 that are in the order of the numbers."""
     for part in parts:
         for start in range(0, len(part), PIECE):

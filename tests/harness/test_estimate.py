@@ -89,11 +89,11 @@ def test_weights_and_scores_are_the_bytes_that_they_are(tiny_folder, tmp_path):
     assert (asking.originals, asking.scores) == (4 * linears, linears)
     # the sums, and the quantized model to compare with
     assert found["gradients are taken"].scores == 4 * linears + 4 * linears
-    # masks, one linear's scores, and 60 bytes for each weight that 4.75 − 4.625 bits have room for at 16
+    # masks, one linear's scores with what they are made of, and 60 bytes for each weight that 4.75 − 4.625 bits have room for at 16
     case = next(case for case in opened(tiny_folder, tmp_path, methods=("TaCQ",)) if case.method.name == "TaCQ")
     largest = max(rows * columns for rows, columns in case.model.shapes.values())
     assert case.budget.group_size == 32
-    assert found["kept weights are chosen"].scores == linears + 60 * (linears // 8 // 16) + 4 * largest
+    assert found["kept weights are chosen"].scores == linears + 60 * (linears // 8 // 16) + 8 * largest
 
 
 @pytest.mark.parametrize("stage, moved, before, after", [
@@ -278,32 +278,35 @@ def test_a_job_is_held_to_its_own_cells(tiny_folder, tmp_path, monkeypatch):
         preflight(far, weights=False)
 
 
-# copies of the linears: float32, in the model's dtype
-@pytest.mark.parametrize("names, changes, workers, float32, own", [
-    (("fp16",), {}, 1, 0, 0),
-    (("TAQ",), {"quantizer": "gptq"}, 1, 0, 1),  # solved blocks of the cell in work
-    (("TAQ",), {"quantizer": "gptq"}, 2, 0, 2),
-    (("TAQ",), {"quantizer": "gptq"}, 99, 0, 3),  # uniform, random and TAQ: no more than there are
-    (("TAQ",), {"quantizer": "gptq"}, 0, 0, 1),  # a cluster's jobs ask again
-    (("magnitude",), {}, 1, 1, 0),
-    (("TaCQ-absgrad",), {}, 1, 2 + 2, 0),  # sums and scores; two snapshots
-    (("TaCQ-absgrad", "SqueezeLLM"), {}, 4, 4 + 2 * 2, 0),  # one pass makes both kinds
-    (("TaCQ-absgrad",), {"seeds": (1, 2)}, 1, 4 + 2, 0),  # two passes, one at a time
-    (("TaCQ-absgrad",), {"seeds": (1, 2)}, 2, 4 + 4, 0),
-    (("TaCQ",), {"corrupt": "gptq"}, 1, 2 + 2, 2),  # the quantized model to compare with, and its pieces
-    (("TaCQ",), {"corrupt": "rtn"}, 1, 2 + 2, 1),  # made at once, without pieces
+BEST = 0.625  # bytes a weight: one in eight with its score in float32, and which they are
+
+
+# copies of the linears: scores of single weights, float32, in the model's dtype
+@pytest.mark.parametrize("names, changes, workers, element, float32, own", [
+    (("fp16",), {}, 1, 0, 0, 0),
+    (("TAQ",), {"quantizer": "gptq"}, 1, 0, 0, 1),  # solved blocks of the cell in work
+    (("TAQ",), {"quantizer": "gptq"}, 2, 0, 0, 2),
+    (("TAQ",), {"quantizer": "gptq"}, 99, 0, 0, 3),  # uniform, random and TAQ: no more than there are
+    (("TAQ",), {"quantizer": "gptq"}, 0, 0, 0, 1),  # a cluster's jobs ask again
+    (("magnitude",), {}, 1, 1, 0, 0),
+    (("TaCQ-absgrad",), {}, 1, 1, 1 + 2, 0),  # sums; two snapshots
+    (("TaCQ-absgrad", "SqueezeLLM"), {}, 4, 2, 2 + 2 * 2, 0),  # one pass makes both kinds
+    (("TaCQ-absgrad",), {"seeds": (1, 2)}, 1, 2, 2 + 2, 0),  # two passes, one at a time
+    (("TaCQ-absgrad",), {"seeds": (1, 2)}, 2, 2, 2 + 4, 0),
+    (("TaCQ",), {"corrupt": "gptq"}, 1, 1, 1 + 2, 2),  # the quantized model to compare with, and its pieces
+    (("TaCQ",), {"corrupt": "rtn"}, 1, 1, 1 + 2, 1),  # made at once, without pieces
 ])
-def test_disk_counts_what_is_stored_and_what_is_in_the_making(tiny_folder, tmp_path, names, changes, workers, float32,
-                                                              own):
+def test_disk_counts_what_is_stored_and_what_is_in_the_making(tiny_folder, tmp_path, names, changes, workers, element,
+                                                              float32, own):
     # five documents a seed, so that two seeds read different ones
     cases = opened(tiny_folder, tmp_path, methods=names, **{"dtype": "bf16", "calib_tokens": 200} | changes)
-    assert disk_bytes(cases, workers) == (4 * float32 + 2 * own) * cases[0].model.weights + REST
+    assert disk_bytes(cases, workers) == (BEST * element + 4 * float32 + 2 * own) * cases[0].model.weights + REST
 
 
 def test_disk_does_not_count_what_is_there(tiny_folder, tmp_path):
     """Else a grid that is taken up again would want the room of its scores twice."""
     case = opened(tiny_folder, tmp_path, methods=("TaCQ",), dtype="bf16")[-1]
-    for key, left in ((base_quantized_key(case)[0], 4 * 4), (gradients_key(case, "abs")[0], 4),
+    for key, left in ((base_quantized_key(case)[0], BEST + 3 * 4), (gradients_key(case, "abs")[0], BEST),
                       (scores_key(case)[0], 0)):  # in the order in which they are made
         case.store.put(key, {"stage": "x"}, {}, lambda folder: None)
         assert disk_bytes([case]) == left * case.model.weights + REST
