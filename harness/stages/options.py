@@ -1,7 +1,6 @@
 """Which options and versions a row's allocator and quantizer have."""
 
-from core.method_names import resolve_method
-from core.registry import ALLOCATORS, COMMON, QUANTIZERS, MethodSpec
+from core.registry import ALLOCATORS, QUANTIZERS, MethodSpec
 from harness.stages.case import Case
 
 VERSIONS = {"distortion": 1, "gradients": 1, "outputs": 1, "pivots": 1, "scores": 2, "plan": 1, "weights": 2,
@@ -27,15 +26,9 @@ def distortion_quantizer(case: Case) -> str | None:
 
 
 def quantizer_options(case: Case, quantizer: str) -> dict:
-    """The row's options that a quantizer reads; of published quirks, those of native rows alone.
-
-    Rows on the common grid store no order of columns: where these are taken in another one, groups stay as they stand.
-    """
+    """The row's options that a quantizer reads; of published quirks, those of native rows alone."""
     method = case.method
     named = {k: v for k, v in method.options.items() if k in QUANTIZERS.get(quantizer).options}
-    # its own name says what it was before the grid gave it a quantizer and an axis a number
-    if named.get("act_order") and resolve_method(method.name.partition("@")[0]).quantizer == COMMON:
-        named["static_groups"] = True
     return named | ({"published": True} if case.value("published") and method.native else {})
 
 

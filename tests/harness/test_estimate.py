@@ -89,7 +89,8 @@ def test_weights_and_scores_are_the_bytes_that_they_are(tiny_folder, tmp_path):
     assert (asking.originals, asking.scores) == (4 * linears, linears)
     # the sums, and the quantized model to compare with
     assert found["gradients are taken"].scores == 4 * linears + 4 * linears
-    # masks, one linear's scores with what they are made of, and 60 bytes for each weight that 4.75 − 4.625 bits have room for at 16
+    # masks, one linear's scores with what they are made of, and 60 bytes for each weight that 4.75 − 4.625 bits have
+    # room for at 16
     case = next(case for case in opened(tiny_folder, tmp_path, methods=("TaCQ",)) if case.method.name == "TaCQ")
     largest = max(rows * columns for rows, columns in case.model.shapes.values())
     assert case.budget.group_size == 32
