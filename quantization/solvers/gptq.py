@@ -128,8 +128,10 @@ class _Columns:
         """ŵ of column ``j``; its group is fitted when its first column comes up, stale ones when their block does."""
         if self.how.stale and j % BLOCK == 0:
             self.fit_groups(self.group_of[j:j + BLOCK])
-        self.fit_groups(self.group_of[j:j + 1])
-        grid = self.grids[self.group_of[j]]
+        number = self.group_of[j]
+        if number not in self.grids:
+            self.fit_groups([number])
+        grid = self.grids[number]
         codes = grid.codes(column)
         self.codes[j] = codes
         value = grid.values_(codes)

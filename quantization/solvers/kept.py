@@ -36,12 +36,12 @@ class Float8:
 
     def codes(self, weight: torch.Tensor) -> torch.Tensor:
         """The nearest floats, float8; the largest one for what is larger than all."""
-        scaled = torch.ldexp(weight.float(), torch.tensor(-self.exponent, device=weight.device))
+        scaled = weight.float() * 2.0**-self.exponent
         return scaled.clamp_(-self.LARGEST, self.LARGEST).to(torch.float8_e4m3fn)
 
     def values(self, codes: torch.Tensor) -> torch.Tensor:
         """The weights that codes stand for, float32."""
-        return torch.ldexp(codes.float(), torch.tensor(self.exponent, device=codes.device))
+        return codes.float() * 2.0**self.exponent
 
     def through(self, weight: torch.Tensor) -> torch.Tensor:
         """``weight`` in its own dtype, rounded to what is stored."""
