@@ -11,7 +11,6 @@ model, which runs on the CPU, in files whichever is asked for.
 
 import argparse
 import ctypes
-import shutil
 import tempfile
 import threading
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from benchmarks.random_llama import SHAPE, llama_config
+from benchmarks.random_llama import SHAPE, llama_config, save_tokenizer
 from core.demo_model import ensure_demo_model
 from harness.forecast.dry_run import highest
 from harness.forecast.memory import GRADIENTS
@@ -81,11 +80,8 @@ def small(root: Path, measured: bool, offload: str) -> None:
 
 def large(root: Path, offload: str) -> None:
     """The same of a model that is only described."""
-    folder, demo = root / "Llama-3.1-8B-shape", ensure_demo_model(Path("saved_models/base"))
-    folder.mkdir()
-    for file in demo.iterdir():
-        if file.name.startswith(("tokenizer", "special", "vocab", "merges")):
-            shutil.copy(file, folder)
+    folder = root / "Llama-3.1-8B-shape"
+    save_tokenizer(folder)
     llama_config(SHAPE).save_pretrained(folder)
     from safetensors.torch import save_file
 

@@ -23,6 +23,11 @@ def llama_config(shape: str) -> LlamaConfig:
                        architectures=["LlamaForCausalLM"], dtype=torch.bfloat16)
 
 
+def save_tokenizer(folder: Path) -> None:
+    """The demo's."""
+    AutoTokenizer.from_pretrained(ensure_demo_model(Path("saved_models/base"))).save_pretrained(folder)
+
+
 def random_llama(shape: str, folder: Path) -> str:
     """Write bf16 weights and the demo's tokenizer into ``folder``, if it is not there; returns its name."""
     if folder.is_dir():
@@ -37,7 +42,7 @@ def random_llama(shape: str, folder: Path) -> str:
             model = LlamaForCausalLM(llama_config(shape))
     finally:
         torch.set_default_dtype(before)
-    AutoTokenizer.from_pretrained(ensure_demo_model(Path("saved_models/base"))).save_pretrained(unfinished)
+    save_tokenizer(unfinished)
     model.save_pretrained(unfinished, max_shard_size="5GB")
     unfinished.rename(folder)
     del model
