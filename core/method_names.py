@@ -119,14 +119,12 @@ def variants(spec: MethodSpec, common: str, budgets: tuple[float, ...],
              axes: Mapping[str, tuple]) -> list[tuple[MethodSpec, float | None]]:
     """The rows that a method stands for in a grid: (method, stored bits or None).
 
-    Common rows take the grid's quantizer and come once a budget; they store no order of columns, so where these are
-    taken in another one, groups stay as they stand.  A native row whose options follow the budget ("N" =
+    Common rows take the grid's quantizer and come once a budget.  A native row whose options follow the budget ("N" =
     its whole bits) comes once a budget too, with its own true bits.  An option of ``axes`` (core.registry.FROM_AXES)
     whose value is its own name makes one row a value there, such as a kept ratio.
     """
     if spec.quantizer == COMMON:
-        still = {"static_groups": True} if spec.options.get("act_order") else {}
-        spec = replace(spec, quantizer=common, options=spec.options | still)
+        spec = replace(spec, quantizer=common, common=True)
     follows = [k for k, v in spec.options.items() if isinstance(v, str) and v in FOLLOWS]
     by_axis = [k for k, v in spec.options.items() if k in axes and v == k]
     rows = []

@@ -150,6 +150,7 @@ class MethodSpec:
     native: bool = False
     options: dict = field(default_factory=dict)  # of the allocator and quantizer; "N" etc. follow the grid (variants)
     settings: dict = field(default_factory=dict)  # this row's own, in place of the grid's: its brackets', its method's
+    common: bool = False  # a row that the grid gave its common quantizer
 
     @property
     def budgeted(self) -> bool:

@@ -62,6 +62,7 @@ class Scores:
     "channel", "line" (whole rows or columns), "group" or "element".  values[fqn] is float32 of shape [], [], [in],
     [out, 1] or [1, in], [out or 1, in/g], [out, in]; higher = protect.  With ``levels`` set, a trailing axis
     [len(levels)] holds the expected loss at each bit level; lower = better.
+    Allocators that rank single weights are handed −∞ for those that are not stored (harness/stages/best_scores.py).
     unit "z" marks signed, standardised scores; allocators that need a positive weight take exp(z).
     """
 

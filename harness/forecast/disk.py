@@ -3,7 +3,7 @@
 import shutil
 
 from core.errors import UserError
-from core.registry import QUANTIZERS, SCORERS
+from core.registry import ALLOCATORS, QUANTIZERS, SCORERS
 from harness.forecast.memory import kinds_to_make
 from harness.forecast.sizes import finished
 from harness.stages.base_quantized import base_quantized_key
@@ -13,7 +13,7 @@ from harness.stages.gradients import gradients_key
 from harness.stages.library import library_key, menu_of
 from harness.stages.options import buys_forms, reads_data
 from harness.stages.plan import plan_key
-from harness.stages.scores import scores_key
+from harness.stages.scores import scores_needed
 from harness.stages.tune import rounds_of
 from quantization.bits import layer_bits
 from streams.gradients import KINDS
@@ -42,7 +42,7 @@ def disk_bytes(cases: list[Case], workers: int = 1) -> int:
     once, and every job asks again.
     """
     sums: set[str] = set()
-    element: set[str] = set()
+    element: dict[str, float] = {}  # scores of single weights -> their bytes a weight
     compared: dict[str, bool] = {}  # quantized models to compare with -> whether a solver makes them
     passes: dict[str, int] = {}
     libraries: dict[str, int] = {}  # of forms -> their bytes
@@ -51,9 +51,10 @@ def disk_bytes(cases: list[Case], workers: int = 1) -> int:
         if finished(case):
             continue
         to_score = None
-        if case.method.scorer and not store.has(plan_key(case)[0]) and not store.has(scores_key(case)[0]):
+        if case.method.scorer and not store.has(plan_key(case)[0]) and not store.has(needed := scores_needed(case)):
             to_score = SCORERS.get(case.method.scorer)
-            element |= {scores_key(case)[0]} if to_score.granularity == "element" else set()
+            if to_score.granularity == "element":
+                element[needed] = BYTES if ALLOCATORS.get(case.method.allocator).ranks else 4
         kinds = kinds_to_make(case, to_score)
         sums |= {gradients_key(case, kind)[0] for kind in kinds}
         passes |= {gradients_key(case, KINDS[0])[0]: len(kinds)} if kinds else {}
@@ -68,7 +69,7 @@ def disk_bytes(cases: list[Case], workers: int = 1) -> int:
     snapshots = 2 * sum(sorted(passes.values())[-at_once:])
     blocks = min(at_once, solving) + min(at_once, sum(compared.values()))
     stored = 2 * sum(libraries.values())  # finished blocks lie there beside what they are stored as
-    whole = 4 * (len(sums) + snapshots) + BYTES * len(element) + sizes.itemsize * (len(compared) + blocks)
+    whole = 4 * (len(sums) + snapshots) + sum(element.values()) + sizes.itemsize * (len(compared) + blocks)
     # beside tuned rows' blocks lie their codes
     whole += min(at_once, coded)
     return int(sizes.linears * whole) + stored + SMALL + at_once * offloaded_bytes(cases, passes)

@@ -10,7 +10,7 @@ from harness.forecast.sizes import finished
 from harness.forecast.time import Costs
 from harness.grid import seeded
 from harness.stages.case import Case, Cases
-from harness.stages.scores import scores_key
+from harness.stages.scores import scores_needed
 
 HEADS = ("model", "data set", "method", "bits", "seed", "state", "scores", "time", "weights", "activations",
          "scores + solver", "memory")
@@ -67,7 +67,7 @@ def highest(cases: list[Case]) -> dict[str, tuple[tuple[int, str], tuple[int, st
 
 def _row(case: Case, seconds: float) -> list[str]:
     cell, done = case.cell, finished(case)
-    scored = "-" if not case.method.scorer else "cached" if case.store.has(scores_key(case)[0]) else "to do"
+    scored = "-" if not case.method.scorer else "cached" if case.store.has(scores_needed(case)) else "to do"
     bits = "own" if cell.avg_bits is None else f"{cell.avg_bits:g}"
     seed = str(cell.seed) if seeded(case.method) else "-"
     sizes = ["-"] * 4 if done else memory_columns(case, memory(case))

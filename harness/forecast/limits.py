@@ -76,9 +76,12 @@ def limits(devices: Devices, limit: int | None = None, workers: int = 1, gpus: i
     size, whose = cpu_limit(limit, workers)
     if all(device.type != "cuda" for device in devices):
         return [Limit(size, HOST if gpus and not workers else HOST + DEVICE, whose)]
-    together = sum(torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else size
+    sharers = max(1, -(-workers // max(1, torch.cuda.device_count())))  # workers get the GPUs in turn
+    together = sum(torch.cuda.get_device_properties(device).total_memory // sharers if device.type == "cuda" else size
                    for device in devices)
-    return [Limit(together, DEVICE, f"the memory of {' and '.join(map(str, devices))}"), Limit(size, HOST, whose)]
+    share = "" if sharers == 1 else f", shared by {sharers} workers"
+    named = f"the memory of {' and '.join(map(str, devices))}{share}"
+    return [Limit(together, DEVICE, named), Limit(size, HOST, whose)]
 
 
 def used(parts: Parts, budget: Limit) -> int:

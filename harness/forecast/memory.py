@@ -43,7 +43,7 @@ from harness.stages.library import HELD, menu_of
 from harness.stages.model import Sizes
 from harness.stages.options import buys_forms
 from harness.stages.plan import plan_key
-from harness.stages.scores import scores_key
+from harness.stages.scores import scores_needed
 from harness.stages.tune import rounds_of
 from quantization.bits import uniform_bits
 from streams.blocks import batch_tokens
@@ -150,7 +150,7 @@ def memory(case: Case) -> list[Parts]:
     # scores are read to make a plan, never again
     planned = method.allocator == "none" or case.store.has(plan_key(case)[0])
     element = spec is not None and spec.granularity == "element"
-    to_score = spec if spec and not planned and not case.store.has(scores_key(case)[0]) else None
+    to_score = spec if spec and not planned and not case.store.has(scores_needed(case)) else None
     if to_score and "calib" in spec.needs and "labels" not in spec.needs:
         tokens = max(rows * width for rows, width in prompt_batches(case, spec))
         activations = prompt_bytes(d, tokens, case.value("published"))

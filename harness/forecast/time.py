@@ -36,7 +36,7 @@ from harness.stages.outputs import outputs_key
 from harness.stages.pivots import pivots_key
 from harness.stages.plan import distortion_key, plan_key
 from harness.stages.prices import DRAWS, dots_key, reads_dots
-from harness.stages.scores import documents_read, scores_key
+from harness.stages.scores import documents_read, scores_key, scores_needed
 from harness.stages.search import BENDS
 from harness.stages.transform import ranges
 from harness.stages.tune import rounds_of
@@ -73,7 +73,7 @@ class Costs:
         total = self.evaluation(case, self.eval_probe)
         plan = plan_key(case)[0]
         planned = spec.allocator == "none" or case.store.has(plan)
-        if spec.scorer and not planned and self._first(case, scores_key(case)[0]):
+        if spec.scorer and not planned and self._first(case, scores_needed(case)):
             total += self.scores(case)
         for other in _scored_beside(case):
             if self._first(other, scores_key(other)[0]):

@@ -2,7 +2,7 @@
 rest goes on.
 
 Several processes may run one grid, on one machine or on several: a cell is claimed by a lock before it is begun,
-and one that another process has, or that needs what another process is making, is put off to the end.
+and one that another process has, or whose scores, plan or weights another process is making, is put off to the end.
 """
 
 import logging
@@ -17,7 +17,7 @@ from harness.jobs.board import results_folder, unit_name
 from harness.jobs.post import Post
 from harness.stages.case import Case, Cases
 from harness.stages.cell import being_made, cell_key, in_words, run_cell, served, stored_result
-from harness.stages.scores import scores
+from harness.stages.scores import scores_for_plan
 from report.records import Result
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def claim_scores(cases: list[Case], post: Post | None, unit: str, wait: bool = F
     state, facts = "done", {}
     try:
         for case in cases:
-            scores(case)
+            scores_for_plan(case)
     except BaseException as error:
         disk = isinstance(error, StorageError) or storage_error(error, store.root)
         ours = isinstance(error, Exception) and not disk

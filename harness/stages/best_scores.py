@@ -1,7 +1,7 @@
 """Scores of single weights as they are stored: the best of all linears together, and a sample of each linear.
 
 A plan keeps a few weights in a hundred, and of the others it only has to know that they rank lower.  So one weight in
-SHARE is stored with its score, which at 4 bytes each is a seventh of all; whoever needs more has the scorer run again
+SHARE is stored with its score, a sixth of the bytes of all; whoever needs more has the scorer run again
 (harness/stages/scores.py).
 """
 
@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from core.digest import digest
-from quantization.allocators.ranking import kth_highest
+from quantization.allocators.ranking import best_masks
 
-# what the widest gap between two levels, 1 bit a weight, could keep at 8 bits each if their index were free
+# between two levels that are 1 bit apart no more weights fit, were they kept at 8 bits each and their index free
 SHARE = 8
 BYTES = 1 / 8 + 4 / SHARE  # stored, of a weight
 SAMPLE = 64  # scores of each linear that a result carries
@@ -25,12 +25,11 @@ FILE = "best.safetensors"
 
 
 def write_best(folder: Path, values: Mapping[str, np.ndarray]) -> None:
-    """Store the best of float32 ``values`` [out, in] by linear, all that equal the lowest of them as well."""
-    parts = [value.ravel() for value in values.values()]
-    threshold, _ = kth_highest(parts, -(-sum(map(len, parts)) // SHARE))
-    stored = {}
-    for fqn, flat in zip(values, parts, strict=True):
-        best = flat >= threshold
+    """Store the best of float32 ``values`` [out, in] by linear; of equal ones those that a plan takes first."""
+    names = sorted(values)  # as a model's linears stand, for positions tell equal scores apart
+    parts = [values[fqn].ravel() for fqn in names]
+    stored, k = {}, -(-sum(map(len, parts)) // SHARE)
+    for fqn, flat, best in zip(names, parts, best_masks(parts, k), strict=True):
         stored |= {f"{fqn}|best": np.packbits(best), f"{fqn}|scores": flat[best],
                    f"{fqn}|sample": flat[_drawn(fqn, len(flat))]}
     save_file(stored, folder / FILE)

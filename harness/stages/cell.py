@@ -20,7 +20,7 @@ from harness.stages.plan import plan, plan_key
 from harness.stages.prices import dots_key, reads_dots
 from harness.stages.result import failed, file_stem, finished, questions
 from harness.stages.samples import labelled, samples, samples_key
-from harness.stages.scores import documents_read, scores_key
+from harness.stages.scores import documents_read, scores_key, whole_scores_key
 from harness.stages.weights import true_plan, weights_key
 from report.records import Result, load_samples, read_result, write_questions, write_result
 
@@ -44,7 +44,8 @@ def upstream(case: Case) -> dict[str, str]:
         keys["outputs"] = outputs_key(case, documents_read(case, spec))[0]
     if "hessian" in spec.needs:
         keys["pivots"] = pivots_key(case)[0]
-    return keys | {"scores": scores_key(case)[0]}
+    keys["scores"] = scores_key(case)[0]
+    return keys | ({"element_scores": whole_scores_key(case)[0]} if spec.granularity == "element" else {})
 
 
 def being_made(case: Case) -> bool:

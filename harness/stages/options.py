@@ -26,9 +26,14 @@ def distortion_quantizer(case: Case) -> str | None:
 
 
 def quantizer_options(case: Case, quantizer: str) -> dict:
-    """The row's options that a quantizer reads; of published quirks, those of native rows alone."""
+    """The row's options that a quantizer reads; of published quirks, those of native rows alone.
+
+    Rows on the common grid store no order of columns: where these are taken in another one, groups stay as they stand.
+    """
     method = case.method
     named = {k: v for k, v in method.options.items() if k in QUANTIZERS.get(quantizer).options}
+    if named.get("act_order") and method.common:
+        named["static_groups"] = True
     return named | ({"published": True} if case.value("published") and method.native else {})
 
 

@@ -18,7 +18,7 @@ from harness.stages.best_scores import sample_of
 from harness.stages.case import Case
 from harness.stages.options import VERSIONS, buys_forms, distortion_quantizer, plan_options
 from harness.stages.prices import menu, menu_key
-from harness.stages.scores import scores, scores_key, whole_scores
+from harness.stages.scores import scores_for_plan, scores_key, whole_scores
 from harness.store.entry import Content, stage_key
 from harness.store.partial import Partial
 from quantization.allocators.common import AllocContext
@@ -73,14 +73,13 @@ def plan(case: Case) -> Planned:
     if (entry / "probe.json").is_file():
         told = json.loads((entry / "probe.json").read_text())
     else:  # an entry of a version that did not write it
-        told = _probe(stored, scores(case) if case.method.scorer else None)
+        told = _probe(stored, scores_for_plan(case) if case.method.scorer else None)
     return Planned(id=plan_digest(stored), plan=stored, entry=key, **told)
 
 
 def _compute(case: Case, partial: Partial) -> Content:
     spec = case.method
-    rank = scores if ALLOCATORS.get(spec.allocator).ranks else whole_scores
-    scored, draw = rank(case) if spec.scorer else None, case.value("shuffle")
+    scored, draw = scores_for_plan(case) if spec.scorer else None, case.value("shuffle")
     if draw and scored is not None:
         scored = shuffled(scored, case.model.block_of, draw)
     context = alloc_context(case, scored, plan_options(case))

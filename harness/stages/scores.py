@@ -2,14 +2,15 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from safetensors.numpy import save_file
 
 from core.digest import write_json
 from core.errors import UserError
-from core.registry import SCORERS, ScorerSpec
+from core.registry import ALLOCATORS, SCORERS, ScorerSpec
 from core.types import ScoreContext, Scores
 from evaluation.engine.ask import evaluate
 from evaluation.statistics.summary import mean_task_metric
@@ -80,29 +81,47 @@ def scores(case: Case) -> Scores:
 
     Of single weights these are the best ones (harness/stages/best_scores.py); :func:`whole_scores` has all.
     """
-    entry = case.store.make(*scores_key(case), lambda partial: _compute(case, partial))
+    return _read(case, case.store.make(*scores_key(case), lambda partial: _compute(case, partial)))
+
+
+def whole_scores(case: Case) -> Scores:
+    """The row's scores, of single weights every one: an entry of its own, for which the scorer runs (once more, where
+    the best are stored already).
+    """
+    old = (case.store.path(scores_key(case)[0]) / WHOLE).is_file()  # of a version that stored all
+    if old or SCORERS.get(case.method.scorer).granularity != "element":
+        return scores(case)
+    key, identity = whole_scores_key(case)
+    return _read(case, case.store.make(key, identity, lambda partial: _compute(case, partial, whole=True)))
+
+
+def whole_scores_key(case: Case) -> tuple[str, dict]:
+    """Digest of every single weight's scores."""
+    return stage_key(ALL_WEIGHTS, VERSIONS["scores"], scores=scores_key(case)[0])
+
+
+def scores_needed(case: Case) -> str:
+    """Digest of the entry that :func:`scores_for_plan` reads."""
+    whole = SCORERS.get(case.method.scorer).granularity == "element" and not ALLOCATORS.get(case.method.allocator).ranks
+    return (whole_scores_key if whole else scores_key)(case)[0]
+
+
+def scores_for_plan(case: Case) -> Scores:
+    """What the row's allocator is handed: the best scores are enough for one that only ranks."""
+    return (scores if scores_needed(case) == scores_key(case)[0] else whole_scores)(case)
+
+
+def _read(case: Case, entry: Path) -> Scores:
     head = json.loads((entry / "scores.json").read_text())
-    # an entry of a version that stored all scores of single weights has no best ones
     best = (entry / FILE).is_file()
     values = BestScores(entry / FILE, case.model.shapes) if best else load_tensors(entry / WHOLE)
     levels = tuple(head["levels"]) if head["levels"] else None
     return Scores(granularity=head["granularity"], values=values, unit=head["unit"], levels=levels, notes=head["notes"])
 
 
-def whole_scores(case: Case) -> Scores:
-    """The row's scores, of single weights every one: the scorer runs once more for those, from gradients that are
-    stored.
-    """
-    best = scores(case)
-    if not isinstance(best.values, BestScores):
-        return best
-    key, identity = stage_key(ALL_WEIGHTS, VERSIONS["scores"], scores=scores_key(case)[0])
-    entry = case.store.make(key, identity, lambda partial: _compute(case, partial, whole=True))
-    return replace(best, values=load_tensors(entry / WHOLE))
-
-
 def _compute(case: Case, partial: Partial, whole: bool = False) -> Content:
-    given = run_scorer(case, SCORERS.get(case.method.scorer), partial)
+    made = not whole and case.store.has(whole_scores_key(case)[0])
+    given = whole_scores(case) if made else run_scorer(case, SCORERS.get(case.method.scorer), partial)
     values = {fqn: value.float().cpu().contiguous().numpy() for fqn, value in given.values.items()}
     head = {"granularity": given.granularity, "unit": given.unit, "levels": given.levels, "notes": given.notes}
 
@@ -182,7 +201,7 @@ def check_scores(given: Scores, spec: ScorerSpec, shapes: dict[str, tuple[int, i
             right = shape in ((rows, 1), (1, columns))
         if given.levels:
             right = right and value.ndim > 0 and value.shape[-1] == len(given.levels)
-        if not right or not torch.isfinite(value).all():
+        if not right or not torch.isfinite(value.float()).all():
             raise ValueError(f"scorer {spec.name!r}: scores of {fqn} have shape {tuple(value.shape)} or are not "
                              f"finite; {given.granularity} scores of a [{rows}, {columns}] linear have shape "
                              f"{SHAPES.get(given.granularity, wanted)}"

@@ -23,7 +23,7 @@ from core.registry import allocator
 from core.settings import Setting
 from core.types import Budget, Scores
 from quantization.allocators.knapsack import solve
-from quantization.allocators.ranking import drawn_order, first_k, keep_masks, most
+from quantization.allocators.ranking import BelowBest, drawn_order, first_k, keep_masks, most
 from quantization.bits import (
     KEPT_BITS,
     achievable,
@@ -194,17 +194,26 @@ def keep_within(ctx: AllocContext, spare: int, bits: int) -> tuple[dict[str, np.
     """Masks of the best weights, columns or rows of the model whose values, of ``bits`` each, and index take at most
     ``spare`` bits; and how many they are.
     """
-    scores, single = InOrder(ctx), ctx.scores.granularity == "element"
-    lines = ctx.shapes if ctx.scores.granularity == "line" else ()
+    scores, granularity = InOrder(ctx), ctx.scores.granularity
+    if granularity not in ("element", "channel", "line"):
+        raise UserError("what is kept at more bits is single weights, columns or rows; combine this allocation with a "
+                        f"scorer of these, such as TaCQ; this row's scores: {granularity}")
+    single, lines = granularity == "element", ctx.shapes if granularity == "line" else ()
     rows = {name for name in lines if ctx.scores.values[name].shape[1] == 1}
     whole = ["row" if name in rows else "column" for name in ctx.shapes]
     sizes = [math.prod(shape) for shape in ctx.shapes.values()] if single else [len(one) for one in scores]
     cost = _KeepCost(list(ctx.shapes.values()), sizes, bits, None if single else whole)
     # an upper bound on how many fit: their values alone would fill what is left
-    order = first_k(scores, min(sum(cost.sizes), spare // (bits * cost.weights_a_score)))
+    bound, few = min(sum(cost.sizes), spare // (bits * cost.weights_a_score)), None
+    try:
+        order = first_k(scores, bound)
+    except BelowBest as error:  # those that are stored may be all that fit
+        order, few = first_k(scores, error.stored), error
     cost.rank(order.numpy())
     # the most scores whose weights and index fit; cost grows with their number
     kept = most(len(order), lambda count: cost.of_first(count) <= spare)
+    if few and kept == len(order):
+        raise few
     masks = keep_masks(ctx.shapes, order[:kept], cost.sizes, rows)
     return masks, {"kept": kept, "kept_share": float(sum(m.sum() for m in masks.values()) / weights_of(ctx.shapes))}
 

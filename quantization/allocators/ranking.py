@@ -23,8 +23,12 @@ PIECE = 2**20  # scores that are looked at at a time
 ROOT = np.uint64(0x6A09E667F3BCC909)  # 2^64 · (√2 − 1), made odd so that no two positions have one key
 
 
-class BelowBest(ValueError):
+class BelowBest(Exception):
     """More scores are asked for than were stored; the others, of −∞, have no order."""
+
+    def __init__(self, asked: int, stored: int):
+        super().__init__(f"{asked} scores are asked for, of which only {stored} are stored")
+        self.stored = stored
 
 
 def spread_order(count: int) -> list[int]:
@@ -85,27 +89,51 @@ def first_k(scores: torch.Tensor | Iterable[torch.Tensor], k: int,
             key: Callable[[np.ndarray], np.ndarray] = spread_key) -> torch.Tensor:
     """Positions of the k highest, best first; of equal scores the lowest ``key`` first.
 
-    scores: float32 [n], or several such, through which positions count on; they are gone through three times, one after
-    another, and never held whole.  The first j positions are ``first_k(scores, j)``.  Raises BelowBest where the k-th
-    is −∞.
+    scores: float32 [n], or several such, through which positions count on; they are gone through four times, one after
+    another, and not held together (those of an iterator are).  The first j positions are ``first_k(scores, j)``.
+    Raises BelowBest where the k-th is −∞.
     """
     if k == 0:
         return torch.zeros(0, dtype=torch.long)
-    parts = _Arrays([scores] if torch.is_tensor(scores) else scores)
-    threshold, above = kth_highest(parts, k)
+    scores = [scores] if torch.is_tensor(scores) else scores
+    parts = _Arrays(list(scores) if isinstance(scores, Iterator) else scores)
+    threshold, tied = _at_least(parts, k, key)
     if threshold == -np.inf:
-        raise BelowBest(f"{k} scores are asked for, of which only {above} are stored")
-    chosen, values, tied, start, room = [], [], np.zeros(0, np.int64), 0, k - above
+        raise BelowBest(k, k - len(tied))
+    chosen, values, start = [], [], 0
     for part in parts:
         at = np.flatnonzero(part > threshold)
         chosen.append(at + start)
         values.append(part[at])
+        start += len(part)
+    chosen, values = np.concatenate([*chosen, tied]), np.concatenate([*values, np.full(len(tied), threshold)])
+    return torch.from_numpy(chosen[np.lexsort((key(chosen), -values))])
+
+
+def best_masks(parts: Collection[np.ndarray], k: int) -> Iterator[np.ndarray]:
+    """Of each of several float32 arrays [n], a bool [n]: which are of the k highest of all, those that :func:`first_k`
+    gives.
+    """
+    threshold, tied = _at_least(parts, k, spread_key)
+    tied, start = np.sort(tied), 0
+    for part in parts:
+        mask = part > threshold
+        inside = slice(*np.searchsorted(tied, [start, start + len(part)]))
+        mask[tied[inside] - start] = True
+        start += len(part)
+        yield mask
+
+
+def _at_least(parts: Iterable[np.ndarray], k: int, key: Callable) -> tuple[np.float32, np.ndarray]:
+    """(the k-th highest value, positions of those equal to it that belong to the first k)."""
+    threshold, above = kth_highest(parts, k)
+    tied, start, room = np.zeros(0, np.int64), 0, k - above
+    for part in parts:
         tied = np.concatenate([tied, np.flatnonzero(part == threshold) + start])
         if room < len(tied):
             tied = tied[np.argpartition(key(tied), room)[:room]]
         start += len(part)
-    chosen, values = np.concatenate([*chosen, tied]), np.concatenate([*values, np.full(len(tied), threshold)])
-    return torch.from_numpy(chosen[np.lexsort((key(chosen), -values))])
+    return threshold, tied
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,10 @@ def test_a_gpu_and_the_cpu_are_two_budgets(monkeypatch):
     device, host = limits((torch.device("cuda:1"),), limit=70)
     assert (device.bytes, device.parts, device.whose) == (80, DEVICE, "the memory of cuda:1")
     assert (host.bytes, host.parts) == (70, HOST)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    shared, _ = limits((torch.device("cuda:1"),), limit=70, workers=3)  # two of three get the same one
+    assert (shared.bytes, shared.whose) == (device.bytes // 2, "the memory of cuda:1, shared by 2 workers")
+    assert limits((torch.device("cuda:1"),), limit=70, workers=2)[0] == device
     both, _ = limits((torch.device("cuda:0"), torch.device("cuda:1")), limit=70)
     assert (both.bytes, both.whose) == (160, "the memory of cuda:0 and cuda:1")
 

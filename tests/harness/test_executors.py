@@ -66,6 +66,22 @@ def test_a_cell_whose_weights_are_being_solved_is_put_off(tiny_folder, tmp_path)
     assert not any(map(being_made, uniform))
 
 
+def test_another_cell_is_run_while_one_waits(tiny_folder, tmp_path, monkeypatch):
+    """And when nothing else is left, one that still looks busy is run as well: its maker may be dead."""
+    from harness.jobs import loop
+    from tests.harness.bench import cases_of
+
+    cases = cases_of(models=(str(tiny_folder),), methods=("fp16",), device="cpu", threads=1, datasets=BITS,
+                     eval_size=8, calib_size=8, cache_dir=str(tmp_path / "cache"),
+                     results_dir=str(tmp_path / "results"))
+    ran, real = [], loop.run_unit
+    monkeypatch.setattr(loop, "run_unit", lambda case, *rest: ran.append(case.method.name) or real(case, *rest))
+    monkeypatch.setattr(loop, "being_made", lambda case: case.method.name == "uniform")
+    monkeypatch.setattr(loop, "LOOK_S", 0.01)
+    assert all(result.ok for result in loop.run_grid(cases))
+    assert sorted(ran) == ["fp16", "random", "uniform"] and ran[-1] == "uniform"
+
+
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_by_the_others(local, tiny_folder, tmp_path, capsys):
     """One of two workers dies by SIGKILL in the middle; the other one takes its cell over."""

@@ -87,7 +87,7 @@ def test_second_run_computes_nothing_and_changes_no_byte(done, tiny_folder, monk
 
 def test_same_seed_gives_the_same_bytes_elsewhere(done, tiny_folder, tmp_path):
     assert run(tiny_folder, tmp_path, "--method", "TAQ", "TAQO", "TAQoS", "magnitude", "TAQ-native") == 0
-    for pattern in ("*.jsonl", "plan.json", "keep.safetensors", "scores.safetensors"):
+    for pattern in ("*.jsonl", "plan.json", "keep.safetensors", "scores.safetensors", "best.safetensors"):
         first, second = files(done, pattern), files(tmp_path, pattern)
         assert first == second and first, pattern
 
