@@ -1,7 +1,7 @@
 """The result of a cell as the record that tables read (report/records.py), and its file name."""
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from core.digest import digest
 from core.environment import device_peak_bytes, peak_bytes, versions
@@ -91,6 +91,6 @@ def _model(case: Case) -> ModelFacts:
 def _head(case: Case, key: str) -> dict:
     cell = case.cell
     return {"cell": key, "model": _model(case),
-            "method": MethodFacts(**asdict(cell.method)),
+            "method": MethodFacts(**{fact.name: getattr(cell.method, fact.name) for fact in fields(MethodFacts)}),
             "dataset": cell.dataset, "avg_bits": cell.avg_bits, "seed": cell.seed, "run_type": case.grid.run_type,
             "settings": table_settings(case.grid), "machine": case.model.machines, "versions": versions()}
