@@ -18,7 +18,8 @@ METRIC = "gold_loglik"
 
 def leads(results: Sequence[Result], names: Sequence[str]) -> list[dict]:
     """Gold log-likelihood of both rows and the second's lead, nats a token: a line a data set and seed, and one with
-    seed None for a data set's seeds together, if there are several.
+    seed None for a data set's seeds together, if there are several.  The rows may differ in stored bits, which stand in
+    every line (means over the seeds).
 
     Raises UserError where no data set has two seeds of both rows, or names mean several rows.
     """
@@ -46,13 +47,15 @@ def _pairs(results: Sequence[Result], names: Sequence[str]) -> list[tuple[Result
 def _lines(dataset: str, pairs: Sequence[tuple[Result, Result]]) -> list[dict]:
     count = len(pairs)
     panel = Panel([load_samples(one) for side in zip(*pairs) for one in side])
+    bits = {f"{which}_bits": sum(one.bits.average for one in side) / count
+            for which, side in zip(("first", "second"), zip(*pairs))}
     means = panel.values[METRIC].mean(axis=0)
     lines = [{"dataset": dataset, "seed": first.seed, "seeds": 1, "n": panel.n, "first": float(means[i]),
               "second": float(means[count + i]), **panel.difference(METRIC, i, count + i),
-              "p": panel.permutation_p(METRIC, i, count + i)} for i, (first, _) in enumerate(pairs)]
+              "p": panel.permutation_p(METRIC, i, count + i)} | bits for i, (first, _) in enumerate(pairs)]
     if count > 1:
         sides = list(range(count)), list(range(count, 2 * count))
         lines.append({"dataset": dataset, "seed": None, "seeds": count, "n": panel.n,
                       "first": float(means[:count].mean()), "second": float(means[count:].mean()),
-                      **panel.over_seeds(METRIC, *sides), "p": panel.permutation_p(METRIC, *sides)})
+                      **panel.over_seeds(METRIC, *sides), "p": panel.permutation_p(METRIC, *sides)} | bits)
     return lines

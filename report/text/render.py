@@ -126,7 +126,8 @@ def leads_text(lines: Sequence[dict], names: Sequence[str], kind: str) -> str:
         return _csv(lines)
     if kind == "json":
         return as_json({"schema": SCHEMA, "rows": list(names), "leads": list(lines)})
-    return sheet_text(seeds.leads_sheet(lines, names), kind) + "\n\n" + lines_text(seeds.notes(lines), kind) + "\n"
+    notes = lines_text(seeds.notes(lines, names), kind)
+    return f"{sheet_text(seeds.leads_sheet(lines, names), kind)}\n\n{notes}\n"
 
 
 def story_text(story: Story, kind: str, every: bool) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from core.types import Budget
+from report.schema import equal_bits
 from report.text.numbers import number, p_value, signed, span
 from report.text.sheets import Sheet, sheet
 
@@ -14,10 +16,13 @@ def leads_sheet(lines: Sequence[dict], names: Sequence[str]) -> Sheet:
          "p": p_value(line["p"]), "p Holm": p_value(line.get("p_holm"))} for line in lines])
 
 
-def notes(lines: Sequence[dict]) -> list[str]:
+def notes(lines: Sequence[dict], names: Sequence[str]) -> list[str]:
     """How the numbers came about."""
+    apart = {f"{names[0]} {line['first_bits']:.3f} stored bits a weight, {names[1]} {line['second_bits']:.3f}": None
+             for line in lines if not equal_bits(line["first_bits"], line["second_bits"], Budget.tolerance)}
     documents = dict.fromkeys(f"{line['n']} of {line['dataset']}" for line in lines)
-    return [f"Documents: {', '.join(documents)}. Lead: mean of the paired differences; of one seed with a bootstrap "
+    return [*(f"Not at equal bits: {bits}" for bits in apart),
+            f"Documents: {', '.join(documents)}. Lead: mean of the paired differences; of one seed with a bootstrap "
             "interval over documents, of all with one that holds seeds (t) and documents, 95 %",
             "p: paired sign-flip test over documents, of all seeds on each document's mean; Holm: corrected over the "
             "data sets. It holds for these seeds; the interval says whether it would for others"]

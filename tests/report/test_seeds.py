@@ -67,7 +67,20 @@ def test_the_command_prints_them_in_every_form(folder, capsys):
     assert told["rows"] == list(NAMES) and len(told["leads"]) == len(rows) == 8
     assert float(rows[0]["value"]) == told["leads"][0]["value"]
     assert print_results.main([*run, "--dataset", "mmlu_pro", "--seed", "0", "2"]) == 0
-    assert "all 2" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "all 2" in shown and "equal bits" not in shown
+
+
+def test_rows_of_other_bits_are_compared_and_said_to_be(tmp_path, capsys):
+    for seed in (0, 1):
+        put(tmp_path, "uniform", 2.75, -1.0, seed=seed, budget=2.75)
+        put(tmp_path, "THRIFT-native", 2.25, -0.5 - 0.1 * seed, seed=seed)
+    run = ["--results_dir", str(tmp_path), "--compare", "uniform", "THRIFT-native", "--over_seeds"]
+    said = "Not at equal bits: uniform 2.750 stored bits a weight, THRIFT-native 2.250"
+    assert print_results.main(run) == 0
+    assert capsys.readouterr().out.count(said) == 1
+    assert print_results.main([*run, "--format", "markdown"]) == 0
+    assert f"- {said}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more, said", [
