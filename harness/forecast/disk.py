@@ -3,7 +3,7 @@
 import shutil
 
 from core.errors import UserError
-from core.registry import ALLOCATORS, QUANTIZERS, SCORERS
+from core.registry import QUANTIZERS, SCORERS
 from harness.forecast.memory import kinds_to_make
 from harness.forecast.sizes import finished
 from harness.stages.base_quantized import base_quantized_key
@@ -13,7 +13,7 @@ from harness.stages.gradients import gradients_key
 from harness.stages.library import library_key, menu_of
 from harness.stages.options import buys_forms, reads_data
 from harness.stages.plan import plan_key
-from harness.stages.scores import scores_needed
+from harness.stages.scores import reads_whole_scores, scores_needed
 from harness.stages.tune import rounds_of
 from quantization.bits import layer_bits
 from streams.gradients import KINDS
@@ -54,7 +54,7 @@ def disk_bytes(cases: list[Case], workers: int = 1) -> int:
         if case.method.scorer and not store.has(plan_key(case)[0]) and not store.has(needed := scores_needed(case)):
             to_score = SCORERS.get(case.method.scorer)
             if to_score.granularity == "element":
-                element[needed] = BYTES if ALLOCATORS.get(case.method.allocator).ranks else 4
+                element[needed] = 4 if reads_whole_scores(case) else BYTES
         kinds = kinds_to_make(case, to_score)
         sums |= {gradients_key(case, kind)[0] for kind in kinds}
         passes |= {gradients_key(case, KINDS[0])[0]: len(kinds)} if kinds else {}

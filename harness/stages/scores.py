@@ -100,15 +100,19 @@ def whole_scores_key(case: Case) -> tuple[str, dict]:
     return stage_key(ALL_WEIGHTS, VERSIONS["scores"], scores=scores_key(case)[0])
 
 
+def reads_whole_scores(case: Case) -> bool:
+    """Whether the row's allocator is handed every single weight's score, and not the best, to rank them."""
+    return SCORERS.get(case.method.scorer).granularity == "element" and not ALLOCATORS.get(case.method.allocator).ranks
+
+
 def scores_needed(case: Case) -> str:
     """Digest of the entry that :func:`scores_for_plan` reads."""
-    whole = SCORERS.get(case.method.scorer).granularity == "element" and not ALLOCATORS.get(case.method.allocator).ranks
-    return (whole_scores_key if whole else scores_key)(case)[0]
+    return (whole_scores_key if reads_whole_scores(case) else scores_key)(case)[0]
 
 
 def scores_for_plan(case: Case) -> Scores:
-    """What the row's allocator is handed: the best scores are enough for one that only ranks."""
-    return (scores if scores_needed(case) == scores_key(case)[0] else whole_scores)(case)
+    """What the row's allocator is handed."""
+    return (whole_scores if reads_whole_scores(case) else scores)(case)
 
 
 def _read(case: Case, entry: Path) -> Scores:
