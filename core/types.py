@@ -82,6 +82,7 @@ class Budget:
     group_size: int = 128  # input columns that share a scale and a zero point
     scale_bits: int = 16
     zero_bits: int | None = None
+    table: bool = False  # whether codes stand for the values of a table a linear
     kept_bits: int = 16
     tolerance: float = 0.01  # bits per weight; a plan lies in (avg_bits - tolerance, avg_bits]
 

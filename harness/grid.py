@@ -282,6 +282,9 @@ def checked_method(name: str, common: str) -> MethodSpec:
         if setting in told and setting not in (*reads, *options):
             raise UserError(f"{spec.name} reads no setting {setting!r} with --quantizer {common}; "
                             f"it reads: {', '.join((*reads, *options)) or 'no setting'}")
+    if spec.settings.get("symmetric") and spec.settings.get("scales") == "table":
+        raise UserError(f"{spec.name}: a table has no zero point that symmetric=true could leave out; leave it out, or "
+                        "give scales=log")
     if not is_read(spec, common):
         raise UserError(f"{spec.name} tells the solver what --quantizer {common} does not read; use --quantizer gptq, "
                         "or other rows (--method)")

@@ -13,6 +13,7 @@ What one linear of shape [out, in] at b bits in groups of g input columns stores
 Published forms store other things beside the codes (FORMS):
 
     log       the grid with logarithmic scales: scale_bits a group, and one exponent a linear (LOG_EXPONENT bits)
+    table     the same without zero points, and 2^b fp16 values a linear, which codes stand for
     bilevel   SpQR: scale and zero codes per group, then 4 fp16 numbers per 16 rows of a group
     slim      SliM-LLM: as the grid, but a 1-bit group stores its mean at 16 bits instead of a zero point
     codebook  SqueezeLLM: 2^b fp16 values a row
@@ -155,6 +156,10 @@ def _log(plan: LayerPlan, rows: int, cols: int) -> int:
     return _grid(plan, rows, cols) + LOG_EXPONENT
 
 
+def _table(plan: LayerPlan, rows: int, cols: int) -> int:
+    return _log(plan, rows, cols) + 2**plan.bits * 16
+
+
 def _bilevel(plan: LayerPlan, rows: int, cols: int) -> int:
     groups, tiles = len(code_bits(plan, cols)), -(-rows // BILEVEL_ROWS)
     codes = whole_bytes(rows * cols * plan.bits) + whole_bytes(rows * groups * plan.scale_bits)
@@ -187,8 +192,8 @@ def _split(plan: LayerPlan, rows: int, cols: int) -> int:
 
 LOG_EXPONENT = 8  # a whole number: the largest scale of a linear is 2 to that power
 BILEVEL_ROWS = 16  # consecutive output rows that share second-level statistics
-FORMS = {"grid": _grid, "log": _log, "bilevel": _bilevel, "slim": _slim, "codebook": _codebook, "bnb4": _bnb4,
-         "bnb8": _bnb8, "split": _split}
+FORMS = {"grid": _grid, "log": _log, "table": _table, "bilevel": _bilevel, "slim": _slim, "codebook": _codebook,
+         "bnb4": _bnb4, "bnb8": _bnb8, "split": _split}
 
 
 def activation_bits(shapes: Mapping[str, tuple[int, int]], bits: int, keep: float, group: int) -> int:
@@ -235,15 +240,16 @@ def bits_within(shapes: Mapping[str, tuple[int, int]], avg_bits: float) -> int:
     return int(avg_bits * weights_of(shapes) + 1e-6)
 
 
-def stored_grid(bits: int, group_size: int, scale_bits: int, zero_bits: int | None = None) -> LayerPlan:
-    """A linear on a grid; scales of other than 16 bits are logarithmic."""
-    form = "grid" if scale_bits == 16 or bits == 16 else "log"
+def stored_grid(bits: int, group_size: int, scale_bits: int = 16, zero_bits: int | None = None,
+                table: bool = False) -> LayerPlan:
+    """A linear on a grid; scales of other than 16 bits are logarithmic.  With a table codes stand for its values."""
+    form = "grid" if scale_bits == 16 or bits == 16 else "table" if table else "log"
     return LayerPlan(bits=bits, group_size=group_size, scale_bits=scale_bits, zero_bits=zero_bits, form=form)
 
 
 def grid_plan(bits: int, budget: Budget) -> LayerPlan:
     """A linear at one level of the budget's grid."""
-    grid = stored_grid(bits, budget.group_size, budget.scale_bits, budget.zero_bits)
+    grid = stored_grid(bits, budget.group_size, budget.scale_bits, budget.zero_bits, budget.table)
     return replace(grid, kept_bits=budget.kept_bits)
 
 

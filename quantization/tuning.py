@@ -25,7 +25,6 @@ from core.errors import UserError
 from core.lazy import Lazy, torch
 from core.settings import Setting
 from core.types import Stored
-from quantization.solvers.grid import LogScale
 from quantization.solvers.kept import Float8, through
 
 passes, gradients = Lazy("streams.divergence"), Lazy("streams.gradients")
@@ -43,11 +42,13 @@ class Tunable:
         parts = {name: part.to(device) for name, part in stored.parts.items()}
         self.before, self.kept_dtype = stored, kept_dtype
         self.group_of = _groups(parts, stored.layer.group_size, device)
-        self.steps = (parts["codes"].float() - parts["zero"][:, self.group_of]).to(torch.int16)  # q − z
+        if "table" in parts:
+            self.steps = parts["table"][parts["codes"].long()]
+        else:
+            self.steps = (parts["codes"].float() - parts["zero"][:, self.group_of]).to(torch.int16)  # q − z
         self.scale, self.float8, self.keep = parts["scale"], None, None
-        self.logs = LogScale(int(parts["exponent"]), stored.layer.scale_bits) if stored.layer.form == "log" else None
         self.delta = self.epsilon = None
-        if self.logs is None:
+        if "exponent" not in parts:
             self.delta = torch.zeros_like(self.scale)
         if "kept" in parts:
             self.keep = torch.as_tensor(stored.layer.keep, device=device)

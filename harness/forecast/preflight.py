@@ -10,6 +10,7 @@ from harness.forecast.limits import check_fits
 from harness.forecast.sizes import finished
 from harness.grid import reads_solver_calib
 from harness.presets import check_writable
+from harness.stages.base_quantized import own_grid
 from harness.stages.case import Case, Cases, seems_finite
 from harness.stages.cell import stored_result
 from harness.stages.model import check_plain, check_positions
@@ -72,7 +73,7 @@ def check_budgets(cases: list[Case], say) -> None:
     grids: dict[tuple, list[Case]] = {}  # rows may store their grids in their own ways
     for case in cases:
         if case.method.budgeted:
-            grids.setdefault((case.group_size, case.budget.scale_bits), []).append(case)
+            grids.setdefault((case.group_size, *own_grid(case.budget).items()), []).append(case)
     for alike in grids.values():
         _check_grid(alike, say, named=len(grids) > 1)
 

@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 
 from core.offload import copied, scratch_of
 from core.registry import QUANTIZERS
-from core.storage import LOG_BITS, SCALES
+from core.storage import SCALES, STORED_SCALES
 from core.types import Budget, LayerPlan
 from harness.stages.case import Case
 from harness.stages.options import VERSIONS, quantizer_options
@@ -16,6 +16,8 @@ from harness.store.tensors import load_tensors
 from quantization.bits import stored_grid, uniform_bits
 from quantization.tuning import TUNE
 
+STORED = ("scale_bits", "zero_bits", "table")  # what a level may tell of its grid
+
 
 def base(case: Case) -> dict:
     """How every linear is stored before any weight is kept.
@@ -25,8 +27,7 @@ def base(case: Case) -> dict:
     """
     options = case.method.options
     if case.method.native and "bits" in options:
-        stored = {"scale_bits": LOG_BITS} if SCALES.of(options) == "log" else {}
-        return {"bits": options["bits"], "group": options.get("group")} | stored
+        return {"bits": options["bits"], "group": options.get("group")} | STORED_SCALES[SCALES.of(options)]
     return case.once("base", lambda: _common_base(case))
 
 
@@ -39,13 +40,14 @@ def _common_base(case: Case) -> dict:
 
 def own_grid(budget: Budget) -> dict:
     """How a budget's grid is stored, in keys: what is not as in every other's."""
-    told = {"scale_bits": budget.scale_bits, "zero_bits": budget.zero_bits}
+    told = {name: getattr(budget, name) for name in STORED}
     return {name: value for name, value in told.items() if value != getattr(Budget, name)}
 
 
 def base_layer(level: dict, shape: tuple[int, int]) -> LayerPlan:
     """The LayerPlan of :func:`base` for one linear; no group = one scale a row."""
-    return stored_grid(level["bits"], level["group"] or shape[1], level.get("scale_bits", 16), level.get("zero_bits"))
+    told = {name: level[name] for name in STORED if name in level}
+    return stored_grid(level["bits"], level["group"] or shape[1], **told)
 
 
 def corrupting(case: Case) -> dict:

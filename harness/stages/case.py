@@ -22,7 +22,7 @@ from core.errors import UserError
 from core.forward import is_out_of_memory
 from core.placement import Devices
 from core.registry import SCORERS, MethodSpec
-from core.storage import LOG_BITS
+from core.storage import STORED_SCALES
 from core.types import Budget, CalibSet
 from evaluation.calibration.mixture import calib_digest
 from harness.grid import AUTO_GROUPS, Cell, Grid, cells_of, reads_solver_calib
@@ -149,9 +149,8 @@ class Case:
     def budget(self) -> Budget:
         """The budget of a common row; native rows get the levels and group size without a bound."""
         return Budget(avg_bits=self.cell.avg_bits or 0.0, levels=tuple(sorted(set(self.grid.levels))),
-                      group_size=self.group_size, scale_bits=LOG_BITS if self.value("scales") == "log" else 16,
-                      zero_bits=0 if self.value("symmetric") else None, kept_bits=self.value("kept"),
-                      tolerance=self.grid.tolerance)
+                      group_size=self.group_size, kept_bits=self.value("kept"), tolerance=self.grid.tolerance,
+                      **({"zero_bits": 0} if self.value("symmetric") else {}) | STORED_SCALES[self.value("scales")])
 
     @property
     def prompts(self) -> CalibSet:

@@ -38,6 +38,7 @@ from quantization.packing.checkpoint import (
 from quantization.packing.forms import packed, packed_alone
 from report.records import Result, read_result
 
+FORM_OF_SCALES = {"fp16": "grid", "log": "log", "table": "table"}
 FORM_OF = {"spqr": "bilevel", "slim": "slim", "squeezellm": "codebook", "bnb-int8": "bnb8", "bnb-nf4": "bnb4",
            "bnb-fp4": "bnb4", "bnb-nf4-split": "split", "rtn-float": "float", "rtn-float-padded": "float"}
 
@@ -93,10 +94,10 @@ def traits_of(case: Case) -> Traits:
     quantizer = published_quantizer(case)
     keeps = ALLOCATORS.get(method.allocator).keeps or quantizer in ("spqr", "squeezellm")
     common = method.budgeted and not ALLOCATORS.get(method.allocator).exempt
-    grid = "log" if SCALES.of(method.options) == "log" else "grid"
+    grid = FORM_OF_SCALES[SCALES.of(method.options)]
     forms = {FORM_OF.get(quantizer, method.options.get("form", grid))}
     if common:
-        forms = {"log"} if method.allocator == "menu" or case.budget.scale_bits != 16 else {"grid"}
+        forms = {"log"} if method.allocator == "menu" else {FORM_OF_SCALES[case.value("scales")]}
         bits = tuple(bits for bits in case.budget.levels if bits < 16)
     else:
         bits = tuple(sorted({int(method.options[key]) for key in ("bits", "high", "low") if key in method.options}))

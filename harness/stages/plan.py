@@ -26,7 +26,7 @@ from quantization.allocators.ranking import BelowBest, shuffled
 from quantization.apply import distortion_table
 from quantization.bits import check_budget, full_precision_plan, make_plan
 
-GAINED = ("zero_bits", "kept_bits")
+GAINED = ("zero_bits", "table", "kept_bits")
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from core.errors import BudgetError, UserError
 from core.lazy import torch
 from core.registry import allocator
 from core.settings import Setting
-from core.storage import KEPT, LOG_BITS, SCALES
+from core.storage import KEPT, SCALES, STORED_SCALES
 from core.types import LayerPlan
 from quantization.allocators.common import AllocContext, InOrder, keep_within, raised
 from quantization.allocators.ranking import first_k, keep_masks, spread_order
-from quantization.bits import bits_within, grid_plan, layer_bits, weights_of
+from quantization.bits import bits_within, grid_plan, layer_bits, stored_grid, weights_of
 from quantization.solvers.bnb import bnb_layer
 from quantization.solvers.spqr import TARGET
 
@@ -136,9 +136,8 @@ def _flat(ctx: AllocContext, shape: tuple[int, int], **more) -> LayerPlan:
     if GROUP.of(ctx.options) and ctx.options.get("form") == "codebook":
         raise UserError("a codebook has one table a row and no groups; leave group out")
     named = {f.name: ctx.options[f.name] for f in fields(LayerPlan) if f.name in ctx.options}
-    if SCALES.of(ctx.options) == "log":
-        named |= {"form": "log", "scale_bits": LOG_BITS}
-    return LayerPlan(group_size=GROUP.of(ctx.options) or shape[1], **{"bits": BITS.default} | named | more)
+    grid = stored_grid(BITS.default, GROUP.of(ctx.options) or shape[1], **STORED_SCALES[SCALES.of(ctx.options)])
+    return replace(grid, **named | more)
 
 
 @allocator("flat_within", options=(BITS, GROUP, TARGET, "form"), exempt=True)

@@ -22,6 +22,7 @@ from core.errors import one_line
 from core.lazy import torch
 from quantization.solvers.grid import FloatGrid, Grid, SignGrid
 from quantization.solvers.kept import Float8
+from quantization.solvers.table import TableGrid
 
 log = logging.getLogger(__name__)
 ROWS = 16  # of W that a program takes
@@ -56,16 +57,18 @@ def quantize_group(columns: torch.Tensor, upper: torch.Tensor, pivots: torch.Ten
                    stored: torch.dtype | Float8 | None = None, limit: float = math.inf) -> None:
     """Quantize the columns ``group`` inside ``block`` of ``columns`` float32 [in, out], in place.
 
-    upper: U [in, in]; pivots: d [in]; grid: scale and zero point [out], of a Grid also those of each column,
-    [group, out]; codes: uint8 [in, out], filled in; errors: of the block, [block, out], filled in at the group.  Later
-    columns of the block get their updates.
+    upper: U [in, in]; pivots: d [in]; grid: scale and zero point [out], of a Grid or TableGrid also those of each
+    column, [group, out]; codes: uint8 [in, out], filled in; errors: of the block, [block, out], filled in at the group.
+    Later columns of the block get their updates.
     keep: bool [in, out], the kept weights, each rounded to ``stored`` (None: not rounded).  A finite ``limit`` keeps
     every weight with e² above it, writes ``keep``, and gives it the code of 0.
     """
     from quantization.kernels.triton_columns import quantize_columns
 
     rows, width = columns.shape[1], block.stop - block.start
-    kinds = {Grid: 0, SignGrid: 1, FloatGrid: 2}
+    kinds, codebook = {Grid: 0, SignGrid: 1, FloatGrid: 2, TableGrid: 4}, columns
+    if isinstance(grid, TableGrid):
+        codebook = torch.cat([grid.midpoints, grid.table])
     kind = 3 if isinstance(grid, SignGrid) and grid.published else kinds[type(grid)]
     forms = {None: 0, torch.bfloat16: 1, torch.float16: 2}
     float8 = isinstance(stored, Float8)
@@ -73,8 +76,9 @@ def quantize_group(columns: torch.Tensor, upper: torch.Tensor, pivots: torch.Ten
     with torch.cuda.device(columns.device) if columns.is_cuda else nullcontext():
         quantize_columns[(-(-rows // ROWS),)](
             columns, upper[block, block].contiguous(), pivots, grid.scale.contiguous(), grid.zero.contiguous(), codes,
-            errors, codes if keep is None else keep.view(torch.uint8), rows, block.start, width,
+            errors, codes if keep is None else keep.view(torch.uint8), codebook, rows, block.start, width,
             group.start - block.start, float(grid.top), float(limit), 2.0**stored.exponent if float8 else 1.0,
-            COUNT=group.stop - group.start, KIND=kind, KEEP=keep is not None, KEPT=3 if float8 else forms[stored],
+            COUNT=group.stop - group.start, KIND=kind, POINTS=len(grid.table) if kind == 4 else 0,
+            KEEP=keep is not None, KEPT=3 if float8 else forms[stored],
             SEARCH=math.isfinite(limit), EACH=grid.scale.ndim == 2, SPAN=max(16, 1 << (width - 1).bit_length()),
             ROWS=ROWS)

@@ -38,12 +38,14 @@ def kept_value(w, unit, KEPT: tl.constexpr):
 
 
 @triton.jit
-def quantize_columns(columns, upper, pivots, scales, zeros, codes, errors, keep, rows, start, width, first,
-                     top, limit, unit, COUNT: tl.constexpr, KIND: tl.constexpr, KEEP: tl.constexpr, KEPT: tl.constexpr,
-                     SEARCH: tl.constexpr, EACH: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr):
+def quantize_columns(columns, upper, pivots, scales, zeros, codes, errors, keep, codebook, rows, start, width,
+                     first, top, limit, unit, COUNT: tl.constexpr, KIND: tl.constexpr, POINTS: tl.constexpr,
+                     KEEP: tl.constexpr, KEPT: tl.constexpr, SEARCH: tl.constexpr, EACH: tl.constexpr,
+                     SPAN: tl.constexpr, ROWS: tl.constexpr):
     """COUNT columns from ``first`` on of the block of ``width`` columns that begins at ``start``; ROWS rows of W.
 
     upper: U of the block alone, [width, width].  EACH: scales and zeros are those of each column, [COUNT, rows].
+    codebook: of a table's grid (KIND 4), POINTS − 1 midpoints, then the points.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < rows
@@ -76,6 +78,14 @@ def quantize_columns(columns, upper, pivots, scales, zeros, codes, errors, keep,
         if KIND == 2:
             code = tl.minimum(tl.maximum(nearest(tl.div_rn(w, divisor) + zero), 0.0), top)
             value = (code - zero) * scale
+        if KIND == 4:
+            among, code = tl.div_rn(w, divisor), tl.zeros_like(w)
+            value = code + tl.load(codebook + POINTS - 1)
+            for point in range(1, POINTS):
+                above = among > tl.load(codebook + point - 1)
+                code = tl.where(above, code + 1.0, code)
+                value = tl.where(above, tl.load(codebook + POINTS - 1 + point), value)
+            value = value * scale
         pivot = tl.load(pivots + start + j)
         if SEARCH:
             error = tl.div_rn(w - value, pivot)

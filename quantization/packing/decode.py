@@ -13,8 +13,9 @@ from torch import nn
 from core.types import LayerPlan
 from quantization.bits import MAP_BITS
 from quantization.packing.bytes import unpack_bits, unpack_mask
-from quantization.packing.forms import kept_of, unpacked
+from quantization.packing.forms import LOGARITHMIC, kept_of, unpacked
 from quantization.solvers.grid import Grid, LogScale, MinimumGrid, middle
+from quantization.solvers.table import TableGrid
 
 
 def unpack_codes(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
@@ -35,16 +36,18 @@ def unpack_codes(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
 def is_plain(layer: LayerPlan) -> bool:
     """Whether a linear is one integer grid of one number of bits over columns as they stand."""
-    return layer.form in ("grid", "log") and layer.group_bits is None and not layer.ordered
+    return layer.form in ("grid", "log", "table") and layer.group_bits is None and not layer.ordered
 
 
 def grid_of(arrays: dict[str, torch.Tensor], layer: LayerPlan,
             shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes uint8 [out, in], scales and zero points (or minima) float32 [out, G] of a plain linear."""
+    """Codes uint8 [out, in], scales and zero points (or minima) float32 [out, G] of a plain linear; of a table, whose
+    codes have no zero point, these mean nothing.
+    """
     rows, cols = shape
     groups = -(-cols // layer.group_size)
     codes = unpack_codes(arrays["codes"], layer.bits, rows * cols).view(rows, cols)
-    if layer.form == "log":
+    if layer.form in LOGARITHMIC:
         steps = unpack_codes(arrays["scale"], layer.scale_bits, rows * groups)
         scale = LogScale(int(arrays["exponent"].view(torch.int8)[0]), layer.scale_bits).values(steps)
     else:
@@ -70,8 +73,10 @@ def decoded(arrays: dict[str, torch.Tensor], layer: LayerPlan, shape: tuple[int,
     codes, scale, zero = grid_of(arrays, layer, shape)
     width = scale.shape[1] * layer.group_size
     whole = nn.functional.pad(codes, (0, width - shape[1])).view(*scale.shape, -1)
-    grid = MinimumGrid if layer.zero_bits == 32 else Grid
-    values = grid(scale[..., None], zero[..., None]).values_(whole.float()).flatten(1)[:, :shape[1]].to(dtype)
+    grid = (MinimumGrid if layer.zero_bits == 32 else Grid)(scale[..., None], zero[..., None])
+    if layer.form == "table":
+        grid = TableGrid(grid.scale, grid.zero, table=arrays["table"].view(torch.float16).float())
+    values = grid.values_(whole.float()).flatten(1)[:, :shape[1]].to(dtype)
     if "kept" in arrays:
         plain = {name: array.cpu().numpy() for name, array in arrays.items()}
         at = torch.tensor(np.flatnonzero(unpack_mask(plain, shape)), device=values.device)

@@ -21,7 +21,9 @@ from quantization.solvers.grid import Grid, LogScale, MinimumGrid, middle, sprea
 from quantization.solvers.kept import Float8, kept_values, sixteen_bit
 from quantization.solvers.rtn import encode
 from quantization.solvers.spqr_fit import Level
+from quantization.solvers.table import TableGrid
 
+LOGARITHMIC = ("log", "table")  # forms of which scales are (grid.py, LogScale)
 PACKED = "packed."  # before the names of parts that are stored arrays already, as those of a library are
 
 
@@ -34,7 +36,8 @@ def packed(stored: Stored, weight: torch.Tensor | None = None) -> dict[str, np.n
     parts = {name: part.cpu() for name, part in stored.parts.items()}
     if any(name.startswith(PACKED) for name in parts):
         return {name.removeprefix(PACKED): part.numpy() for name, part in parts.items()}
-    pack = {"grid": pack_grid, "log": pack_grid, "bilevel": pack_spqr, "slim": pack_slim, "codebook": pack_codebook}
+    pack = {"grid": pack_grid, "log": pack_grid, "table": pack_grid, "bilevel": pack_spqr, "slim": pack_slim,
+            "codebook": pack_codebook}
     arrays = pack[stored.layer.form](stored.layer, parts)
     if stored.layer.dynamic_heads:
         arrays["whole"] = raw16(weight)
@@ -51,8 +54,8 @@ def unpacked(arrays: dict[str, np.ndarray], layer: LayerPlan, shape: tuple[int, 
     """
     if layer.form in ("bnb4", "bnb8", "split"):
         return _unpack_bnb(arrays, layer, shape, quantizer=quantizer, dtype=dtype or torch.float32)
-    unpack = {"grid": unpack_grid, "log": unpack_grid, "bilevel": unpack_spqr, "slim": unpack_slim,
-              "codebook": unpack_codebook}
+    unpack = {"grid": unpack_grid, "log": unpack_grid, "table": unpack_grid, "bilevel": unpack_spqr,
+              "slim": unpack_slim, "codebook": unpack_codebook}
     more = {"float_zero": True} if layer.zero_bits == 32 else {}
     values = unpack[layer.form](arrays, layer, shape, **more)
     return _with_kept(values, arrays, torch.bfloat16 if kept_dtype is None else kept_dtype)
@@ -125,10 +128,7 @@ def pack_nearest(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = Fa
     if plan.bits == 16 and plan.group_bits is None:
         return {"weight": raw16(weight)}
     encoded = encode(weight.float(), plan, float_zero=float_zero, kept_in_range=kept_in_range)
-    parts = {"codes": encoded.codes, "scale": encoded.scale, "zero": encoded.zero}
-    if encoded.logs is not None:
-        parts |= encoded.logs.parts
-    arrays = pack_grid(plan, parts)
+    arrays = pack_grid(plan, encoded.parts)
     if plan.dynamic_heads:
         arrays["whole"] = raw16(weight)
     return arrays | _pack_kept(kept_values(weight, plan.keep, sixteen_bit(weight.dtype), Float8.of(weight, plan)), plan)
@@ -144,12 +144,14 @@ def unpack_nearest(arrays: dict[str, np.ndarray], plan: LayerPlan, shape: tuple[
 
 
 def pack_grid(plan: LayerPlan, parts: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Codes, scales and zero points; the map of the groups' bits and the order of the columns where there are any."""
+    """Codes, scales and zero points; a table, the map of the groups' bits and the order of the columns where any is."""
     (rows, cols), zero, order = parts["codes"].shape, parts["zero"], parts.get("order")
     arrays = {"codes": pack_bits(parts["codes"].numpy(), _grid_bits(plan, rows, cols, order=order)),
               "scale": _pack_scale(plan, parts)}
-    if plan.form == "log":
+    if plan.form in LOGARITHMIC:
         arrays["exponent"] = raw(parts["exponent"])
+    if plan.form == "table":
+        arrays["table"] = raw(parts["table"].half())
     # 32 bits are a float32 zero point, or minimum
     arrays["zero"] = raw(zero) if plan.zero_bits == 32 else pack_bits(zero.numpy(), _zero_bits(plan, rows, cols))
     if plan.group_bits is not None:
@@ -175,11 +177,14 @@ def unpack_grid(arrays: dict[str, np.ndarray], plan: LayerPlan, shape: tuple[int
         zero = unpack_bits(zero, zero_bits, len(zero_bits))
     group = group_of_column(plan, cols, order)
     scale, zero = (torch.tensor(t.astype(np.float32)).reshape(rows, -1)[:, group] for t in (scale, zero))
-    return (MinimumGrid if float_zero else Grid)(scale, zero).values_(torch.tensor(codes).reshape(shape).float())
+    grid = (MinimumGrid if float_zero else Grid)(scale, zero)
+    if plan.form == "table":
+        grid = TableGrid(scale, zero, table=torch.tensor(arrays["table"].view(np.float16).astype(np.float32)))
+    return grid.values_(torch.tensor(codes).reshape(shape).float())
 
 
 def _pack_scale(plan: LayerPlan, parts: dict[str, torch.Tensor]) -> np.ndarray:
-    if plan.form == "log":
+    if plan.form in LOGARITHMIC:
         codes = LogScale(int(parts["exponent"]), plan.scale_bits).codes(parts["scale"])
         return pack_bits(codes.numpy(), plan.scale_bits)
     return raw(parts["scale"].half() if plan.scale_bits == 16 else parts["scale"])
@@ -187,7 +192,7 @@ def _pack_scale(plan: LayerPlan, parts: dict[str, torch.Tensor]) -> np.ndarray:
 
 def _unpack_scale(plan: LayerPlan, arrays: dict[str, np.ndarray], count: int) -> np.ndarray:
     """Scales [out · G], in the numbers that they are stored as."""
-    if plan.form == "log":
+    if plan.form in LOGARITHMIC:
         codes = torch.tensor(unpack_bits(arrays["scale"], plan.scale_bits, count))
         return LogScale(int(arrays["exponent"].view(np.int8)[0]), plan.scale_bits).values(codes).numpy()
     return arrays["scale"].view(np.float16 if plan.scale_bits == 16 else np.float32)

@@ -1,8 +1,8 @@
 """GPTQ: one solver for every grid, as pure functions of a weight and a Hessian.
 
 The column loop of quantization/solvers/columns.py with λ = percdamp · mean(diag H), over the integer grid of
-quantization/solvers/grid.py; a group's range is the best of several factors on its [min, max].  With a ``discount`` the
-Hessian is shrunk towards its diagonal first.
+quantization/solvers/grid.py, or over the values of a table (quantization/solvers/table.py); a group's range is the best
+of several factors on its [min, max].  With a ``discount`` the Hessian is shrunk towards its diagonal first.
 
 Paper: arXiv 2210.17323, Eq. 2–3 and Algorithm 1.  One factor serves every linear that reads the same input.
 """
@@ -23,6 +23,7 @@ from quantization.kernels.columns import quantize_group, runs_fused
 from quantization.solvers.columns import BLOCK, Groups, column_major, feed_back, slices
 from quantization.solvers.grid import Grid, LogScale, around_zero, best_range, ends, log_scale, without_kept
 from quantization.solvers.kept import Float8, kept_values, through
+from quantization.solvers.table import Table, fit_table
 from quantization.tuning import TUNE
 from streams.hessians import DISCOUNT, PERCDAMP, Factor, discounted, factorise
 
@@ -48,6 +49,7 @@ class Solver:
     kept_dtype: torch.dtype | None = None  # the 16-bit dtype of kept weights; None = bfloat16
     float8: Float8 | None = None  # kept weights in 8 bits; made of the linear
     logs: LogScale | None = None  # scales of the form "log"; made of the linear
+    table: Table | None = None  # of the form "table"; made of the linear
     stale: bool = False  # published: groups that begin inside a block of 128 columns are fitted before its updates
 
     def kept(self, weight: torch.Tensor) -> torch.Tensor:
@@ -67,10 +69,12 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: So
     pass nothing on.  Raises UserError when the Hessian is not finite or cannot be factorised.
     """
     how = replace(how, float8=Float8.of(weight, layer), symmetric=how.symmetric or layer.zero_bits == 0)
-    if layer.form == "log":
+    if layer.form in ("log", "table"):
         if not how.stored:
-            raise UserError("--published keeps scales as float32 and scales=log stores 6 bits of them; leave one out")
-        how = replace(how, logs=log_scale(weight, layer))
+            raise UserError(f"--published keeps scales as float32 and scales={layer.form} stores 6 bits of them; leave "
+                            "one out")
+        how = (replace(how, logs=log_scale(weight, layer)) if layer.form == "log"
+               else replace(how, table=fit_table(weight.float(), layer, hessian.diagonal())))
     order, factor = _ordered_factor(hessian, how, {} if shared is None else shared, what=what)
     columns, groups = column_major(weight), Groups(layer, weight.shape[1])
     keep = None if layer.keep is None else torch.as_tensor(layer.keep, device=weight.device).t().contiguous()
@@ -108,11 +112,13 @@ class _Columns:
 
     def __post_init__(self):
         self.codes = torch.zeros_like(self.columns, dtype=torch.uint8)
+        self.importance = None if self.how.table is None else self.how.table.importance
         self.group_of = (torch.arange(len(self.columns)) // self.groups.size).tolist()
 
     def permute(self, order: torch.Tensor) -> None:
         """Put the columns in ``order``; static groups stay with their columns, others run over the new order."""
         self.columns, self.keep = self.columns[order], None if self.keep is None else self.keep[order]
+        self.importance = None if self.importance is None else self.importance[order]
         if self.how.static_groups:
             self.group_of = [self.group_of[column] for column in order.tolist()]
 
@@ -122,7 +128,10 @@ class _Columns:
             if number not in self.grids:
                 span, bits = self.groups.spans[number], self.groups.bits[number]
                 keep = None if self.keep is None else self.keep[span]
-                self.grids[number] = fit(self.columns[span], keep, bits, how=self.how)
+                if self.how.table is None:
+                    self.grids[number] = fit(self.columns[span], keep, bits, how=self.how)
+                else:
+                    self.grids[number] = self.how.table.of_group(self.columns[span], keep, self.importance[span])
 
     def quantize(self, j: int, column: torch.Tensor) -> torch.Tensor:
         """ŵ of column ``j``; its group is fitted when its first column comes up, stale ones when their block does."""
@@ -159,7 +168,7 @@ class _Columns:
         numbers = self.group_of[span]
         if self.how.static_groups and len(set(numbers)) > 1 and len({self.grids[n].top for n in numbers}) == 1:
             scale, zero = (torch.stack([getattr(self.grids[n], part) for n in numbers]) for part in ("scale", "zero"))
-            yield span, Grid(scale, zero, self.grids[numbers[0]].top)
+            yield span, replace(self.grids[numbers[0]], scale=scale, zero=zero)
             return
         for number, run in groupby(range(span.start, span.stop), key=self.group_of.__getitem__):
             run = list(run)
@@ -174,8 +183,8 @@ class _Columns:
         regrouped = order is not None and not self.how.static_groups and len(grids) > 1
         values, codes = (t[back].t().contiguous() for t in (self.columns, self.codes))
         parts = {"codes": codes, "scale": scale, "zero": zero} | ({"order": order} if regrouped else {})
-        if self.how.logs is not None:
-            parts |= self.how.logs.parts
+        if made := self.how.table or self.how.logs:
+            parts |= made.parts
         else:
             layer = replace(layer, scale_bits=16 if self.how.stored else 32)
         layer = replace(layer, ordered=regrouped)

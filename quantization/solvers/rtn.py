@@ -6,7 +6,7 @@ the kept ones back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.lazy import torch
 from core.registry import quantizer
@@ -14,7 +14,6 @@ from core.types import LayerPlan
 from quantization.bits import code_bits
 from quantization.solvers.grid import (
     Grid,
-    LogScale,
     MinimumGrid,
     around_zero,
     integer_grid,
@@ -23,6 +22,7 @@ from quantization.solvers.grid import (
     without_kept,
 )
 from quantization.solvers.kept import Float8, sixteen
+from quantization.solvers.table import fit_table
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,20 @@ class Encoded:
     """A linear as round-to-nearest stores it: codes and what turns them back into weights."""
 
     codes: torch.Tensor  # uint8 [out, in]
-    scale: torch.Tensor  # float32 [out, G], exactly representable in scale_bits
-    zero: torch.Tensor  # float32 [out, G]: integer zero point, or the minimum
+    grid: Grid  # scales and zero points (or minima) float32 [out, G, 1], scales exactly as they are stored
     group_size: int
-    logs: LogScale | None  # of the form "log"
-    float_zero: bool  # whether ``zero`` is the minimum
+    more: dict[str, torch.Tensor]  # what is stored besides: the exponent of the scales, a table
+
+    @property
+    def parts(self) -> dict[str, torch.Tensor]:
+        """What is stored, as arrays by name; scales and zero points [out, G]."""
+        return {"codes": self.codes, "scale": self.grid.scale[..., 0], "zero": self.grid.zero[..., 0]} | self.more
 
     def decode(self) -> torch.Tensor:
         """Return ŵ, float32 [out, in]."""
-        scale, zero = (spread_groups(t, self.group_size, self.codes.shape[1]) for t in (self.scale, self.zero))
-        return (MinimumGrid if self.float_zero else Grid)(scale, zero).values_(self.codes.float())
+        width = self.codes.shape[1]
+        scale, zero = (spread_groups(t[..., 0], self.group_size, width) for t in (self.grid.scale, self.grid.zero))
+        return replace(self.grid, scale=scale, zero=zero).values_(self.codes.float())
 
 
 def grouped(weight: torch.Tensor, group_size: int, zero_pad: bool = False) -> torch.Tensor:
@@ -62,17 +66,19 @@ def encode(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False, z
     if not ((bits >= 1) & (bits <= 8)).all():
         raise ValueError(f"round-to-nearest codes need 1 to 8 bits, got {sorted(set(bits.tolist()))}")
     top, low, high = (2**bits - 1).float()[:, None], inside.amin(2, keepdim=True), inside.amax(2, keepdim=True)
-    logs = None
-    if float_zero:
+    more = {}
+    if plan.form == "table":
+        table = fit_table(weight, plan)
+        grid, more = table.fitted(groups, None if keep is None else ~keep, torch.ones_like(groups[0, :1])), table.parts
+    elif float_zero:
         grid = MinimumGrid((high - low) / top, low, top)
     else:
         logs = log_scale(weight, plan) if plan.form == "log" else None
         low, high, symmetric = low.clamp(max=0), high.clamp(min=0), plan.zero_bits == 0
         low, high = around_zero(low, high) if symmetric else (low, high)
-        grid = integer_grid(low, high, top, logs=logs, symmetric=symmetric)
+        grid, more = integer_grid(low, high, top, logs=logs, symmetric=symmetric), logs.parts if logs else {}
     codes = grid.codes(groups).to(torch.uint8).reshape(weight.shape[0], -1)[:, : weight.shape[1]]
-    return Encoded(codes, grid.scale[..., 0], grid.zero[..., 0], group_size=plan.group_size, logs=logs,
-                   float_zero=float_zero)
+    return Encoded(codes, grid, group_size=plan.group_size, more=more)
 
 
 def dequantized(weight: torch.Tensor, plan: LayerPlan, **grid) -> torch.Tensor:

@@ -56,7 +56,8 @@ def done_storage(tiny_folder, tmp_path):
 
 
 @pytest.mark.parametrize("given, said", [
-    (("uniform[groups=24]",), "does not divide"), (("uniform[scales=int8]",), "use one of: fp16, log"),
+    (("uniform[groups=24]",), "does not divide"), (("uniform[scales=int8]",), "use one of: fp16, log, table"),
+    (("uniform[scales=table,symmetric=true]",), "has no zero point"),
     (("GPTQ-native[groups=16]",), "reads no setting 'groups'")])
 def test_what_cannot_be_is_said(given, said, tiny_folder, tmp_path, capsys):
     assert main(flags(**where_of(tiny_folder, tmp_path), methods=given)) != 0

@@ -39,6 +39,8 @@ def planned(draw):
         widths = {"zero_bits": 0}
     if not float_zero and bits < 16 and draw(st.booleans()):
         widths |= {"form": "log", "scale_bits": draw(st.sampled_from((4, 6)))}
+        if group_bits is None and draw(st.booleans()):
+            widths |= {"form": "table", "zero_bits": 0}
     plan = LayerPlan(bits=bits, group_size=size, **widths, group_bits=group_bits, keep=keep,
                      kept_bits=draw(st.sampled_from((8, 16))))
     return weight.to(dtype), plan, float_zero
@@ -67,16 +69,16 @@ def test_error_is_at_most_half_a_step_and_ends_do_not_clip(bits):
     enc = encode(weight, LayerPlan(bits, 32))
     error = (enc.decode() - weight).abs().reshape(16, 2, 32).amax(2)
     # the integer zero point may shift the grid by half a step, so the ends may lie up to one step off
-    assert (error <= enc.scale * 1.0 + 1e-6).all()
-    assert (error.mean() <= enc.scale.mean() * 0.6)
-    assert int(enc.codes.max()) <= 2**bits - 1 and torch.equal(enc.zero, enc.zero.round())
+    assert (error <= enc.parts["scale"] * 1.0 + 1e-6).all()
+    assert (error.mean() <= enc.parts["scale"].mean() * 0.6)
+    assert int(enc.codes.max()) <= 2**bits - 1 and torch.equal(enc.parts["zero"], enc.parts["zero"].round())
 
 
 def test_closed_form_of_a_small_group():
     """Range [-1, 2] at 2 bits: s = 1, z = 1, so the grid is -1, 0, 1, 2."""
     weight = torch.tensor([[-1.0, -0.4, 0.6, 2.0]])
     enc = encode(weight, LayerPlan(2, 4))
-    assert enc.scale.item() == 1.0 and enc.zero.item() == 1.0
+    assert enc.parts["scale"].item() == 1.0 and enc.parts["zero"].item() == 1.0
     assert enc.decode().tolist() == [[-1.0, 0.0, 1.0, 2.0]]
 
 
@@ -129,6 +131,15 @@ def test_a_group_of_the_form_log_costs_its_few_bits():
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     plain = (dequantized(weight, LayerPlan(2, 16)) - weight).square().mean()
     assert (dequantized(weight, plan) - weight).square().mean() < 1.15 * plain
+
+
+def test_a_table_costs_its_values_once_a_linear_and_no_zero_points():
+    """128 columns in groups of 64 at 2 bits: codes, 6 bits a group, one exponent, four fp16 values."""
+    plan = LayerPlan(2, 64, scale_bits=6, zero_bits=0, form="table")
+    assert layer_bits(plan, (32, 128)) == 32 * 128 * 2 + 32 * 2 * 6 + 8 + 4 * 16
+    weight = torch.randn(32, 128, generator=torch.Generator().manual_seed(0))
+    plain = (dequantized(weight, LayerPlan(2, 64)) - weight).square().mean()
+    assert (dequantized(weight, plan) - weight).square().mean() < 0.6 * plain
 
 
 def test_known_costs():

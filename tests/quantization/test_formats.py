@@ -33,6 +33,7 @@ def layers(draw, plain: bool = False):
     if plain:
         return LayerPlan(bits, 32, zero_bits=0)
     told = draw(st.sampled_from(({}, {"zero_bits": 0}, {"form": "log", "scale_bits": 6},
+                                 {"form": "table", "scale_bits": 6, "zero_bits": 0},
                                  {"scale_bits": 32, "zero_bits": 32})))
     return LayerPlan(bits, draw(st.sampled_from((8, 24, 32, 64))), kept_bits=draw(st.sampled_from((8, 16))), **told)
 

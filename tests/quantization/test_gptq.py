@@ -142,6 +142,8 @@ def test_what_is_stored_gives_the_weights_back(rows, cols, bits, group, share, a
     how = Solver(act_order=act_order, static_groups=static, symmetric=symmetric, stored=stored)
     if stored and seed % 3 == 0:
         layer = replace(layer, form="log", scale_bits=6)
+    elif stored and seed % 3 == 1:
+        layer = replace(layer, form="table", scale_bits=6, zero_bits=0, group_bits=None)
     found = solve(weight, hessian, layer, how=how)
     arrays = packed(found)
     assert sum(a.nbytes for a in arrays.values()) * 8 == layer_bits(found.layer, weight.shape)

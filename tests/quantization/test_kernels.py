@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from core.storage import LOG_BITS
+from core.storage import LOG_BITS, STORED_SCALES
 from core.types import LayerPlan
 from quantization.bits import stored_grid
 from quantization.kernels import columns as fused
@@ -79,7 +79,8 @@ KEEP = torch.rand(OUT, IN, generator=torch.Generator().manual_seed(3)).numpy() <
 LAYERS = {
     "groups": LayerPlan(2, 32), "over a block": LayerPlan(4, 144), "rows": LayerPlan(8, IN), "ragged": LayerPlan(3, 7),
     "kept": LayerPlan(2, 48, keep=KEEP), "rows, kept": LayerPlan(3, IN, keep=KEEP),
-    "kept in 8 bits": replace(stored_grid(2, 48, LOG_BITS), keep=KEEP, kept_bits=8)}
+    "kept in 8 bits": replace(stored_grid(2, 48, LOG_BITS), keep=KEEP, kept_bits=8),
+    "table": replace(stored_grid(2, 48, **STORED_SCALES["table"]), keep=KEEP, kept_bits=8)}
 SOLVERS = {
     "plain": Solver(), "symmetric": Solver(symmetric=True), "ordered": Solver(act_order=True),
     "static": Solver(act_order=True, static_groups=True), "published": Solver(stored=False, stale=True),
@@ -87,7 +88,7 @@ SOLVERS = {
 
 
 CASES = [*((layer, "plain") for layer in LAYERS), *(("kept", how) for how in SOLVERS if how != "plain"),
-         ("ragged", "static"), ("kept in 8 bits", "static")]
+         ("ragged", "static"), ("kept in 8 bits", "static"), ("table", "static"), ("table", "ordered")]
 
 
 @pytest.mark.parametrize("layer, how", CASES)

@@ -1,13 +1,14 @@
 """Tuning of scales and kept weights: what is stored stays packed as counted, gradients are those of autograd."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from core.errors import UserError
-from core.storage import LOG_BITS
+from core.storage import STORED_SCALES
 from core.types import LayerPlan
 from quantization.bits import layer_bits, stored_grid
 from quantization.packing.forms import packed, unpacked
@@ -22,10 +23,8 @@ CPU = torch.device("cpu")
 
 def plan_of(form: str, keep: np.ndarray | None, group: int = 12) -> LayerPlan:
     """A plan at 2 bits; group 12 leaves a narrow last group of 32 columns."""
-    if form == "log":
-        grid = stored_grid(2, group, LOG_BITS)
-        return LayerPlan(2, group, grid.scale_bits, grid.zero_bits, form=grid.form, keep=keep, kept_bits=8)
-    return LayerPlan(2, group, keep=keep)
+    scales = "fp16" if form == "grid" else form
+    return replace(stored_grid(2, group, **STORED_SCALES[scales]), keep=keep, kept_bits=16 if form == "grid" else 8)
 
 
 def solved(form: str, kept: bool = True, **how):
@@ -37,7 +36,7 @@ def solved(form: str, kept: bool = True, **how):
 
 @pytest.mark.parametrize("how", [{}, {"act_order": True}, {"act_order": True, "static_groups": True}])
 @pytest.mark.parametrize("kept", [True, False])
-@pytest.mark.parametrize("form", ["grid", "log"])
+@pytest.mark.parametrize("form", ["grid", "log", "table"])
 def test_what_is_not_moved_is_what_the_solver_left(form, kept, how):
     stored = solved(form, kept, **how)
     same = Tunable(stored, torch.bfloat16, CPU).stored()
@@ -47,7 +46,7 @@ def test_what_is_not_moved_is_what_the_solver_left(form, kept, how):
 
 
 @pytest.mark.parametrize("how", [{}, {"act_order": True}])
-@pytest.mark.parametrize("form", ["grid", "log"])
+@pytest.mark.parametrize("form", ["grid", "log", "table"])
 def test_moved_scales_and_kept_weights_are_packed_as_counted(form, how):
     stored = solved(form, **how)
     one = Tunable(stored, torch.bfloat16, CPU)

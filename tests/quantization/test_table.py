@@ -1,0 +1,117 @@
+"""Codes that stand for the values of a table: what is fitted is the best, what is stored gives it back."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from core.errors import UserError
+from core.storage import STORED_SCALES
+from core.types import LayerPlan
+from quantization.bits import layer_bits, stored_grid
+from quantization.packing.decode import decoded
+from quantization.packing.forms import packed, unpacked
+from quantization.solvers.gptq import Solver, solve
+from quantization.solvers.grid import LogScale
+from quantization.solvers.table import Table, TableGrid, fit_table
+from tests.quantization.test_gptq import layer_error, random_case
+
+VALUES = torch.tensor([-1.0, -0.25, 0.125, 0.75])
+
+
+def table_plan(bits: int, group: int, keep=None) -> LayerPlan:
+    return replace(stored_grid(bits, group, **STORED_SCALES["table"]), keep=keep)
+
+
+def test_codes_are_the_nearest_points_and_half_way_takes_the_lower():
+    scale = torch.tensor([2.0, 0.5])
+    grid = TableGrid(scale, torch.zeros(2), 3, table=VALUES)
+    weight = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    nearest = ((VALUES[:, None, None] * scale - weight).abs()).argmin(0)
+    assert torch.equal(grid.codes(weight), nearest.float())
+    assert torch.equal(grid.values_(grid.codes(weight)), VALUES[nearest] * scale)
+    assert grid.codes(torch.tensor([2 * -0.625, 0.5 * 0.4375])).tolist() == [0.0, 2.0]
+
+
+def test_weights_on_a_table_are_found_again():
+    """Rows of scale · table with every value in each group: the fit is exact, up to what a table's own size may be."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.stack([torch.randperm(16, generator=generator) % 4 for _ in range(24)])
+    scale = 2.0 ** (torch.randint(-8, 8, (24, 1), generator=generator) / 8)
+    weight = (VALUES[codes] * scale).repeat(1, 2)
+    table = fit_table(weight, table_plan(2, 16))
+    grid = table.fitted(weight.view(24, 2, 16), None, torch.ones(16))
+    values = grid.values_(grid.codes(weight.view(24, 2, 16))).view_as(weight)
+    torch.testing.assert_close(values, weight, rtol=2e-3, atol=0)
+    torch.testing.assert_close(table.values / table.values.abs().max(), VALUES, rtol=2e-3, atol=0)
+
+
+def test_a_groups_scale_is_the_best_of_its_steps():
+    """Against all steps of one group by hand, what is kept left out and columns weighed."""
+    generator = torch.Generator().manual_seed(1)
+    group, importance = torch.randn(5, 12, generator=generator), torch.rand(12, generator=generator)
+    free = torch.rand(5, 12, generator=generator) > 0.2
+    table = Table(VALUES, LogScale(4), importance)
+    grid = table.fitted(group, free, importance)
+    largest = (group * free).abs().amax(1, keepdim=True)
+    every = [table.logs.values(table.logs.codes(largest) - step) for step in range(-1, 7)]
+    errors = [(((VALUES[:, None, None] * s - group).abs().amin(0) ** 2) * importance * free).sum(1) for s in every]
+    best = torch.stack(errors).argmin(0)
+    assert torch.equal(grid.scale[:, 0], torch.stack(every)[best, torch.arange(5), 0])
+    of_group = table.of_group(group.t(), ~free.t(), importance)
+    assert torch.equal(of_group.scale, grid.scale[:, 0])
+
+
+def test_columns_that_are_read_more_are_met_better():
+    weight = torch.randn(64, 48, generator=torch.Generator().manual_seed(2))
+    importance = torch.ones(48)
+    importance[:6] = 1000.0
+    errors = []
+    for h in (None, importance):
+        table = fit_table(weight, table_plan(2, 24), h)
+        grid = table.fitted(weight.view(64, 2, 24), None, table.importance.view(2, 24))
+        errors.append((grid.values_(grid.codes(weight.view(64, 2, 24))).view(64, 48) - weight)[:, :6].square().mean())
+    assert errors[1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("how", [Solver(), Solver(act_order=True, static_groups=True, discount=0.2)])
+def test_the_solver_loses_less_on_a_table_than_on_equal_steps(how):
+    """No zero points, yet less error, in groups of 64; ten linears of normal weights."""
+    lost = {"log": 0.0, "table": 0.0}
+    for seed, form in itertools.product(range(10), lost):
+        weight, hessian = random_case(48, 64, seed)
+        stored = solve(weight, hessian, stored_grid(3, 64, **STORED_SCALES[form]), how=how)
+        lost[form] += layer_error(weight, stored.values, hessian) / layer_error(weight, 0 * weight, hessian)
+    assert lost["table"] < 0.97 * lost["log"], lost
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_packed_as_counted_and_decoded_by_both_ways(share):
+    weight, hessian = random_case(20, 48)
+    keep = np.random.default_rng(0).random(weight.shape) < share
+    layer = replace(table_plan(3, 16, keep if share else None), kept_bits=8)
+    stored = solve(weight, hessian, layer, how=Solver(act_order=True, static_groups=True))
+    arrays = packed(stored)
+    assert 8 * sum(array.nbytes for array in arrays.values()) == layer_bits(stored.layer, (20, 48))
+    assert torch.equal(unpacked(arrays, stored.layer, (20, 48)), stored.values)
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    assert torch.equal(decoded(tensors, stored.layer, (20, 48), dtype=torch.float32, kept_dtype=torch.bfloat16),
+                       stored.values)
+
+
+def test_zeros_stay_zeros_and_a_lone_weight_survives():
+    weight = torch.zeros(8, 32)
+    weight[0, 3] = 1e-3
+    _, hessian = random_case(8, 32)
+    values = solve(weight, hessian, table_plan(2, 16), how=Solver()).values
+    assert torch.isfinite(values).all() and (values[1:] == 0).all()
+    assert float(values[0, 3]) == pytest.approx(1e-3, rel=0.05)
+    assert (solve(0 * weight, hessian, table_plan(2, 16), how=Solver()).values == 0).all()
+
+
+def test_groups_with_bits_of_their_own_have_no_common_table():
+    layer = replace(table_plan(2, 16), group_bits=np.array([2, 3], np.uint8))
+    with pytest.raises(UserError, match="leave scales=table out"):
+        fit_table(torch.randn(4, 32), layer)
