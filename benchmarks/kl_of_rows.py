@@ -4,8 +4,11 @@
 
 A row costs its solve and one pass over as many tokens as calibrate: choices that need many rows are made by this before
 they are made on development documents.  nats a token; Δ is paired with the first row, document by document, with a 95 %
-bootstrap interval.
+bootstrap interval.  Beside the divergence, what became of: loss, of the documents' own tokens; entropy, of the
+predictions; answer, the log-likelihood of the gold answers, mean over documents, as tables of results have it.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,26 +32,48 @@ def main() -> None:
         case = one_case(args.model, name, args.dataset, grid_of(args))
         if full is None:
             with torch.no_grad():
-                full = [log_chances(case.model.module, ids).bfloat16() for ids in unseen(case).tokens]
+                full = [log_chances(case.model.module, ids).bfloat16() for ids in unseen(case, "answer").tokens]
+            whole = read(case, full)
         true = put_weights(case, plan(case))
         kept = sum(int(layer.keep.sum()) for layer in true.layers.values() if layer.keep is not None)
-        sums, sizes = divergences(case, full)
+        now = read(case, full)
         case.model.originals.restore()
         case.model.release()
-        first = sums if first is None else first
+        first = now if first is None else first
+        change = now.sums - whole.sums
+        means = (*change[:, 1:].sum(0) / now.tokens.sum(), np.nanmean(now.answers - whole.answers))
         rows.append([case.method.name, f"{true.avg_bits:.3f}", f"{100 * kept / case.model.weights:.2f}",
-                     f"{sums.sum() / sizes.sum():.3f}", difference(sums - first, sizes) if sums is not first else ""])
+                     f"{now.sums[:, 0].sum() / now.tokens.sum():.3f}",
+                     difference(now.sums[:, 0] - first.sums[:, 0], now.tokens) if now is not first else "",
+                     *(f"{value:+.3f}" for value in means)])
         print(" ".join(rows[-1]), flush=True)
-    print(tabulate(rows, ["row", "bits", "kept, %", "KL", "Δ"], "github", disable_numparse=True))
-    print(f"\n{len(sizes)} documents, {sizes.sum():.0f} tokens of {args.dataset}, seed {args.seed}")
+    heads = ["row", "bits", "kept, %", "KL", "Δ", "loss", "entropy", "answer"]
+    print(tabulate(rows, heads, "github", disable_numparse=True))
+    print(f"\n{len(now.tokens)} documents, {now.tokens.sum():.0f} tokens of {args.dataset}, seed {args.seed}; answers "
+          f"of {np.isfinite(now.answers).sum()}")
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a model makes of the documents."""
+
+    tokens: np.ndarray  # float64 [documents]
+    sums: np.ndarray  # float64 [documents, 3] over its tokens: KL from the full model, loss, entropy
+    answers: np.ndarray  # float64 [documents]: log-likelihood of its answer, nats a token; NaN where it has none
 
 
 @torch.no_grad()
-def divergences(case: Case, full: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Σ over a document's tokens of the KL divergence, and the number of tokens: float64 [documents] each."""
-    documents, module = unseen(case).tokens, case.model.module
-    sums = [float(divergence(whole, log_chances(module, ids))) for ids, whole in zip(documents, full, strict=True)]
-    return np.array(sums), np.array([float(len(ids)) for ids in documents])
+def read(case: Case, full: list[torch.Tensor]) -> Read:
+    """One pass over the documents that neither solvers nor gradients read; full: the full model's log-probabilities."""
+    documents, sums, answers = unseen(case, "answer"), [], []
+    for ids, mask, whole in zip(documents.tokens, documents.loss_mask, full, strict=True):
+        now = log_chances(case.model.module, ids)
+        following = torch.as_tensor(np.asarray(ids[1:], np.int64), device=now.device)
+        gold = now[:-1].gather(1, following[:, None])[:, 0]
+        inside = torch.as_tensor(mask[1:])
+        sums.append([float(divergence(whole, now)), -float(gold.sum()), -float((now.exp() * now).sum())])
+        answers.append(float(gold.cpu()[inside].mean()) if inside.any() else np.nan)
+    return Read(np.array([float(len(ids)) for ids in documents.tokens]), np.array(sums), np.array(answers))
 
 
 def difference(change: np.ndarray, sizes: np.ndarray) -> str:

@@ -116,10 +116,12 @@ class Measured:
         return best
 
 
-def unseen(case: Case) -> CalibSet:
-    """As many tokens again of what calibrates, without the documents that solvers and gradients read."""
+def unseen(case: Case, loss: str | None = None) -> CalibSet:
+    """As many tokens again of what calibrates, without the documents that solvers and gradients read; ``loss``: which
+    tokens are marked, in place of --loss_mask.
+    """
     twice = case.calib_data.solver_calib(case.calib_choice, tokens=2 * case.value("calib_tokens"),
-                                         window=case.value("calib_window"), loss=case.value("loss_mask"),
+                                         window=case.value("calib_window"), loss=loss or case.value("loss_mask"),
                                          seed=case.cell.seed)
     seen = {(name, tuple(map(int, ids))) for name, ids in zip(case.solver_calib.doc_ids, case.solver_calib.tokens)}
     rest = [i for i, (name, ids) in enumerate(zip(twice.doc_ids, twice.tokens))
