@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from core.errors import DataError, UserError
+from core.errors import BudgetError, DataError, UserError
 from core.registry import SCORERS
 from harness.forecast.disk import check_disk
 from harness.forecast.limits import check_fits
@@ -14,9 +14,12 @@ from harness.stages.base_quantized import own_grid
 from harness.stages.case import Case, Cases, seems_finite
 from harness.stages.cell import stored_result
 from harness.stages.model import check_plain, check_positions
+from harness.stages.options import plan_options
+from harness.stages.plan import alloc_context, allocated
 from harness.stages.scores import check_blocks
 from quantization.bits import achievable
 from quantization.packing.checkpoint import is_export
+from quantization.solvers.spqr import TARGET
 
 
 def preflight(cases: Cases, weights: bool = True, limit: int | None = None, workers: int = 1, *, gpus: int = 0,
@@ -35,6 +38,7 @@ def preflight(cases: Cases, weights: bool = True, limit: int | None = None, work
             check_plain(model)
         check_offload(mine, gpus)
         check_budgets(mine, say)
+        say_unmakeable(mine, say)
         for dataset in dict.fromkeys(case.cell.dataset for case in mine):
             asked = [case for case in mine if case.cell.dataset == dataset]
             check_disjoint(asked)
@@ -96,6 +100,17 @@ def _check_grid(cases: list[Case], say, named: bool) -> None:
         if not low <= bits <= high:
             raise UserError(f"--avg_bits {bits:g} cannot be met on {case.model.ref.name} with levels "
                             f"{case.grid.levels} in groups of {case.group_size}; give {low:.4f} to {high:.2f}")
+
+
+def say_unmakeable(cases: list[Case], say) -> None:
+    """Say which rows that fill a budget in a published form store more than it at their fewest bits; others go on."""
+    for case in cases:
+        # an allocator without scores counts, and does nothing else
+        if case.method.scorer is None and case.method.options.get(TARGET.name) is not None and not finished(case):
+            try:
+                allocated(case, alloc_context(case, None, plan_options(case)))
+            except BudgetError as error:
+                say(f"{case.method.name} at {case.cell.avg_bits:g} bits will fail: {error}")
 
 
 def check_calibration(cases: list[Case], say) -> None:

@@ -71,3 +71,27 @@ def test_rows_on_the_common_grid_keep_their_groups_in_another_order(name, static
     case = case_of(name, **where_of(tiny_folder, tmp_path), methods=(name,), quantizer="gptq",
                    datasets=("mmlu_pro",))
     assert quantizer_options(case, "gptq").get("static_groups") is static
+
+
+def test_a_run_says_first_what_each_grid_can_store_and_which_forms_cannot_be_made(tiny_folder, tmp_path, capsys):
+    names = ("uniform[scales=table]", "GPTQ-budget-native", "GPTQ-budget-native[group=16]")
+    where = where_of(tiny_folder, tmp_path) | {"quantizer": "gptq"}
+    assert main([*flags(**where, methods=names, avg_bits=(2.58,)), "--dry_run"]) == 0
+    said = capsys.readouterr().err
+    # 2 + (16 + 2) / 32; 2 + 6 / 32 and a table and an exponent a linear
+    assert "can be 2.5625 to 16.00 for uniform, random; asked" in said
+    assert "to 16.00 for uniform[scales=table]; asked" in said
+    assert "GPTQ-budget-native[group=16] at 2.58 bits will fail: 2.58 bits a weight cannot be met by this form" in said
+    assert "GPTQ-budget-native at" not in said
+
+
+@pytest.mark.parametrize("quantizer", ("gptq", "rtn"))
+def test_rows_on_tables_run_export_and_are_counted(quantizer, tiny_folder, tmp_path):
+    names = ("uniform[scales=table]", "TaCQ[kept=8,scales=table]", "TAQ[scales=table]", "fisher-price[scales=table]")
+    where = where_of(tiny_folder, tmp_path) | {"quantizer": quantizer, "tolerance": 0.05}
+    assert main(flags(**where, methods=names, avg_bits=(3.4,))) == 0
+    found = {r.name: r for r in load_results(tmp_path / "results")}
+    assert all(3.35 < found[name].bits.average <= 3.4 for name in names)
+    assert found["TaCQ[kept=8,scales=table]"].bits.notes["kept"] > 0
+    metrics = {found[name].metrics["gold_loglik"].value for name in ("uniform", *names)}
+    assert len(metrics) == 5
