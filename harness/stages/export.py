@@ -15,7 +15,7 @@ from core.digest import atomic_write
 from core.errors import UserError
 from core.plain import is_plain
 from core.registry import ALLOCATORS
-from core.storage import SCALES
+from core.storage import SCALES, STORED_SCALES
 from core.transforms import transform_of
 from core.types import Plan
 from harness.stages.activations import activations, kept
@@ -25,6 +25,7 @@ from harness.stages.model import check_plain
 from harness.stages.options import published_quantizer, reads_data
 from harness.stages.plan import plan, provenance
 from harness.stages.weights import solve, true_plan, weights_key
+from quantization.bits import grid_plan, stored_grid
 from quantization.packing.checkpoint import (
     CARD,
     Contents,
@@ -38,7 +39,6 @@ from quantization.packing.checkpoint import (
 from quantization.packing.forms import packed, packed_alone
 from report.records import Result, read_result
 
-FORM_OF_SCALES = {"fp16": "grid", "log": "log", "table": "table"}
 FORM_OF = {"spqr": "bilevel", "slim": "slim", "squeezellm": "codebook", "bnb-int8": "bnb8", "bnb-nf4": "bnb4",
            "bnb-fp4": "bnb4", "bnb-nf4-split": "split", "rtn-float": "float", "rtn-float-padded": "float"}
 
@@ -94,10 +94,10 @@ def traits_of(case: Case) -> Traits:
     quantizer = published_quantizer(case)
     keeps = ALLOCATORS.get(method.allocator).keeps or quantizer in ("spqr", "squeezellm")
     common = method.budgeted and not ALLOCATORS.get(method.allocator).exempt
-    grid = FORM_OF_SCALES[SCALES.of(method.options)]
+    grid = stored_grid(2, 1, **STORED_SCALES[SCALES.of(method.options)]).form
     forms = {FORM_OF.get(quantizer, method.options.get("form", grid))}
     if common:
-        forms = {"log"} if method.allocator == "menu" else {FORM_OF_SCALES[case.value("scales")]}
+        forms = {"log"} if method.allocator == "menu" else {grid_plan(2, case.budget).form}
         bits = tuple(bits for bits in case.budget.levels if bits < 16)
     else:
         bits = tuple(sorted({int(method.options[key]) for key in ("bits", "high", "low") if key in method.options}))

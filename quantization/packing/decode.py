@@ -13,9 +13,8 @@ from torch import nn
 from core.types import LayerPlan
 from quantization.bits import MAP_BITS
 from quantization.packing.bytes import unpack_bits, unpack_mask
-from quantization.packing.forms import LOGARITHMIC, kept_of, unpacked
-from quantization.solvers.grid import Grid, LogScale, MinimumGrid, middle
-from quantization.solvers.table import TableGrid
+from quantization.packing.forms import LOGARITHMIC, kept_of, points, unpacked
+from quantization.solvers.grid import LogScale, middle
 
 
 def unpack_codes(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
@@ -73,9 +72,7 @@ def decoded(arrays: dict[str, torch.Tensor], layer: LayerPlan, shape: tuple[int,
     codes, scale, zero = grid_of(arrays, layer, shape)
     width = scale.shape[1] * layer.group_size
     whole = nn.functional.pad(codes, (0, width - shape[1])).view(*scale.shape, -1)
-    grid = (MinimumGrid if layer.zero_bits == 32 else Grid)(scale[..., None], zero[..., None])
-    if layer.form == "table":
-        grid = TableGrid(grid.scale, grid.zero, table=arrays["table"].view(torch.float16).float())
+    grid = points(scale[..., None], zero[..., None], arrays.get("table"), minimum=layer.zero_bits == 32)
     values = grid.values_(whole.float()).flatten(1)[:, :shape[1]].to(dtype)
     if "kept" in arrays:
         plain = {name: array.cpu().numpy() for name, array in arrays.items()}

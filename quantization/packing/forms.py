@@ -177,10 +177,15 @@ def unpack_grid(arrays: dict[str, np.ndarray], plan: LayerPlan, shape: tuple[int
         zero = unpack_bits(zero, zero_bits, len(zero_bits))
     group = group_of_column(plan, cols, order)
     scale, zero = (torch.tensor(t.astype(np.float32)).reshape(rows, -1)[:, group] for t in (scale, zero))
-    grid = (MinimumGrid if float_zero else Grid)(scale, zero)
-    if plan.form == "table":
-        grid = TableGrid(scale, zero, table=torch.tensor(arrays["table"].view(np.float16).astype(np.float32)))
-    return grid.values_(torch.tensor(codes).reshape(shape).float())
+    table = torch.tensor(arrays["table"]) if plan.form == "table" else None
+    return points(scale, zero, table, minimum=float_zero).values_(torch.tensor(codes).reshape(shape).float())
+
+
+def points(scale: torch.Tensor, zero: torch.Tensor, table: torch.Tensor | None, minimum: bool) -> Grid:
+    """What codes stand for: values of a ``table`` (as bytes), or steps from a zero point or from the minimum."""
+    if table is not None:
+        return TableGrid(scale, zero, table=table.view(torch.float16).float())
+    return (MinimumGrid if minimum else Grid)(scale, zero)
 
 
 def _pack_scale(plan: LayerPlan, parts: dict[str, torch.Tensor]) -> np.ndarray:

@@ -69,13 +69,14 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: So
     pass nothing on.  Raises UserError when the Hessian is not finite or cannot be factorised.
     """
     how = replace(how, float8=Float8.of(weight, layer), symmetric=how.symmetric or layer.zero_bits == 0)
-    if layer.form in ("log", "table"):
-        if not how.stored:
-            raise UserError(f"--published keeps scales as float32 and scales={layer.form} stores 6 bits of them; leave "
-                            "one out")
-        how = (replace(how, logs=log_scale(weight, layer)) if layer.form == "log"
-               else replace(how, table=fit_table(weight.float(), layer, hessian.diagonal())))
+    if layer.form in ("log", "table") and not how.stored:
+        raise UserError(f"--published keeps scales as float32 and scales={layer.form} stores 6 bits of them; leave one "
+                        "out")
     order, factor = _ordered_factor(hessian, how, {} if shared is None else shared, what=what)
+    if layer.form == "log":
+        how = replace(how, logs=log_scale(weight, layer))
+    elif layer.form == "table":
+        how = replace(how, table=fit_table(weight.float(), layer, hessian.diagonal()))
     columns, groups = column_major(weight), Groups(layer, weight.shape[1])
     keep = None if layer.keep is None else torch.as_tensor(layer.keep, device=weight.device).t().contiguous()
     loop = _Columns(columns, keep, groups, how=how)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import repeat
 
 from core.errors import UserError
 from core.lazy import torch
@@ -23,6 +24,7 @@ from quantization.solvers.kmeans import weighted_kmeans
 TURNS = 8  # of table and scales
 STEPS = range(-1, 7)  # eighths of an octave below a group's largest |w| that its scale may take: 1.09 to 0.59 of it
 SAMPLE = 2**15  # weights that a table is fitted to, in whole rows
+TOGETHER = 2**22  # weights of which scales are tried at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +40,11 @@ class TableGrid(Grid):
 
     def codes(self, weight: torch.Tensor) -> torch.Tensor:
         """Codes of the nearest points, whole numbers in float32; half-way goes to the lower one."""
-        return torch.bucketize(weight / self.divisor, self.midpoints).float()
+        return torch.bucketize(weight / self.divisor, self.midpoints, out_int32=True).float()
 
     def values_(self, codes: torch.Tensor) -> torch.Tensor:
         """The weights that ``codes`` stand for."""
-        return self.table[codes.long()] * self.scale
+        return self.table.index_select(0, codes.int().flatten()).view(codes.shape) * self.scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +65,15 @@ class Table:
         return TableGrid(scale, torch.zeros_like(scale), len(self.values) - 1, table=self.values)
 
     def fitted(self, groups: torch.Tensor, free: torch.Tensor | None, importance: torch.Tensor) -> TableGrid:
-        """The grid of the best scale, float32 [..., 1], of each of ``groups`` [..., g]; the first of equals.
+        """The grid of the best scale, float32 [out, ..., 1], of each of ``groups`` [out, ..., g]; the first of equals.
 
-        free: bool, of the groups' shape, the weights that are not kept; None: all.  importance: [..., g] or [g].
+        free: bool, of the groups' shape, the weights that are not kept; None: all.  importance: [1, G, g] or [g].
         """
+        rows = max(1, TOGETHER * len(groups) // max(1, groups.numel()))
+        parts = zip(groups.split(rows), repeat(None) if free is None else free.split(rows))
+        return self.grid(torch.cat([self._scales(some, inside, importance) for some, inside in parts]))
+
+    def _scales(self, groups: torch.Tensor, free: torch.Tensor | None, importance: torch.Tensor) -> torch.Tensor:
         weights = importance if free is None else importance * free
         largest = self.logs.codes((groups if free is None else groups * free).abs().amax(-1, keepdim=True))
         scale = least = None
@@ -77,7 +84,7 @@ class Table:
             better = None if scale is None else error < least
             scale = tried if scale is None else torch.where(better, tried, scale)
             least = error if least is None else torch.minimum(error, least)
-        return self.grid(scale)
+        return scale
 
     def of_group(self, columns: torch.Tensor, keep: torch.Tensor | None, importance: torch.Tensor) -> TableGrid:
         """The same of one group as the column loop has it, ``columns`` and ``keep`` [g, out]: scales [out]."""

@@ -101,6 +101,15 @@ def test_packed_as_counted_and_decoded_by_both_ways(share):
                        stored.values)
 
 
+def test_a_large_linear_is_met_in_parts_with_the_same_scales(monkeypatch):
+    weight = torch.randn(50, 48, generator=torch.Generator().manual_seed(0)).view(50, 3, 16)
+    free, table = weight > -1, fit_table(weight.view(50, 48), table_plan(2, 16))
+    whole = [table.fitted(weight, mask, torch.ones(1, 3, 16)).scale for mask in (None, free)]
+    monkeypatch.setattr("quantization.solvers.table.TOGETHER", 7 * 48)
+    parts = [table.fitted(weight, mask, torch.ones(1, 3, 16)).scale for mask in (None, free)]
+    assert all(torch.equal(*pair) for pair in zip(whole, parts))
+
+
 def test_zeros_stay_zeros_and_a_lone_weight_survives():
     weight = torch.zeros(8, 32)
     weight[0, 3] = 1e-3
@@ -109,6 +118,13 @@ def test_zeros_stay_zeros_and_a_lone_weight_survives():
     assert torch.isfinite(values).all() and (values[1:] == 0).all()
     assert float(values[0, 3]) == pytest.approx(1e-3, rel=0.05)
     assert (solve(0 * weight, hessian, table_plan(2, 16), how=Solver()).values == 0).all()
+
+
+def test_a_broken_hessian_is_named_as_such():
+    weight, hessian = random_case(8, 32)
+    hessian[3, 3] = torch.nan
+    with pytest.raises(UserError, match="inputs of a linear are not finite"):
+        solve(weight, hessian, table_plan(2, 16))
 
 
 def test_groups_with_bits_of_their_own_have_no_common_table():
