@@ -59,7 +59,8 @@ def build_parser(formats, sorts):
                        "among the settings of rows or of the grid, such as ratio or calib_tokens; one line a row that "
                        "else is the same")
     sweep.add_argument("--metric", metavar="NAME", help="what is measured: gold_loglik (default), accuracy, "
-                       "perplexity, ..., or loglik_change, paired against full precision")
+                       "perplexity, ..., or loglik_change, paired against full precision; with --over_seeds one of "
+                       "single documents, such as gold_option or accuracy, or kl from full precision")
     sweep.add_argument("--figure", type=Path, metavar="FILE",
                        help="draw the lines into this .svg or .png instead of printing")
     return parser
@@ -118,9 +119,10 @@ def _refuse(args) -> None:
     if args.sweep and given:
         raise UserError(f"--{given[0]} has no meaning with --sweep, which prints lines over one number; leave one of "
                         "them out")
-    given = [name for name in ("metric", "figure") if getattr(args, name)]
-    if given and not args.sweep:
-        raise UserError(f"--{given[0]} is of --sweep AXIS; give that with it")
+    if args.metric and not (args.sweep or args.over_seeds):
+        raise UserError("--metric is of --sweep AXIS, or of --compare A B --over_seeds; give one of these with it")
+    if args.figure and not args.sweep:
+        raise UserError("--figure is of --sweep AXIS; give that with it")
     given = [name for name in PAGE_REFUSES if getattr(args, name)]
     if args.html is not None and args.compare:
         raise UserError("--compare has no meaning with --html: it prints two cells, and a page holds all; leave one of "
@@ -212,7 +214,7 @@ def _print_pair(args, results: list) -> None:
 
     chosen = [r for r in results if not args.seed or r.seed in args.seed]
     if args.over_seeds:
-        return _print_leads(args, chosen)
+        return _print_leads(args, [r for r in results if r in chosen or r.name == "fp16"])
     two = story(*find_pair(chosen, args.compare), margin=args.margin)
     if args.format in (None, "terminal"):
         from report.text.terminal import show_story
@@ -227,21 +229,22 @@ def _print_pair(args, results: list) -> None:
 
 def _print_leads(args, results: list) -> None:
     from core.commandline import plain_console
-    from report.tables.seeds import leads
+    from report.tables.seeds import METRIC, leads
 
-    lines = leads(results, args.compare)
+    metric = args.metric or METRIC
+    lines = leads(results, args.compare, metric)
     if args.format in (None, "terminal"):
         from report.text.seeds import leads_sheet, notes
         from report.text.terminal import show_sheet
 
         console = plain_console()
-        show_sheet(leads_sheet(lines, args.compare), console)
+        show_sheet(leads_sheet(lines, args.compare, metric), console)
         for note in notes(lines, args.compare):
             console.print(note, markup=False, highlight=False)
     else:
         from report.text.render import leads_text
 
-        sys.stdout.write(leads_text(lines, args.compare, args.format))
+        sys.stdout.write(leads_text(lines, args.compare, args.format, metric))
 
 
 if __name__ == "__main__":

@@ -14,20 +14,23 @@ from report.records import Result, load_samples
 from report.tables.pair import find_pair, fits
 
 METRIC = "gold_loglik"
+KL = "kl"
 
 
-def leads(results: Sequence[Result], names: Sequence[str]) -> list[dict]:
-    """Gold log-likelihood of both rows and the second's lead, nats a token: a line a data set and seed, and one with
-    seed None for a data set's seeds together, if there are several.  The rows may differ in stored bits, which stand in
-    every line (means over the seeds).
+def leads(results: Sequence[Result], names: Sequence[str], metric: str = METRIC) -> list[dict]:
+    """A metric of both rows and how much higher it is in the second: a line a data set and seed, and one with seed None
+    for a data set's seeds together, if there are several.  The rows may differ in stored bits, which stand in every
+    line (means over the seeds).
 
-    Raises UserError where no data set has two seeds of both rows, or names mean several rows.
+    metric: one that every document has (evaluation/statistics/paired.py), or "kl", the divergence of the options'
+    probabilities from full precision's.  Raises UserError where no data set has two seeds of both rows, names mean
+    several rows, or documents lack the metric.
     """
     lines = []
     for dataset in dict.fromkeys(result.dataset for result in results):
-        pairs = _pairs([result for result in results if result.dataset == dataset and result.ok], names)
-        if pairs:
-            lines += _lines(dataset, pairs)
+        cells = [result for result in results if result.dataset == dataset and result.ok]
+        if pairs := _pairs(cells, names):
+            lines += _lines(dataset, pairs, metric, [cell for cell in cells if cell.name == "fp16"])
     together = [line for line in lines if line["seed"] is None]
     if not together:
         raise UserError(f"--over_seeds finds no data set in which {names[0]!r} and {names[1]!r} share two seeds; run "
@@ -44,18 +47,25 @@ def _pairs(results: Sequence[Result], names: Sequence[str]) -> list[tuple[Result
             for seed in sorted(seeds[0] & seeds[1])]
 
 
-def _lines(dataset: str, pairs: Sequence[tuple[Result, Result]]) -> list[dict]:
+def _lines(dataset: str, pairs: Sequence[tuple[Result, Result]], metric: str, full: Sequence[Result]) -> list[dict]:
     count = len(pairs)
-    panel = Panel([load_samples(one) for side in zip(*pairs) for one in side])
+    runs = [load_samples(one) for side in zip(*pairs) for one in side]
+    panel = Panel([*runs, *map(load_samples, full[:1])], reference=len(runs) if full else None)
+    if panel.kl is not None:
+        panel.values[KL] = panel.kl
+    if metric not in panel.values:
+        lacking = " (no options, or no result of full precision)" if metric == KL else ""
+        raise UserError(f"--metric {metric!r} is none that documents of {dataset} have{lacking}; use one of: "
+                        f"{', '.join(panel.values)}, or leave the data set out (--dataset)")
     bits = {f"{which}_bits": sum(one.bits.average for one in side) / count
             for which, side in zip(("first", "second"), zip(*pairs))}
-    means = panel.values[METRIC].mean(axis=0)
+    means = panel.values[metric].mean(axis=0)
     lines = [{"dataset": dataset, "seed": first.seed, "seeds": 1, "n": panel.n, "first": float(means[i]),
-              "second": float(means[count + i]), **panel.difference(METRIC, i, count + i),
-              "p": panel.permutation_p(METRIC, i, count + i)} | bits for i, (first, _) in enumerate(pairs)]
+              "second": float(means[count + i]), **panel.difference(metric, i, count + i),
+              "p": panel.permutation_p(metric, i, count + i)} | bits for i, (first, _) in enumerate(pairs)]
     if count > 1:
         sides = list(range(count)), list(range(count, 2 * count))
         lines.append({"dataset": dataset, "seed": None, "seeds": count, "n": panel.n,
-                      "first": float(means[:count].mean()), "second": float(means[count:].mean()),
-                      **panel.over_seeds(METRIC, *sides), "p": panel.permutation_p(METRIC, *sides)} | bits)
+                      "first": float(means[:count].mean()), "second": float(means[count:2 * count].mean()),
+                      **panel.over_seeds(metric, *sides), "p": panel.permutation_p(metric, *sides)} | bits)
     return lines

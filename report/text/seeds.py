@@ -7,12 +7,19 @@ from report.schema import equal_bits
 from report.text.numbers import number, p_value, signed, span
 from report.text.sheets import Sheet, sheet
 
+WORDS = {"gold_loglik": "gold log-likelihood, nats a token",
+         "gold_option": "log-probability of the gold option among the options, nats",
+         "kl": "divergence of the options' probabilities from full precision, nats (lower is nearer)"}
 
-def leads_sheet(lines: Sequence[dict], names: Sequence[str]) -> Sheet:
+HIGHER = ("gold_loglik", "gold_option", "accuracy", "f1")  # of which more is better
+
+
+def leads_sheet(lines: Sequence[dict], names: Sequence[str], metric: str) -> Sheet:
     """A row a data set and seed, and one for a data set's seeds together."""
-    return sheet(f"{names[1]} against {names[0]}: gold log-likelihood, nats a token", [
+    lead = "lead" if metric in HIGHER else "difference"
+    return sheet(f"{names[1]} against {names[0]}: {WORDS.get(metric, metric)}", [
         {"data set": line["dataset"], "seed": f"all {line['seeds']}" if line["seed"] is None else str(line["seed"]),
-         names[0]: number(line["first"], 3), names[1]: number(line["second"], 3), "lead": span(line, signed),
+         names[0]: number(line["first"], 3), names[1]: number(line["second"], 3), lead: span(line, signed),
          "p": p_value(line["p"]), "p Holm": p_value(line.get("p_holm"))} for line in lines])
 
 

@@ -71,6 +71,37 @@ def test_the_command_prints_them_in_every_form(folder, capsys):
     assert "all 2" in shown and "equal bits" not in shown
 
 
+def test_another_metric_is_compared_as_well(folder, capsys):
+    put(folder, "fp16", 16.0, 0.0, seed=9)
+    results = load_results(folder)
+    of = {(r.name, r.seed): load_samples(r) for r in results if r.ok and r.dataset == "mmlu_pro"}
+    option = {key: np.array([sample.metric("gold_option") for sample in samples]) for key, samples in of.items()}
+    run = ["--results_dir", str(folder), "--dataset", "mmlu_pro", "--compare", *NAMES, "--over_seeds", "--metric"]
+    for metric, values in (("gold_option", option), ("kl", None)):
+        line = leads([r for r in results if r.dataset == "mmlu_pro"], NAMES, metric)[-1]
+        if values is None:
+            base = [np.array(s.choice_logprobs) for s in of["fp16", 9]]
+            values = {key: np.array([kl(b, np.array(s.choice_logprobs)) for b, s in zip(base, samples, strict=True)])
+                      for key, samples in of.items()}
+        apart = [(values["THRIFT", seed] - values["TaCQ", seed]).mean() for seed in (0, 1, 2)]
+        assert line["value"] == pytest.approx(np.mean(apart))
+        assert line["second"] == pytest.approx(np.mean([values["THRIFT", seed] for seed in (0, 1, 2)]))
+        assert print_results.main([*run, metric]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert {"gold_option": "gold option among the options", "kl": "from full precision"}[metric] in shown
+        assert ("┃ lead" in shown) == (metric != "kl")
+    assert print_results.main([*run, "perplexity"]) == 2
+    assert "--metric 'perplexity' is none that documents of mmlu_pro have; use one of:" in capsys.readouterr().err
+    assert print_results.main([*run[:2], "--dataset", "trivia_qa", *run[4:], "kl"]) == 2
+    assert "no result of full precision" in capsys.readouterr().err
+
+
+def kl(base, own) -> float:
+    """Of two vectors of log-probabilities that are not normalised."""
+    base, own = (x - np.log(np.exp(x).sum()) for x in (base, own))
+    return float((np.exp(base) * (base - own)).sum())
+
+
 def test_rows_of_other_bits_are_compared_and_said_to_be(tmp_path, capsys):
     for seed in (0, 1):
         put(tmp_path, "uniform", 2.75, -1.0, seed=seed, budget=2.75)
