@@ -43,7 +43,7 @@ class Tunable:
         self.before, self.kept_dtype = stored, kept_dtype
         self.group_of = _groups(parts, stored.layer.group_size, device)
         if "table" in parts:
-            self.steps = parts["table"][parts["codes"].long()]
+            self.steps = parts["table"].half()[parts["codes"].long()]  # fp16 numbers, as they are stored
         else:
             self.steps = (parts["codes"].float() - parts["zero"][:, self.group_of]).to(torch.int16)  # q − z
         self.scale, self.float8, self.keep = parts["scale"], None, None
@@ -125,8 +125,8 @@ class Tuning:
                             "tune=0")
         self.kl: list[float] = []  # of each round while it moves, nats a token
         if not any(one.moves for one in self.tunables.values()):
-            raise UserError("there is nothing to tune: scales=log moves by steps of 9 %, and no weight is kept; use "
-                            "scales=fp16 or tune=0")
+            raise UserError("there is nothing to tune: scales of 6 bits move by steps of 9 %, and no weight is kept; "
+                            "use scales=fp16 or tune=0")
         self.moves = [move for one in self.tunables.values() for move in one.moves]
         self.adam = torch.optim.Adam(self.moves, lr=RATE, betas=BETAS, eps=1e-12)
 

@@ -24,7 +24,6 @@ from core.types import Aid, CalibSet, LayerPlan
 from evaluation.engine.kv_cache import call, expand, prefill
 from harness.stages.model import LazyModel
 from quantization.bits import layer_bits
-from quantization.solvers.table import SAMPLE, fit_table
 from streams.gradients import gradient_sums
 
 VOCABULARY = 256
@@ -184,9 +183,7 @@ class Probe:
         return self.once(("backward", length, kinds, dtype), make)
 
     def solve(self, quantizer: str, layer: LayerPlan, options: dict) -> float:
-        """Seconds a weight of a quantizer's own work on the commonest linear, factors of wide Hessians and the fit of a
-        table (:meth:`fit`) not counted.
-        """
+        """Seconds a weight of a quantizer's own work on the commonest linear, factors of wide Hessians not counted."""
         shapes = list(self.source.shapes.values())
         rows, cols = max(dict.fromkeys(shapes), key=lambda shape: (shapes.count(shape), shape))
         piece = rows if self.device.type == "cuda" else min(rows, ROWS), min(cols, SOLVED)
@@ -208,14 +205,4 @@ class Probe:
                 spec.fn(weight, layer, replace(aid, shared={}))
             else:
                 spec.fn(half, layer)
-        tables = self.seconds(lambda _n: fit_table(weight, layer)) if layer.form == "table" else 0.0
-        return max(0.0, self.seconds(run) - tables) / weight.numel()
-
-    def fit(self, layer: LayerPlan) -> float:
-        """Seconds a linear of fitting its table, which reads some rows however many there are; 0 without one."""
-        if layer.form != "table":
-            return 0.0
-        cols = max(cols for _, cols in self.source.shapes.values())
-        weight = 0.02 * torch.randn(-(-SAMPLE // cols), cols, generator=torch.Generator().manual_seed(0))
-        weight = weight.to(self.device)
-        return self.once(("fit", repr(layer)), lambda: self.seconds(lambda _n: fit_table(weight, layer)))
+        return self.seconds(run) / weight.numel()

@@ -172,7 +172,6 @@ class Costs:
         """Every linear by a quantizer that reads data, or rounded."""
         spec = QUANTIZERS.get(quantizer)
         own = self.sizes.linears * self.probe.solve(quantizer, self.layer(case), quantizer_options(case, quantizer))
-        own += self.tables(case)
         if not {"hessian", "inputs"} & set(spec.needs):
             return own
         return own + self.pushed() + self.stream(case, spec.sequential) + self.moved(1, self.probe)  # and back
@@ -202,11 +201,7 @@ class Costs:
 
     def rounding(self, case: Case) -> float:
         """Every linear rounded to nearest."""
-        return self.sizes.linears * self.probe.solve("rtn", self.layer(case), {}) + self.tables(case)
-
-    def tables(self, case: Case) -> float:
-        """The tables of all linears fitted, of a row that stores them."""
-        return len(self.model.shapes) * self.probe.fit(self.layer(case))
+        return self.sizes.linears * self.probe.solve("rtn", self.layer(case), {})
 
     def layer(self, case: Case) -> LayerPlan:
         """How most linears of a row are stored."""

@@ -13,7 +13,7 @@ from torch import nn
 from core.types import LayerPlan
 from quantization.bits import MAP_BITS
 from quantization.packing.bytes import unpack_bits, unpack_mask
-from quantization.packing.forms import LOGARITHMIC, kept_of, points, unpacked
+from quantization.packing.forms import LOGARITHMIC, kept_of, points, scales_of, unpacked
 from quantization.solvers.grid import LogScale, middle
 
 
@@ -48,7 +48,7 @@ def grid_of(arrays: dict[str, torch.Tensor], layer: LayerPlan,
     codes = unpack_codes(arrays["codes"], layer.bits, rows * cols).view(rows, cols)
     if layer.form in LOGARITHMIC:
         steps = unpack_codes(arrays["scale"], layer.scale_bits, rows * groups)
-        scale = LogScale(int(arrays["exponent"].view(torch.int8)[0]), layer.scale_bits).values(steps)
+        scale = scales_of(layer, LogScale(int(arrays["exponent"].view(torch.int8)[0]), layer.scale_bits), steps)
     else:
         scale = arrays["scale"].view(torch.float16 if layer.scale_bits == 16 else torch.float32).float()
     if layer.zero_bits == 32:

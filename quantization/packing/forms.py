@@ -199,8 +199,14 @@ def _unpack_scale(plan: LayerPlan, arrays: dict[str, np.ndarray], count: int) ->
     """Scales [out · G], in the numbers that they are stored as."""
     if plan.form in LOGARITHMIC:
         codes = torch.tensor(unpack_bits(arrays["scale"], plan.scale_bits, count))
-        return LogScale(int(arrays["exponent"].view(np.int8)[0]), plan.scale_bits).values(codes).numpy()
+        return scales_of(plan, LogScale(int(arrays["exponent"].view(np.int8)[0]), plan.scale_bits), codes).numpy()
     return arrays["scale"].view(np.float16 if plan.scale_bits == 16 else np.float32)
+
+
+def scales_of(plan: LayerPlan, logs: LogScale, codes: torch.Tensor) -> torch.Tensor:
+    """The scales that codes stand for, float32; over a table code 0 is a group of zeros."""
+    scale = logs.values(codes)
+    return scale if plan.form == "log" else scale.masked_fill(codes == 0, 0.0)
 
 
 def group_of_column(plan: LayerPlan, cols: int, order: torch.Tensor | None = None) -> np.ndarray:

@@ -76,7 +76,7 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: So
     if layer.form == "log":
         how = replace(how, logs=log_scale(weight, layer))
     elif layer.form == "table":
-        how = replace(how, table=fit_table(weight.float(), layer, hessian.diagonal()))
+        how = replace(how, table=fit_table(weight.float(), layer, hessian.diagonal() + factor.damp))
     columns, groups = column_major(weight), Groups(layer, weight.shape[1])
     keep = None if layer.keep is None else torch.as_tensor(layer.keep, device=weight.device).t().contiguous()
     loop = _Columns(columns, keep, groups, how=how)
@@ -84,7 +84,8 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: So
         loop.fit_groups(range(len(groups.spans)))
     if order is not None:
         loop.permute(order)
-    loop.columns[factor.dead] = 0.0
+    if how.table is None:  # a table need not have a 0: there a dead input's weights are rounded as they are
+        loop.columns[factor.dead] = 0.0
     blocks = [[block] for block in slices(len(columns), BLOCK if how.stale else groups.block())]
     loss = feed_back(loop.columns, factor.upper, blocks, quantize=loop.quantize,
                      at_once=loop.with_kernel(factor) if runs_fused(weight.device) else None)

@@ -517,14 +517,3 @@ def test_a_piece_of_a_linear_holds_what_the_whole_would(target):
     model = SimpleNamespace(shapes={"proj": (576, 576)}, ref=ModelRef("tiny", "x", "float32"), sizes=None)
     probe = Probe(model, torch.device("cpu"))
     assert 0 < probe.solve("squeezellm", LayerPlan(3, 576, form="codebook"), {"target": target}) < 1
-
-
-def test_tables_are_timed_by_the_linear_for_they_read_as_many_weights_whatever_its_size(monkeypatch):
-    times = []
-    monkeypatch.setattr(harness.forecast.probe, "fit_table", lambda weight, layer: times.append(weight.numel()))
-    layer = LayerPlan(2, 96, scale_bits=6, zero_bits=0, form="table")
-    for rows in (576, 57600):
-        model = SimpleNamespace(shapes={"proj": (rows, 576)}, ref=ModelRef("tiny", "x", "float32"), sizes=None)
-        times.clear()
-        assert Probe(model, torch.device("cpu")).fit(layer) < 0.1 and set(times) == {57 * 576}
-        assert Probe(model, torch.device("cpu")).fit(LayerPlan(2, 96)) == 0

@@ -15,7 +15,7 @@ from quantization.packing.decode import decoded
 from quantization.packing.forms import packed, unpacked
 from quantization.solvers.gptq import Solver, solve
 from quantization.solvers.grid import LogScale
-from quantization.solvers.table import Table, TableGrid, fit_table
+from quantization.solvers.table import Table, TableGrid, by_group, fit_table
 from tests.quantization.test_gptq import layer_error, random_case
 
 VALUES = torch.tensor([-1.0, -0.25, 0.125, 0.75])
@@ -56,7 +56,7 @@ def test_a_groups_scale_is_the_best_of_its_steps():
     table = Table(VALUES, LogScale(4), importance)
     grid = table.fitted(group, free, importance)
     largest = (group * free).abs().amax(1, keepdim=True)
-    every = [table.logs.values(table.logs.codes(largest) - step) for step in range(-1, 7)]
+    every = [table.logs.values(table.logs.codes(largest) - step) for step in range(-1, 7)]  # of all that are tried
     errors = [(((VALUES[:, None, None] * s - group).abs().amin(0) ** 2) * importance * free).sum(1) for s in every]
     best = torch.stack(errors).argmin(0)
     assert torch.equal(grid.scale[:, 0], torch.stack(every)[best, torch.arange(5), 0])
@@ -105,19 +105,78 @@ def test_a_large_linear_is_met_in_parts_with_the_same_scales(monkeypatch):
     weight = torch.randn(50, 48, generator=torch.Generator().manual_seed(0)).view(50, 3, 16)
     free, table = weight > -1, fit_table(weight.view(50, 48), table_plan(2, 16))
     whole = [table.fitted(weight, mask, torch.ones(1, 3, 16)).scale for mask in (None, free)]
-    monkeypatch.setattr("quantization.solvers.table.TOGETHER", 7 * 48)
+    monkeypatch.setattr("quantization.solvers.table.TOGETHER", (7 * 48, 7 * 48))
     parts = [table.fitted(weight, mask, torch.ones(1, 3, 16)).scale for mask in (None, free)]
     assert all(torch.equal(*pair) for pair in zip(whole, parts))
 
 
 def test_zeros_stay_zeros_and_a_lone_weight_survives():
-    weight = torch.zeros(8, 32)
-    weight[0, 3] = 1e-3
-    _, hessian = random_case(8, 32)
-    values = solve(weight, hessian, table_plan(2, 16), how=Solver()).values
-    assert torch.isfinite(values).all() and (values[1:] == 0).all()
-    assert float(values[0, 3]) == pytest.approx(1e-3, rel=0.05)
-    assert (solve(0 * weight, hessian, table_plan(2, 16), how=Solver()).values == 0).all()
+    """Rows and groups of zeros in an ordinary linear, too."""
+    weight, hessian = random_case(24, 32)
+    weight[5] = 0
+    weight[7, :16] = 0
+    weight[8] *= 1e-4  # under the finest scale
+    stored = solve(weight, hessian, table_plan(2, 16), how=Solver(act_order=True, static_groups=True))
+    arrays = packed(stored)
+    assert torch.equal(unpacked(arrays, stored.layer, (24, 32)), stored.values)
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    assert torch.equal(decoded(tensors, stored.layer, (24, 32), dtype=torch.float32, kept_dtype=torch.bfloat16),
+                       stored.values)
+    assert (stored.values[5] == 0).all() and (stored.values[7, :16] == 0).all() and (stored.values[7, 16:] != 0).all()
+    assert stored.values[8].abs().max() < 2.0**-7 * weight.abs().max()
+    alone = torch.zeros(8, 32)
+    alone[0, 3] = 1e-3
+    values = solve(alone, random_case(8, 32)[1], table_plan(2, 16), how=Solver()).values
+    assert (values[1:] == 0).all() and float(values[0, 3]) == pytest.approx(1e-3, rel=0.05)
+
+
+def test_inputs_that_calibration_never_saw_keep_rounded_weights():
+    """A table need not have a 0, so their weights are rounded as they are, which is better than one constant."""
+    weight, hessian = random_case(48, 64)
+    hessian[[3, 40]] = 0
+    hessian[:, [3, 40]] = 0
+    values = solve(weight, hessian, table_plan(3, 32), how=Solver(act_order=True, static_groups=True)).values
+    dead = (values - weight)[:, [3, 40]]
+    assert dead.square().mean() < 0.2 * weight[:, [3, 40]].square().mean()
+    assert abs(float(values[:, 3].mean() - weight[:, 3].mean())) < 0.1
+
+
+def heavy_case(heavy: float):
+    """A linear of which two inputs hold most of the Hessian's diagonal; inputs are unrelated."""
+    weight, _ = random_case(96, 96)
+    weight[:, [5, 70]] *= 0.3
+    diagonal = torch.ones(96)
+    diagonal[[5, 70]] = heavy
+    return weight, diagonal.diag()
+
+
+@pytest.mark.parametrize("how", [Solver(), Solver(act_order=True), Solver(act_order=True, static_groups=True)])
+def test_the_solver_fits_tables_to_what_is_read(how):
+    """Columns of which the Hessian says much are met better than where it says the same of all."""
+    (weight, even), (_, skewed) = heavy_case(1.0), heavy_case(1e4)
+    errors = [(solve(weight, hessian, table_plan(3, 48), how=how).values - weight)[:, [5, 70]].square().mean()
+              for hessian in (even, skewed)]
+    assert errors[1] < 0.5 * errors[0], errors
+
+
+def test_every_row_counts_where_few_columns_hold_most_of_the_weight():
+    """A table fitted to some rows would follow the few numbers that it saw of the heavy columns."""
+    generator = torch.Generator().manual_seed(0)
+    weight, h = torch.randn(4096, 64, generator=generator), torch.ones(64)
+    h[9] = 1e5
+    table = fit_table(weight, table_plan(3, 64), h)
+    grid = table.fitted(by_group(weight, 64), None, by_group(h[None], 64))
+    error = (grid.values_(grid.codes(by_group(weight, 64))).flatten(1) - weight).square()
+    assert error[:, 9].mean() < 0.02 * weight[:, 9].square().mean()
+
+
+def test_kept_weights_pull_no_table():
+    weight, _ = random_case(24, 48)
+    keep = np.random.default_rng(0).random(weight.shape) < 0.05
+    kept = torch.as_tensor(keep)
+    plain, large = (fit_table(torch.where(kept, value, weight), table_plan(2, 16, keep)).values
+                    for value in (weight, torch.tensor(100.0)))
+    assert torch.equal(plain, large)
 
 
 def test_a_broken_hessian_is_named_as_such():
@@ -131,3 +190,11 @@ def test_groups_with_bits_of_their_own_have_no_common_table():
     layer = replace(table_plan(2, 16), group_bits=np.array([2, 3], np.uint8))
     with pytest.raises(UserError, match="leave scales=table out"):
         fit_table(torch.randn(4, 32), layer)
+
+
+def test_weights_that_are_not_finite_are_named_as_such():
+    for broken in (torch.inf, torch.nan):
+        weight = torch.randn(4, 32)
+        weight[1, 3] = broken
+        with pytest.raises(UserError, match="NaN or infinity; the model is broken"):
+            fit_table(weight, table_plan(2, 16))
