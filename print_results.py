@@ -239,7 +239,7 @@ def _print_leads(args, results: list) -> None:
 
         console = plain_console()
         show_sheet(leads_sheet(lines, args.compare, metric), console)
-        for note in notes(lines, args.compare):
+        for note in notes(lines, args.compare, metric):
             console.print(note, markup=False, highlight=False)
     else:
         from report.text.render import leads_text

@@ -41,7 +41,8 @@ def main() -> None:
         case.model.release()
         first = now if first is None else first
         change = now.sums - whole.sums
-        means = (*change[:, 1:].sum(0) / now.tokens.sum(), np.nanmean(now.answers - whole.answers))
+        over = np.array([(now.tokens - 1).sum(), now.tokens.sum()])  # a document's first token is not predicted
+        means = (*change[:, 1:].sum(0) / over, np.nanmean(now.answers - whole.answers))
         rows.append([case.method.name, f"{true.avg_bits:.3f}", f"{100 * kept / case.model.weights:.2f}",
                      f"{now.sums[:, 0].sum() / now.tokens.sum():.3f}",
                      difference(now.sums[:, 0] - first.sums[:, 0], now.tokens) if now is not first else "",

@@ -82,7 +82,7 @@ class Budget:
     group_size: int = 128  # input columns that share a scale and a zero point
     scale_bits: int = 16
     zero_bits: int | None = None
-    table: bool = False  # whether codes stand for the values of a table a linear
+    table: bool = False  # whether codes stand for the values of a table, one for each linear
     kept_bits: int = 16
     tolerance: float = 0.01  # bits per weight; a plan lies in (avg_bits - tolerance, avg_bits]
 
@@ -97,7 +97,7 @@ class LayerPlan:
     zero_bits: int | None = None  # None = as many as ``bits`` (an integer zero point); 0 = none, ranges around zero
     group_bits: np.ndarray | None = None  # uint8 [ceil(in/g)]: bits of each column group, over ``bits``
     keep: np.ndarray | None = None  # bool [out, in]: weights kept at 16 bits
-    form: str = "grid"  # how it is stored, one of quantization/bits.py FORMS; all but "grid" belong to native rows
+    form: str = "grid"  # how it is stored, one of quantization/bits.py FORMS; common rows have "grid", "log", "table"
     ordered: bool = False  # groups run over permuted columns, so the permutation is stored
     kept_bits: int = 16  # of a kept weight: 16, or 8 beside a coded index (quantization/bits.py)
     # heads of its block whose 16-bit weights each token reads beside the codes of the others; 0 = no choice at run time

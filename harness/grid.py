@@ -282,7 +282,8 @@ def checked_method(name: str, common: str) -> MethodSpec:
         if setting in told and setting not in (*reads, *options):
             raise UserError(f"{spec.name} reads no setting {setting!r} with --quantizer {common}; "
                             f"it reads: {', '.join((*reads, *options)) or 'no setting'}")
-    if spec.settings.get("symmetric") and spec.settings.get("scales") == "table":
+    stored = spec.options | spec.settings
+    if stored.get("symmetric") and stored.get("scales") == "table":
         raise UserError(f"{spec.name}: a table has no zero point that symmetric=true could leave out; leave it out, or "
                         "give scales=log")
     if not is_read(spec, common):

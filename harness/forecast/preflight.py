@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from core.errors import BudgetError, DataError, UserError
+from core.errors import DataError, UserError
 from core.registry import SCORERS
 from harness.forecast.disk import check_disk
 from harness.forecast.limits import check_fits
@@ -103,14 +103,20 @@ def _check_grid(cases: list[Case], say, named: bool) -> None:
 
 
 def say_unmakeable(cases: list[Case], say) -> None:
-    """Say which rows that fill a budget in a published form store more than it at their fewest bits; others go on."""
+    """Say which rows without scores fill a budget in a form that stores more than it at its fewest bits; the others go
+    on.  Of rows that rank weights only the scores can tell.
+    """
+    told = set()
     for case in cases:
-        # an allocator without scores counts, and does nothing else
-        if case.method.scorer is None and case.method.options.get(TARGET.name) is not None and not finished(case):
-            try:
-                allocated(case, alloc_context(case, None, plan_options(case)))
-            except BudgetError as error:
-                say(f"{case.method.name} at {case.cell.avg_bits:g} bits will fail: {error}")
+        row = case.method.name, case.cell.avg_bits
+        fills = case.method.scorer is None and case.method.options.get(TARGET.name) is not None
+        if not fills or row in told or finished(case):
+            continue
+        try:  # an allocator without scores counts, and does nothing else
+            allocated(case, alloc_context(case, None, plan_options(case)))
+        except UserError as error:
+            told.add(row)
+            say(f"{case.method.name} at {case.cell.avg_bits:g} bits will fail: {error}")
 
 
 def check_calibration(cases: list[Case], say) -> None:

@@ -62,6 +62,12 @@ def find_pair(results: Sequence[Result], names: Sequence[str]) -> tuple[Result, 
     return pairs[0]
 
 
+def full_precision(results: Sequence[Result], cell: Result) -> Result | None:
+    """The cell of full precision that was asked what ``cell`` was, of the same model; of several the most alike."""
+    mine = [r for r in results if r.ok and r.name == "fp16" and _comparable(r, cell)]
+    return max(mine, key=lambda r: _likeness(r, cell), default=None)
+
+
 def _side(results: Sequence[Result], name: str) -> list[Result]:
     """The good cells that a name may mean."""
     named = [r for r in results if fits(r, name)]

@@ -11,7 +11,7 @@ from core.errors import UserError
 from evaluation.statistics.formulas import holm
 from evaluation.statistics.paired import Panel
 from report.records import Result, load_samples
-from report.tables.pair import find_pair, fits
+from report.tables.pair import find_pair, fits, full_precision
 
 METRIC = "gold_loglik"
 KL = "kl"
@@ -30,7 +30,7 @@ def leads(results: Sequence[Result], names: Sequence[str], metric: str = METRIC)
     for dataset in dict.fromkeys(result.dataset for result in results):
         cells = [result for result in results if result.dataset == dataset and result.ok]
         if pairs := _pairs(cells, names):
-            lines += _lines(dataset, pairs, metric, [cell for cell in cells if cell.name == "fp16"])
+            lines += _lines(dataset, pairs, metric, full_precision(cells, pairs[0][0]) if metric == KL else None)
     together = [line for line in lines if line["seed"] is None]
     if not together:
         raise UserError(f"--over_seeds finds no data set in which {names[0]!r} and {names[1]!r} share two seeds; run "
@@ -47,10 +47,10 @@ def _pairs(results: Sequence[Result], names: Sequence[str]) -> list[tuple[Result
             for seed in sorted(seeds[0] & seeds[1])]
 
 
-def _lines(dataset: str, pairs: Sequence[tuple[Result, Result]], metric: str, full: Sequence[Result]) -> list[dict]:
+def _lines(dataset: str, pairs: Sequence[tuple[Result, Result]], metric: str, full: Result | None) -> list[dict]:
     count = len(pairs)
     runs = [load_samples(one) for side in zip(*pairs) for one in side]
-    panel = Panel([*runs, *map(load_samples, full[:1])], reference=len(runs) if full else None)
+    panel = Panel(runs + ([load_samples(full)] if full else []), reference=len(runs) if full else None)
     if panel.kl is not None:
         panel.values[KL] = panel.kl
     if metric not in panel.values:
@@ -59,13 +59,13 @@ def _lines(dataset: str, pairs: Sequence[tuple[Result, Result]], metric: str, fu
                         f"{', '.join(panel.values)}, or leave the data set out (--dataset)")
     bits = {f"{which}_bits": sum(one.bits.average for one in side) / count
             for which, side in zip(("first", "second"), zip(*pairs))}
-    means = panel.values[metric].mean(axis=0)
-    lines = [{"dataset": dataset, "seed": first.seed, "seeds": 1, "n": panel.n, "first": float(means[i]),
-              "second": float(means[count + i]), **panel.difference(metric, i, count + i),
-              "p": panel.permutation_p(metric, i, count + i)} | bits for i, (first, _) in enumerate(pairs)]
+    same, means = {"dataset": dataset, "metric": metric, "n": panel.n} | bits, panel.values[metric].mean(axis=0)
+    lines = [same | {"seed": first.seed, "seeds": 1, "first": float(means[i]), "second": float(means[count + i]),
+                     "p": panel.permutation_p(metric, i, count + i)} | panel.difference(metric, i, count + i)
+             for i, (first, _) in enumerate(pairs)]
     if count > 1:
         sides = list(range(count)), list(range(count, 2 * count))
-        lines.append({"dataset": dataset, "seed": None, "seeds": count, "n": panel.n,
-                      "first": float(means[:count].mean()), "second": float(means[count:2 * count].mean()),
-                      **panel.over_seeds(metric, *sides), "p": panel.permutation_p(metric, *sides)} | bits)
+        first, second = (float(means[side].mean()) for side in sides)
+        lines.append(same | {"seed": None, "seeds": count, "first": first, "second": second,
+                             "p": panel.permutation_p(metric, *sides)} | panel.over_seeds(metric, *sides))
     return lines

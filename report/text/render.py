@@ -126,7 +126,7 @@ def leads_text(lines: Sequence[dict], names: Sequence[str], kind: str, metric: s
         return _csv(lines)
     if kind == "json":
         return as_json({"schema": SCHEMA, "rows": list(names), "metric": metric, "leads": list(lines)})
-    notes = lines_text(seeds.notes(lines, names), kind)
+    notes = lines_text(seeds.notes(lines, names, metric), kind)
     return f"{sheet_text(seeds.leads_sheet(lines, names, metric), kind)}\n\n{notes}\n"
 
 

@@ -58,6 +58,7 @@ def done_storage(tiny_folder, tmp_path):
 @pytest.mark.parametrize("given, said", [
     (("uniform[groups=24]",), "does not divide"), (("uniform[scales=int8]",), "use one of: fp16, log, table"),
     (("uniform[scales=table,symmetric=true]",), "has no zero point"),
+    (("TaCQ-budget-native[scales=table,symmetric=true]",), "has no zero point"),
     (("GPTQ-native[groups=16]",), "reads no setting 'groups'")])
 def test_what_cannot_be_is_said(given, said, tiny_folder, tmp_path, capsys):
     assert main(flags(**where_of(tiny_folder, tmp_path), methods=given)) != 0
@@ -74,7 +75,8 @@ def test_rows_on_the_common_grid_keep_their_groups_in_another_order(name, static
 
 
 def test_a_run_says_first_what_each_grid_can_store_and_which_forms_cannot_be_made(tiny_folder, tmp_path, capsys):
-    names = ("uniform[scales=table]", "GPTQ-budget-native", "GPTQ-budget-native[group=16]")
+    names = ("uniform[scales=table]", "GPTQ-budget-native", "GPTQ-budget-native[group=16]",
+             "SqueezeLLM-budget-native[group=16]")
     where = where_of(tiny_folder, tmp_path) | {"quantizer": "gptq"}
     assert main([*flags(**where, methods=names, avg_bits=(2.58,)), "--dry_run"]) == 0
     said = capsys.readouterr().err
@@ -83,6 +85,7 @@ def test_a_run_says_first_what_each_grid_can_store_and_which_forms_cannot_be_mad
     assert "to 16.00 for uniform[scales=table]; asked" in said
     assert "GPTQ-budget-native[group=16] at 2.58 bits will fail: 2.58 bits a weight cannot be met by this form" in said
     assert "GPTQ-budget-native at" not in said
+    assert said.count("SqueezeLLM-budget-native[group=16] at 2.58 bits will fail: a codebook has one table a row") == 1
 
 
 @pytest.mark.parametrize("quantizer", ("gptq", "rtn"))

@@ -10,9 +10,9 @@ import pytest
 import print_results
 from core.errors import UserError
 from evaluation.statistics.formulas import holm, seeds_and_documents_interval
-from report.records import load_results, load_samples
+from report.records import ModelFacts, load_results, load_samples
 from report.tables.seeds import leads
-from tests.report.handmade import put
+from tests.report.handmade import documents, put
 
 NAMES = ("TaCQ", "THRIFT")
 
@@ -94,6 +94,19 @@ def test_another_metric_is_compared_as_well(folder, capsys):
     assert "--metric 'perplexity' is none that documents of mmlu_pro have; use one of:" in capsys.readouterr().err
     assert print_results.main([*run[:2], "--dataset", "trivia_qa", *run[4:], "kl"]) == 2
     assert "no result of full precision" in capsys.readouterr().err
+
+
+def test_full_precision_of_another_model_or_of_other_documents_is_no_reference(folder, capsys):
+    run = ["--results_dir", str(folder), "--dataset", "mmlu_pro", "--compare", *NAMES, "--over_seeds"]
+    put(folder, "fp16", 16.0, 0.0, seed=8, samples=documents("mmlu_pro", 0.0, 8)[:48],
+        stages={"evaluation": "e2"})
+    assert print_results.main(run) == 0  # it is not in the way of who does not ask for it
+    capsys.readouterr()
+    put(folder, "fp16", 16.0, 0.3, seed=7, model=ModelFacts("another", "r2", "float32", "toy"))
+    put(folder, "fp16", 16.0, 0.0, seed=9)
+    mine = [r for r in load_results(folder) if r.dataset == "mmlu_pro"]
+    own = leads([r for r in mine if r.name != "fp16" or r.seed == 9], NAMES, "kl")
+    assert leads(mine, NAMES, "kl") == own and own[-1]["metric"] == "kl"
 
 
 def kl(base, own) -> float:
