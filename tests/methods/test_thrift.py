@@ -11,9 +11,9 @@ from harness.grid import checked_method
 
 def test_a_method_may_have_settings_of_its_own_and_brackets_change_them():
     own = METHODS.get("THRIFT")
-    assert own.settings == {"kept": 8, "scales": "table"} and own.options == {"act_order": True, "discount": 0.2}
+    assert own.settings == {"kept": 8, "scales": "log"} and own.options == {"act_order": True, "discount": 0.2}
     other = resolve_method("THRIFT[act_order=false,discount=0.1,kept=16]")
-    assert other.settings == {"kept": 16, "scales": "table"} and other.options == {"act_order": False, "discount": 0.1}
+    assert other.settings == {"kept": 16, "scales": "log"} and other.options == {"act_order": False, "discount": 0.1}
     assert resolve_method("THRIFT-native[tune=0]").options["tune"] == 0
 
 
