@@ -22,7 +22,7 @@ from quantization.solvers.grid import (
     without_kept,
 )
 from quantization.solvers.kept import Float8, sixteen
-from quantization.solvers.table import by_group, fit_table
+from quantization.solvers.table import fit_table
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def encode(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False, z
     more = {}
     if plan.form == "table":
         table = fit_table(weight, plan)
-        padding = by_group(table.importance[None], plan.group_size)  # 0 where columns are filled in
-        grid, more = table.fitted(groups, None if keep is None else ~keep, padding), table.parts
+        importance = grouped(table.importance[None], plan.group_size, zero_pad=True)  # none where columns are filled in
+        grid, more = table.fitted(groups, None if keep is None else ~keep, importance), table.parts
     elif float_zero:
         grid = MinimumGrid((high - low) / top, low, top)
     else:
