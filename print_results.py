@@ -212,9 +212,10 @@ def _print_pair(args, results: list) -> None:
     from core.commandline import plain_console
     from report.tables.pair import find_pair, story
 
-    chosen = [r for r in results if not args.seed or r.seed in args.seed]
+    reference = "fp16" if args.over_seeds else None  # of whatever seed
+    chosen = [r for r in results if not args.seed or r.seed in args.seed or r.name == reference]
     if args.over_seeds:
-        return _print_leads(args, [r for r in results if r in chosen or r.name == "fp16"])
+        return _print_leads(args, chosen)
     two = story(*find_pair(chosen, args.compare), margin=args.margin)
     if args.format in (None, "terminal"):
         from report.text.terminal import show_story
@@ -231,20 +232,19 @@ def _print_leads(args, results: list) -> None:
     from core.commandline import plain_console
     from report.tables.seeds import METRIC, leads
 
-    metric = args.metric or METRIC
-    lines = leads(results, args.compare, metric)
+    lines = leads(results, args.compare, args.metric or METRIC)
     if args.format in (None, "terminal"):
         from report.text.seeds import leads_sheet, notes
         from report.text.terminal import show_sheet
 
         console = plain_console()
-        show_sheet(leads_sheet(lines, args.compare, metric), console)
-        for note in notes(lines, args.compare, metric):
+        show_sheet(leads_sheet(lines, args.compare), console)
+        for note in notes(lines, args.compare):
             console.print(note, markup=False, highlight=False)
     else:
         from report.text.render import leads_text
 
-        sys.stdout.write(leads_text(lines, args.compare, args.format, metric))
+        sys.stdout.write(leads_text(lines, args.compare, args.format))
 
 
 if __name__ == "__main__":

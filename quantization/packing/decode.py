@@ -13,8 +13,8 @@ from torch import nn
 from core.types import LayerPlan
 from quantization.bits import MAP_BITS
 from quantization.packing.bytes import unpack_bits, unpack_mask
-from quantization.packing.forms import LOGARITHMIC, kept_of, points, scales_of, unpacked
-from quantization.solvers.grid import LogScale, middle
+from quantization.packing.forms import kept_of, points, scales_of, unpacked
+from quantization.solvers.grid import LOGARITHMIC, LogScale, middle
 
 
 def unpack_codes(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
@@ -35,7 +35,7 @@ def unpack_codes(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
 def is_plain(layer: LayerPlan) -> bool:
     """Whether a linear is one integer grid of one number of bits over columns as they stand."""
-    return layer.form in ("grid", "log", "table") and layer.group_bits is None and not layer.ordered
+    return layer.form in ("grid", *LOGARITHMIC) and layer.group_bits is None and not layer.ordered
 
 
 def grid_of(arrays: dict[str, torch.Tensor], layer: LayerPlan,

@@ -17,13 +17,12 @@ from core.types import LayerPlan, Stored
 from quantization.bits import BILEVEL_ROWS, MAP_BITS, code_bits, column_bits, column_number_bits
 from quantization.packing.bytes import from16, pack_bits, pack_kept, raw, raw16, unpack_bits, unpack_mask
 from quantization.solvers import bnb, codebook, slim, split
-from quantization.solvers.grid import Grid, LogScale, MinimumGrid, middle, spread_groups
+from quantization.solvers.grid import LOGARITHMIC, Grid, LogScale, MinimumGrid, middle, spread_groups
 from quantization.solvers.kept import Float8, kept_values, sixteen_bit
 from quantization.solvers.rtn import encode
 from quantization.solvers.spqr_fit import Level
 from quantization.solvers.table import TableGrid
 
-LOGARITHMIC = ("log", "table")  # forms of which scales are (grid.py, LogScale)
 PACKED = "packed."  # before the names of parts that are stored arrays already, as those of a library are
 
 

@@ -21,7 +21,16 @@ from core.storage import SYMMETRIC
 from core.types import Aid, LayerPlan, Stored
 from quantization.kernels.columns import quantize_group, runs_fused
 from quantization.solvers.columns import BLOCK, Groups, column_major, feed_back, slices
-from quantization.solvers.grid import Grid, LogScale, around_zero, best_range, ends, log_scale, without_kept
+from quantization.solvers.grid import (
+    LOGARITHMIC,
+    Grid,
+    LogScale,
+    around_zero,
+    best_range,
+    ends,
+    log_scale,
+    without_kept,
+)
 from quantization.solvers.kept import Float8, kept_values, through
 from quantization.solvers.table import Table, fit_table
 from quantization.tuning import TUNE
@@ -69,7 +78,7 @@ def solve(weight: torch.Tensor, hessian: torch.Tensor, layer: LayerPlan, how: So
     pass nothing on.  Raises UserError when the Hessian is not finite or cannot be factorised.
     """
     how = replace(how, float8=Float8.of(weight, layer), symmetric=how.symmetric or layer.zero_bits == 0)
-    if layer.form in ("log", "table") and not how.stored:
+    if layer.form in LOGARITHMIC and not how.stored:
         raise UserError(f"--published keeps scales as float32 and scales={layer.form} stores 6 bits of them; leave one "
                         "out")
     order, factor = _ordered_factor(hessian, how, {} if shared is None else shared, what=what)
@@ -185,8 +194,8 @@ class _Columns:
         regrouped = order is not None and not self.how.static_groups and len(grids) > 1
         values, codes = (t[back].t().contiguous() for t in (self.columns, self.codes))
         parts = {"codes": codes, "scale": scale, "zero": zero} | ({"order": order} if regrouped else {})
-        if made := self.how.table or self.how.logs:
-            parts |= made.parts
+        if form := self.how.table or self.how.logs:
+            parts |= form.parts
         else:
             layer = replace(layer, scale_bits=16 if self.how.stored else 32)
         layer = replace(layer, ordered=regrouped)

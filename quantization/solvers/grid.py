@@ -147,6 +147,9 @@ class LogScale:
         return self.values(self.codes(scale))
 
 
+LOGARITHMIC = ("log", "table")  # forms of which scales are
+
+
 def log_scale(weight: torch.Tensor, layer: LayerPlan) -> LogScale:
     """The logarithmic scales of a linear [out, in] of form "log", by the widest range of what is not kept."""
     size = min(layer.group_size, weight.shape[1])
@@ -252,3 +255,12 @@ def best_range(columns: torch.Tensor, low: torch.Tensor, high: torch.Tensor, top
 def spread_groups(values: torch.Tensor, group_size: int, width: int) -> torch.Tensor:
     """Repeat per-group values [out, G] over their columns: [out, width]."""
     return values.repeat_interleave(group_size, dim=1)[:, :width]
+
+
+def grouped(weight: torch.Tensor, group_size: int, zero_pad: bool = False) -> torch.Tensor:
+    """View [out, in] as [out, G, g]; a ragged last group is filled with its own last column, or zeros if asked."""
+    rest = -weight.shape[1] % group_size
+    if rest:
+        tail = torch.zeros_like(weight[:, :1]) if zero_pad else weight[:, -1:]
+        weight = torch.cat([weight, tail.expand(-1, rest)], dim=1)
+    return weight.reshape(weight.shape[0], -1, group_size)

@@ -16,6 +16,7 @@ from quantization.solvers.grid import (
     Grid,
     MinimumGrid,
     around_zero,
+    grouped,
     integer_grid,
     log_scale,
     spread_groups,
@@ -44,15 +45,6 @@ class Encoded:
         width = self.codes.shape[1]
         scale, zero = (spread_groups(t[..., 0], self.group_size, width) for t in (self.grid.scale, self.grid.zero))
         return replace(self.grid, scale=scale, zero=zero).values_(self.codes.float())
-
-
-def grouped(weight: torch.Tensor, group_size: int, zero_pad: bool = False) -> torch.Tensor:
-    """View [out, in] as [out, G, g]; a ragged last group is filled with its own last column, or zeros if asked."""
-    rest = -weight.shape[1] % group_size
-    if rest:
-        tail = torch.zeros_like(weight[:, :1]) if zero_pad else weight[:, -1:]
-        weight = torch.cat([weight, tail.expand(-1, rest)], dim=1)
-    return weight.reshape(weight.shape[0], -1, group_size)
 
 
 def encode(weight: torch.Tensor, plan: LayerPlan, *, float_zero: bool = False, zero_pad: bool = False,

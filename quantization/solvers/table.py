@@ -20,7 +20,7 @@ from itertools import repeat
 from core.errors import UserError
 from core.lazy import torch
 from core.types import LayerPlan
-from quantization.solvers.grid import Grid, LogScale, nonzero
+from quantization.solvers.grid import Grid, LogScale, grouped, nonzero
 from quantization.solvers.kmeans import weighted_kmeans
 
 TURNS = 6  # of table and scales
@@ -79,7 +79,7 @@ class Table:
 
     def _scales(self, groups: torch.Tensor, free: torch.Tensor | None, importance: torch.Tensor) -> torch.Tensor:
         weights = importance if free is None else importance * free
-        widest = (groups if free is None else groups * free).abs().amax(-1, keepdim=True)
+        widest = _widest(groups, free)
         largest = self.logs.codes(widest)
         scale = least = None
         for step in STEPS:
@@ -121,9 +121,9 @@ def fit_table(weight: torch.Tensor, layer: LayerPlan, importance: torch.Tensor |
                         "again")
     importance = weight.new_ones(weight.shape[1]) if importance is None else importance.to(weight)
     keep = None if layer.keep is None else torch.as_tensor(layer.keep, device=weight.device)
-    groups, h = by_group(weight, layer.group_size), by_group(importance[None], layer.group_size)
-    free = None if keep is None else by_group(~keep, layer.group_size)
-    widest = (groups if free is None else groups * free).abs().amax(-1, keepdim=True)
+    groups, h = (grouped(t, layer.group_size, zero_pad=True) for t in (weight, importance[None]))
+    free = None if keep is None else grouped(~keep, layer.group_size, zero_pad=True)
+    widest = _widest(groups, free)
     table = Table(weight.new_empty(0), LogScale.over(float(widest.max()), layer.scale_bits), importance)
     scale = table.logs.up(widest)
     points = (torch.arange(BINS, device=weight.device) + 0.5) * (2 * REACH / BINS) - REACH
@@ -134,6 +134,11 @@ def fit_table(weight: torch.Tensor, layer: LayerPlan, importance: torch.Tensor |
         if turn + 1 < TURNS:
             scale = table.fitted(groups, free, h).scale
     return table
+
+
+def _widest(groups: torch.Tensor, free: torch.Tensor | None) -> torch.Tensor:
+    """The largest |w| of each group that is not kept, [..., 1]."""
+    return (groups if free is None else groups * free).abs().amax(-1, keepdim=True)
 
 
 def _counts(groups: torch.Tensor, free: torch.Tensor | None, scale: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
@@ -152,10 +157,3 @@ def _counts(groups: torch.Tensor, free: torch.Tensor | None, scale: torch.Tensor
 def _rows(groups: torch.Tensor) -> int:
     """How many rows are looked at at once."""
     return max(1, TOGETHER[groups.is_cuda] * len(groups) // max(1, groups.numel()))
-
-
-def by_group(weight: torch.Tensor, group_size: int) -> torch.Tensor:
-    """[rows, in] as [rows, G, g], a ragged last group filled with zeros (of bools: with False)."""
-    size = min(group_size, weight.shape[1])
-    rest = -weight.shape[1] % size
-    return torch.nn.functional.pad(weight, (0, rest)).reshape(len(weight), -1, size)

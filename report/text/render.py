@@ -120,14 +120,14 @@ def sweep_text(lines: Sequence[Line], axis: str, kind: str) -> str:
     return "\n\n".join(sheet_text(one, kind) for one in sweeps.sheets(lines, axis)) + "\n"
 
 
-def leads_text(lines: Sequence[dict], names: Sequence[str], kind: str, metric: str) -> str:
+def leads_text(lines: Sequence[dict], names: Sequence[str], kind: str) -> str:
     """Two rows over seeds in one of the file formats; CSV and JSON hold every number, unrounded."""
     if kind == "csv":
         return _csv(lines)
     if kind == "json":
-        return as_json({"schema": SCHEMA, "rows": list(names), "metric": metric, "leads": list(lines)})
-    notes = lines_text(seeds.notes(lines, names, metric), kind)
-    return f"{sheet_text(seeds.leads_sheet(lines, names, metric), kind)}\n\n{notes}\n"
+        return as_json({"schema": SCHEMA, "rows": list(names), "metric": lines[0]["metric"], "leads": list(lines)})
+    notes = lines_text(seeds.notes(lines, names), kind)
+    return f"{sheet_text(seeds.leads_sheet(lines, names), kind)}\n\n{notes}\n"
 
 
 def story_text(story: Story, kind: str, every: bool) -> str:

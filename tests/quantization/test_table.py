@@ -14,8 +14,8 @@ from quantization.bits import layer_bits, stored_grid
 from quantization.packing.decode import decoded
 from quantization.packing.forms import packed, unpacked
 from quantization.solvers.gptq import Solver, solve
-from quantization.solvers.grid import LogScale
-from quantization.solvers.table import Table, TableGrid, by_group, fit_table
+from quantization.solvers.grid import LogScale, grouped
+from quantization.solvers.table import Table, TableGrid, fit_table
 from tests.quantization.test_gptq import layer_error, random_case
 
 VALUES = torch.tensor([-1.0, -0.25, 0.125, 0.75])
@@ -165,8 +165,8 @@ def test_every_row_counts_where_few_columns_hold_most_of_the_weight():
     weight, h = torch.randn(4096, 64, generator=generator), torch.ones(64)
     h[9] = 1e5
     table = fit_table(weight, table_plan(3, 64), h)
-    grid = table.fitted(by_group(weight, 64), None, by_group(h[None], 64))
-    error = (grid.values_(grid.codes(by_group(weight, 64))).flatten(1) - weight).square()
+    grid = table.fitted(grouped(weight, 64), None, grouped(h[None], 64))
+    error = (grid.values_(grid.codes(grouped(weight, 64))).flatten(1) - weight).square()
     assert error[:, 9].mean() < 0.02 * weight[:, 9].square().mean()
 
 
